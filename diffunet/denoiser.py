@@ -1,0 +1,61 @@
+"""A U-Net with what it is told; and guidance, a model around a model."""
+
+import torch
+from torch import Tensor, nn
+
+from .conditioning import Conditioning
+from .settings import did_you_mean
+from .unet import UNet
+
+
+class Denoiser(nn.Module):
+    """`model(x_t, t, label=y)`: the papers' eps_theta(x_t, t, c), whatever it was trained to predict.
+
+    `time` embeds t; each further embedding embeds the condition of its name: called as
+    `embedding(value, told)`, it answers with a `Conditioning`, also where the value is withheld.
+    """
+
+    def __init__(self, unet: UNet, time: nn.Module, **embeddings: nn.Module):
+        super().__init__()
+        self.unet = unet
+        self.time = time
+        self.embeddings = nn.ModuleDict(embeddings)
+
+    def forward(self, x_t: Tensor, t: Tensor, told: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        """x_t: (B, C, *S). t: (B,) or one number, in [0, num_train_timesteps). Returns the shape of x_t.
+
+        A condition left out is not told to anyone; where told, (B,) bool, is False, no condition is.
+        TypeError for a condition without an embedding.
+        """
+        for name in conditions:
+            if name not in self.embeddings:
+                raise TypeError(f"no embedding for condition {name}{did_you_mean(name, self.embeddings)}")
+        cond: Conditioning = self.time(t)
+        for name, embedding in self.embeddings.items():
+            cond = cond + embedding(conditions.get(name), told)
+        return self.unet(x_t, cond)
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance (Ho & Salimans 2022, equation 6, in the scale of diffusers):
+
+        unconditional + guidance_scale * (conditional - unconditional)
+
+    1 is the conditional model itself, 0 the unconditional one. Outside `interval`, the lowest and highest
+    t at which to guide, the conditional model is used alone (Kynkäänniemi et al. 2024): guidance harms
+    at the highest noise and does nothing at the lowest.
+    """
+
+    def __init__(self, model: nn.Module, guidance_scale: float, interval: tuple[float, float] = (0, float("inf"))):
+        super().__init__()
+        self.model = model
+        self.guidance_scale = guidance_scale
+        self.interval = interval
+
+    def forward(self, x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """t: one number for the whole batch, as when sampling."""
+        conditional = self.model(x_t, t, **conditions)
+        lowest, highest = self.interval
+        if self.guidance_scale == 1 or not lowest <= t <= highest:
+            return conditional
+        return torch.lerp(self.model(x_t, t), conditional, self.guidance_scale)

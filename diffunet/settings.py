@@ -1,0 +1,31 @@
+"""What every configuration shares, and how a user's mistake is told."""
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """A frozen, strict set of named values; the docstring below each field is its `--help`.
+
+    Unknown keys are errors, `true` is not a number and `nan` is not a learning rate.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class UserError(Exception):
+    """A mistake its maker can mend. The commands print it as one line and exit with code 2."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean X?"` for the nearest of `known`, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
