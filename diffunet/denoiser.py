@@ -1,11 +1,25 @@
 """A U-Net with what it is told; and guidance, a model around a model."""
 
+from typing import Annotated, Literal
+
 import torch
+from pydantic import Field, Strict
 from torch import Tensor, nn
 
-from .conditioning import Conditioning
-from .settings import did_you_mean
-from .unet import UNet
+from .conditioning import Conditioning, LabelEmbedding, TimeEmbedding
+from .settings import Settings, did_you_mean
+from .unet import UNet, UNetConfig
+
+
+class ConditionsConfig(Settings):
+    """What the network is told besides x_t."""
+
+    classes: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Classes of the label condition; 0: no labels; auto: as many as the data have."""
+    class_names: Annotated[tuple[str, ...], Strict(False)] = ()
+    """Names of the classes, read from the data."""
+    time_freq_shift: Literal[0, 1] = 0
+    """1: the slowest of the time's sinusoids is exactly 1/10000, as in DDPM 2020; 0: a step short of it."""
 
 
 class Denoiser(nn.Module):
@@ -20,6 +34,15 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.time = time
         self.embeddings = nn.ModuleDict(embeddings)
+
+    @classmethod
+    def from_config(cls, unet: UNetConfig, conditions: ConditionsConfig) -> "Denoiser":
+        """The denoiser of a settled configuration, with DDPM's width of the time's sinusoids."""
+        embeddings = {}
+        if conditions.classes:
+            embeddings["label"] = LabelEmbedding(unet.vector_dim, conditions.classes)
+        time = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, conditions.time_freq_shift)
+        return cls(UNet(unet), time, **embeddings)
 
     def forward(self, x_t: Tensor, t: Tensor, told: Tensor | None = None, **conditions: Tensor) -> Tensor:
         """x_t: (B, C, *S). t: (B,) or one number, in [0, num_train_timesteps). Returns the shape of x_t.

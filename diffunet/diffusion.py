@@ -5,7 +5,7 @@ x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (DDPM, Ho et al. 2020, equ
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from .randomness import Randomness
-from .settings import Settings, UserError, did_you_mean
+from .settings import Settings, UserError, did_you_mean, unwatched
 
 BANDS = 4
 """The loss is also reported for this many equal ranges of t."""
@@ -163,7 +163,7 @@ def sample(
     sampler,
     noise: Tensor,
     generator: torch.Generator | list[torch.Generator] | None = None,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable = unwatched,
     **conditions: Tensor,
 ) -> Tensor:
     """Images (B, C, *S), about [-1, 1], from standard normal noise of that shape.

@@ -29,3 +29,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean X?"` for the nearest of `known`, or nothing when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def unwatched(steps: Iterable, **about) -> Iterable:
+    """The progress bar of those who do not watch: `steps` itself."""
+    return steps

@@ -86,6 +86,22 @@ class UNetConfig(Settings):
         return self
 
 
+def levels_for(size: int) -> tuple[LevelConfig, ...]:
+    """Levels for images whose shorter side has `size` pixels, in the proportions of DDPM and ADM.
+
+    The coarsest has 4 to 8 pixels; attention where there are 16 or 8; 64 channels up to 16 pixels, else 128.
+    """
+    sides = [size]
+    while sides[-1] >= (8 if size <= 32 else 16):
+        sides.append(-(-sides[-1] // 2))
+    base = 64 if size <= 16 else 128
+    widths = [1, 2, 2, 2] if len(sides) <= 4 else [1, 1, 2, 2, 4, 4]
+    return tuple(
+        LevelConfig(channels=base * widths[min(depth, len(widths) - 1)], attention=6 <= side <= 16)
+        for depth, side in enumerate(sides)
+    )
+
+
 class Level(nn.Module):
     """One resolution of a U-Net, around everything coarser than it.
 

@@ -1,0 +1,32 @@
+"""diffunet: a U-Net backbone, and denoising diffusion with it.
+
+    from diffunet import UNet, UNetConfig, LevelConfig
+"""
+
+import importlib
+
+_HOMES = {
+    "Conditioning": "conditioning",
+    "TimeEmbedding": "conditioning",
+    "LabelEmbedding": "conditioning",
+    "LevelConfig": "unet",
+    "UNetConfig": "unet",
+    "UNet": "unet",
+    "Denoiser": "denoiser",
+    "Guided": "denoiser",
+    "Diffusion": "diffusion",
+    "DiffusionConfig": "diffusion",
+    "make_sampler": "diffusion",
+    "sample": "diffusion",
+    "Trainer": "training",
+    "TrainConfig": "training",
+    "Run": "checkpoint",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Loads a part when it is first asked for, so that `from diffunet import UNet` needs only torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,69 @@
+"""A run folder <-> a ready denoiser. Nothing else is needed to sample, evaluate, export or resume."""
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from .config import Config
+from .denoiser import Denoiser
+from .frontend import read_yaml, validated
+from .settings import UserError, did_you_mean
+from .storage import load_strictly, load_tensors, save_tensors, whole_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The file name that diffusers gives to the weights of a model."""
+
+
+class Run:
+    """A folder with config.yaml, model/ (the newest EMA weights) and whatever else its training left."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "config.yaml").is_file()
+
+    def config(self) -> Config:
+        """The settled configuration. UserError if the folder is no run."""
+        if not self.exists:
+            near = ""
+            if self.folder.parent.is_dir():
+                near = did_you_mean(self.folder.name, [f.name for f in self.folder.parent.iterdir()])
+            what = "has no config.yaml, so it is not a run folder" if self.folder.is_dir() else "no such run folder"
+            raise UserError(f"{self.folder}: {what}{near}")
+        values, places = read_yaml(self.folder / "config.yaml")
+        return validated(Config, values, places, str(self.folder / "config.yaml"))
+
+    def refuse_to_overwrite(self, overwrite: bool) -> None:
+        """UserError if something stands there already, unless it is a run that `overwrite` gives up."""
+        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+            return
+        if not self.exists:
+            raise UserError(f"{self.folder}: exists and is not a run folder; name another with --train.output")
+        if not overwrite:
+            raise UserError(
+                f"{self.folder}: already holds a run; --resume {self.folder} goes on with it, "
+                "--train.output NAME makes another, --overwrite replaces it"
+            )
+        shutil.rmtree(self.folder)
+
+    def begin(self, config: Config) -> None:
+        """Makes the folder, if need be, and writes every value of the configuration."""
+        with whole_file(self.folder / "config.yaml") as file:
+            file.write_text(config.to_yaml(), encoding="utf-8")
+
+    def publish(self, ema: nn.Module) -> None:
+        """Puts these weights into model/."""
+        with whole_file(self.folder / "model" / WEIGHTS) as file:
+            save_tensors(file, ema.state_dict())
+
+    def denoiser(self, config: Config) -> Denoiser:
+        """The denoiser with the weights of model/, ready to sample. UserError if they do not fit `config`."""
+        weights = self.folder / "model" / WEIGHTS
+        if not weights.exists():
+            raise UserError(f"{weights}: missing; the run has no checkpoint yet")
+        denoiser = Denoiser.from_config(config.unet, config.conditions)
+        load_strictly(denoiser, load_tensors(weights), weights)
+        return denoiser.eval().requires_grad_(False)

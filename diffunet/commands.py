@@ -1,0 +1,363 @@
+"""The commands: where networks, procedure and files meet. Each prints, draws, and knows no mathematics."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checkpoint import Run
+from .config import Config
+from .drawing import draw_curves, draw_grid, to_picture
+from .frontend import add_flags, laid_over, parse_flags, read_yaml, validated
+from .generation import SampleConfig, generate, labels_to_draw
+from .settings import UserError, did_you_mean
+
+SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
+"""The configs: inside the installed package, or beside it in a checkout."""
+
+RESUMABLE = (
+    "train.steps train.gradient_accumulation_steps train.mixed_precision train.log_every train.checkpoint_every "
+    "train.keep_checkpoints train.preview_every train.preview_images train.log_with "
+    "data.path data.split data.memory_budget data.workers"
+).split()
+"""What may change when a run is resumed; anything else would make it another run."""
+
+
+def told_plainly(command: Callable) -> Callable:
+    """A command whose user's mistakes end in one line each and exit code 2, without a traceback."""
+
+    @wraps(command)
+    def wrapped(argv: list[str] | None = None) -> None:
+        try:
+            sys.exit(command(argv))
+        except UserError as mistake:
+            if os.environ.get("RANK", "0") == "0":
+                print(mistake, file=sys.stderr)
+            sys.exit(2)
+        except torch.OutOfMemoryError:
+            print("out of memory: lower --train.batch_size, or raise --train.gradient_accumulation_steps", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+# ── train ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@told_plainly
+def train(argv: list[str] | None = None) -> int:
+    """Train on an image data set. Without arguments: real handwritten digits, in a few minutes on a CPU."""
+    parser = argparse.ArgumentParser(prog="train.py", description=train.__doc__)
+    parser.add_argument("--config", default=argparse.SUPPRESS, help="YAML file [default: configs/digits.yaml]")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration and exit")
+    add_flags(parser, Config)
+    arguments = vars(parse_flags(parser, argv))
+    resume, overwrite = arguments.pop("resume"), arguments.pop("overwrite")
+    print_only, path = arguments.pop("print_config"), arguments.pop("config", None)
+    if resume and (path or overwrite):
+        raise UserError(f"--resume: {resume} has its own config; leave out --config and --overwrite")
+    if resume:
+        run = Run(resume)
+        former = run.config()
+        config_file = run.folder / "config.yaml"
+        arguments["train.output"] = str(run.folder)
+    else:
+        config_file = _config_file(path or "configs/digits.yaml")
+    values, places = read_yaml(config_file)
+    laid_over(values, places, Config, arguments)
+    config = validated(Config, values, places, str(config_file))
+    if resume:
+        _refuse_another_run(former, config)
+    if print_only:
+        print(config.to_yaml(), end="")
+        return 0
+    if not resume:
+        run = Run(config.train.output)
+        run.refuse_to_overwrite(overwrite)
+    return _train(run, config, resuming=bool(resume))
+
+
+def _config_file(name: str) -> Path:
+    """A config by path, or one of those that come with the program by its path in the project."""
+    path = Path(name)
+    shipped = SHIPPED / path.name
+    if not path.exists() and path.parent.name in ("", "configs") and shipped.exists():
+        return shipped
+    if not path.exists() and not path.parent.is_dir():
+        names = [file.name for file in SHIPPED.glob("*.yaml")]
+        raise UserError(f"{name}: no such file{did_you_mean(path.name, names)}")
+    return path
+
+
+def _refuse_another_run(former: Config, config: Config) -> None:
+    """UserError for a change that would make it another run; what may change is said aloud."""
+    before, now = _flat(former.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name) or name == "train.output":
+            continue
+        if name not in RESUMABLE:
+            raise UserError(f"--{name}: was {before.get(name)} and cannot change in a resumed run; start another run")
+        print(f"{name}: {before.get(name)} -> {now.get(name)}")
+
+
+def _flat(values: dict, above: str = "") -> dict:
+    """{"train.steps": 1000, ...}; lists stay whole."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return flat
+
+
+def _train(run: Run, config: Config, resuming: bool) -> int:
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed, tqdm
+
+    from .data import open_pictures
+    from .denoiser import Denoiser
+    from .diffusion import Diffusion
+    from .training import Trainer
+
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=_precision(config.train.mixed_precision),
+        log_with=_tracker(config.train.log_with),
+        project_dir=run.folder,
+    )
+    say = accelerator.print
+    with accelerator.main_process_first():
+        pictures = open_pictures(
+            config.data,
+            labelled=config.conditions.classes != 0,
+            say=say,
+            progress=partial(tqdm, desc="decode", unit="picture", leave=False),
+        )
+    config = config.settled(pictures)
+    set_seed(config.train.seed)
+    denoiser = Denoiser.from_config(config.unet, config.conditions)
+    labels_to_draw(None, config.conditions.class_names)
+
+    def preview(step: int, ema: nn.Module) -> None:
+        wish = SampleConfig(num_images=config.train.preview_images)
+        pixels = torch.cat([drawn.pixels for drawn in generate(ema, config, wish)])
+        draw_grid(pixels, config.data.bit_depth, run.folder / "samples" / f"step_{step:08d}.png", _columns(config))
+
+    def publish(ema: nn.Module) -> None:
+        run.publish(ema)
+        draw_curves(run.folder)
+
+    trainer = Trainer(
+        config.train, denoiser, Diffusion(config.diffusion), pictures, accelerator, preview=preview, publish=publish
+    )
+    if resuming:
+        trainer.resume()
+        if trainer.step >= config.train.steps:
+            raise UserError(f"{run.folder}: complete at step {trainer.step}; --train.steps NUMBER makes it longer")
+        say(f"{run.folder}: going on from step {trainer.step}")
+    if accelerator.is_main_process:
+        run.begin(config)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("tensorboard" if config.train.log_with == "tensorboard" else "diffunet")
+    millions = sum(p.numel() for p in denoiser.parameters()) / 1e6
+    say(
+        f"{run.folder}: {len(pictures):,} pictures of {config.data.size[0]}×{config.data.size[1]}, "
+        f"{len(config.conditions.class_names) or 'no'} classes, {millions:.1f} million parameters, "
+        f"{accelerator.num_processes} × {accelerator.device.type}, precision {accelerator.mixed_precision}"
+    )
+    ended_by = trainer.fit()
+    accelerator.end_training()
+    if ended_by:
+        say(f"saved at step {trainer.step}; python train.py --resume {run.folder} goes on")
+        return 128 + ended_by
+    say(f"pictures: {run.folder}/samples, curves: {run.folder}/curves.png; python sample.py {run.folder} draws more")
+    return 0
+
+
+def _columns(config: Config) -> int | None:
+    """One column of a grid for each class, while they are few."""
+    classes = len(config.conditions.class_names)
+    return classes if 2 <= classes <= 16 else None
+
+
+def _precision(wish: str) -> str:
+    if wish == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    if wish == "fp16" and not torch.accelerator.is_available():
+        raise UserError("--train.mixed_precision: fp16 needs a GPU; use no or bf16")
+    return wish
+
+
+def _tracker(name: str | None) -> str | None:
+    if name is None:
+        return None
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known, installed = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS], map(str, get_available_trackers())
+    if name not in known:
+        raise UserError(f"train.log_with: {name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+    if name not in installed:
+        raise UserError(f"train.log_with: {name} is not installed; pip install {name}")
+    return name
+
+
+# ── sample ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@told_plainly
+def sample(argv: list[str] | None = None) -> int:
+    """Draw pictures from a run. Without options: 64 pictures and a grid, from the EMA weights."""
+    parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
+    run, wish = _run_and_wish(parser, argv)
+    config = run.config()
+    denoiser = run.denoiser(config).to(_device())
+    batches = generate(denoiser, config, wish, progress=_bar(wish))
+    folder = _output_folder(run, wish)
+    records, pixels = [], []
+    for drawn in batches:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture, seed, label in zip(drawn.pixels, drawn.seeds, drawn.labels, strict=True):
+            record = {"file_name": f"{len(records):05d}.png", "seed": seed}
+            if label is not None:
+                record |= {"label": label, "class": config.conditions.class_names[label]}
+            to_picture(picture, config.data.bit_depth).save(folder / record["file_name"])
+            records.append(record)
+        pixels.append(drawn.pixels)
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    draw_grid(torch.cat(pixels), config.data.bit_depth, folder / "grid.png", _columns(config))
+    print(f"{len(records)} pictures: {folder}")
+    return 0
+
+
+def _run_and_wish(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Run, SampleConfig]:
+    parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/digits")
+    add_flags(parser, SampleConfig)
+    flags = vars(parse_flags(parser, argv))
+    run = Run(flags.pop("run"))
+    values, places = {}, {}
+    laid_over(values, places, SampleConfig, flags)
+    return run, validated(SampleConfig, values, places)
+
+
+def _device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _bar(wish: SampleConfig) -> Callable:
+    """One bar over all steps of all batches."""
+    from tqdm import tqdm
+
+    batches = -(-wish.num_images // wish.batch_size)
+    bar = tqdm(total=batches * wish.steps, desc="sample", unit="step", leave=False, dynamic_ncols=True)
+
+    def watched(steps):
+        for step in steps:
+            yield step
+            bar.update()
+
+    return watched
+
+
+def _output_folder(run: Run, wish: SampleConfig) -> Path:
+    """The folder that was asked for, if it is empty, or the next free one of the run."""
+    if wish.output:
+        folder = Path(wish.output)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--output: {folder} is not empty; name another folder")
+        return folder
+    number = 0
+    while (folder := run.folder / "pictures" / f"{number:03d}").exists():
+        number += 1
+    return folder
+
+
+# ── evaluate, export, import ──────────────────────────────────────────────────────────────────────
+
+
+@told_plainly
+def evaluate(argv: list[str] | None = None) -> int:
+    """Draw pictures from a run and measure them against the pictures it was trained on."""
+    from .data import open_pictures
+    from .evaluation import evaluate_digits, evaluate_pixels
+
+    parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
+    run, wish = _run_and_wish(parser, argv)
+    config = run.config()
+    denoiser = run.denoiser(config).to(_device())
+    batches = list(generate(denoiser, config, wish, progress=_bar(wish)))
+    pixels = torch.cat([drawn.pixels for drawn in batches])
+    if config.data.path == "digits" and config.conditions.classes:
+        found = evaluate_digits(pixels, [label for drawn in batches for label in drawn.labels])
+    else:
+        pictures = open_pictures(config.data, labelled=False)
+        real = pictures[list(range(len(pictures)))]["image"]
+        found = evaluate_pixels(pixels, real, config.data.bit_depth)
+    found |= {"sampler": wish.sampler, "steps": wish.steps, "guidance_scale": wish.guidance_scale, "seed": wish.seed}
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+@told_plainly
+def export(argv: list[str] | None = None) -> int:
+    """Write a run as a folder that diffusers' DDPMPipeline loads without diffunet."""
+    from .interop import export as write_folder
+
+    parser = argparse.ArgumentParser(prog="diffunet export", description=export.__doc__)
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--label", help="class that the pipeline shall draw; all: keep the classes [default: not told]")
+    arguments = parse_flags(parser, argv)
+    run, folder = Run(arguments.run), Path(arguments.folder)
+    config = run.config()
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; name another folder")
+    names = config.conditions.class_names
+    label = "all" if arguments.label == "all" else labels_to_draw(arguments.label or "none", names)[0]
+    write_folder(run.denoiser(config), config, label, folder)
+    print(f"{folder}: DDPMPipeline.from_pretrained({str(folder)!r}) loads it")
+    return 0
+
+
+@told_plainly
+def import_(argv: list[str] | None = None) -> int:
+    """Make a run of a diffusers folder or hub id, for sample.py."""
+    from .interop import load_diffusers
+
+    parser = argparse.ArgumentParser(prog="diffunet import", description=import_.__doc__)
+    parser.add_argument("folder", metavar="FOLDER", help="a DDPMPipeline folder or hub id")
+    parser.add_argument("run", metavar="RUN", help="the run folder to make")
+    arguments = parse_flags(parser, argv)
+    run = Run(arguments.run)
+    run.refuse_to_overwrite(overwrite=False)
+    config, denoiser = load_diffusers(arguments.folder)
+    run.begin(config)
+    run.publish(denoiser)
+    print(f"{run.folder}: python sample.py {run.folder} draws pictures")
+    return 0
+
+
+COMMANDS = {"train": train, "sample": sample, "evaluate": evaluate, "export": export, "import": import_}
+
+
+@told_plainly
+def main(argv: list[str] | None = None) -> int:
+    """The `diffunet` command: `diffunet train`, `diffunet sample`, ..."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: diffunet COMMAND ...; diffunet COMMAND --help tells more\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:10}{command.__doc__}")
+        return 0
+    raise UserError(f"{argv[0]}: unknown command{did_you_mean(argv[0], COMMANDS)}")

@@ -1,0 +1,343 @@
+"""Pictures as batches: found by `datasets`, decoded once where they fit in memory, augmented as a batch.
+
+Inside the program a picture is integers of its files' depth, (C, H, W), until `prepare` makes it
+floating point in [-1, 1]; `to_pixels` is the way back.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, Strict
+from torch import Tensor
+
+from .decoding import (
+    UNREADABLE,
+    channels_of,
+    convert,
+    depth_of,
+    name_of,
+    open_picture,
+    pixel_type,
+    reason_of,
+    resized,
+)
+from .randomness import Randomness
+from .settings import Settings, UserError, did_you_mean, unwatched
+
+Side = Annotated[int, Field(strict=True, ge=1)]
+SURVEYED = 1000
+"""Pictures whose headers are read to learn channels, depth and sizes before any is decoded."""
+
+
+class DataConfig(Settings):
+    """Which pictures, and in what shape the network sees them."""
+
+    path: str = "digits"
+    """An image folder, a parquet file or folder, a data set's hub id, or digits (scikit-learn's, built in)."""
+    split: str = "train"
+    """Split of the data set."""
+    image_column: str | None = None
+    """Column of the pictures; null: the only one that holds pictures."""
+    label_column: str | None = None
+    """Column of the classes; null: the one called label, if there is one. Class folders make one."""
+    resolution: Side | Annotated[tuple[Side, Side], Strict(False)] | None = None
+    """Size in pixels, or [height, width]; scaled to cover it, then cropped. null: the size all pictures have."""
+    channels: Literal[1, 3, 4] | None = None
+    """1 grey, 3 colour, 4 with transparency; null: what the files have."""
+    bit_depth: Literal[8, 16] | None = None
+    """Bits per channel; null: 16 if every file has 16."""
+    random_flip: bool = False
+    """Show each picture mirrored left to right half of the time."""
+    memory_budget: float = Field(2.0, ge=0)
+    """GiB up to which all pictures are decoded once and kept; beyond it they are decoded as they are needed."""
+    workers: int = Field(2, ge=0)
+    """Processes that decode, where pictures are decoded as they are needed."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a resolved `resolution`."""
+        return self.resolution if isinstance(self.resolution, tuple) else (self.resolution,) * 2
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set ready for training: `batches of integers` by index, and what to make of them.
+
+    `config` is resolved: its resolution, channels and bit depth are those of the pictures.
+    """
+
+    config: DataConfig
+    images: "Tensor | Undecoded"
+    """(N, C, H, W) integers, or what answers to a list of indices with such."""
+    labels: Tensor | None
+    """(N,) int64, or None."""
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """A batch as torch's `DataLoader` asks for it: integers (B, C, H, W) and labels (B,)."""
+        batch = {"image": self.images[indices]}
+        if self.labels is not None:
+            batch["label"] = self.labels[indices]
+        return batch
+
+    @property
+    def workers(self) -> int:
+        """Processes worth starting to fetch batches."""
+        return 0 if isinstance(self.images, Tensor) else self.config.workers
+
+    def prepare(self, batch: dict[str, Tensor], rng: Randomness) -> dict[str, Tensor]:
+        """The batch as the network sees it: images in [-1, 1], flipped at random if asked for."""
+        image = to_model(batch["image"], self.config.bit_depth)
+        if self.config.random_flip:
+            flip = rng.uniform_like(image) < 0.5
+            image = torch.where(flip[:, None, None, None], image.flip(-1), image)
+        return {**batch, "image": image}
+
+
+def to_model(pixels: Tensor, bit_depth: int) -> Tensor:
+    """Integers from 0 to 2^bit_depth - 1 as fp32 in [-1, 1]."""
+    return pixels.float() * (2 / (2**bit_depth - 1)) - 1
+
+
+def to_pixels(image: Tensor, bit_depth: int) -> Tensor:
+    """The way back, clipped and rounded: uint8, or int32 for 16 bits. FloatingPointError if not finite."""
+    if not image.isfinite().all():
+        raise FloatingPointError("the network gave pictures that are not finite numbers")
+    pixels = (image.clamp(-1, 1) + 1) * ((2**bit_depth - 1) / 2)
+    return pixels.round().to(pixel_type(bit_depth))
+
+
+def open_pictures(
+    config: DataConfig, labelled: bool, say: Callable = print, progress: Callable = unwatched
+) -> Pictures:
+    """The pictures that a config names. `say` is told what was found, `progress` wraps the decoding.
+
+    With `labelled`, their classes too. UserError where nothing usable is found.
+    """
+    if config.path == "digits":
+        return _digits(config, labelled)
+    rows = _load(config)
+    image_column = _image_column(rows, config)
+    names, labels = _labels(rows, config) if labelled else ((), None)
+    files = _undecoded(rows, image_column)
+    config = _resolved(config, files, say)
+    reader = Undecoded(files, config)
+    height, width = config.size
+    gibibytes = len(files) * config.channels * height * width * pixel_type(config.bit_depth).itemsize / 2**30
+    if gibibytes > config.memory_budget:
+        say(f"{len(files):,} pictures ({gibibytes:.1f} GiB decoded, over data.memory_budget): decoded as needed")
+        return Pictures(config, reader, labels, names)
+    images, kept = _decode_all(reader, config.path, say, progress)
+    return Pictures(config, images, labels if labels is None else labels[kept], names)
+
+
+def _digits(config: DataConfig, labelled: bool) -> Pictures:
+    """1,797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn's wheel (UCI, Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy((found.images * (255 / 16)).round()).to(torch.uint8)[:, None]
+    config = config.model_copy(
+        update={
+            "resolution": config.resolution or 8,
+            "channels": config.channels or 1,
+            "bit_depth": config.bit_depth or 8,
+        }
+    )
+    if (config.channels, config.bit_depth) != (1, 8):
+        raise UserError("data: the built-in digits are grey with 8 bits; leave channels and bit_depth out")
+    images = resized(images, config.size)
+    labels = torch.from_numpy(found.target).long() if labelled else None
+    return Pictures(config, images, labels, tuple(map(str, range(10))) if labelled else ())
+
+
+def _load(config: DataConfig):
+    """The rows of a folder, a parquet file or folder, or a hub id, as a `datasets.Dataset`."""
+    import datasets
+
+    path = Path(config.path).expanduser()
+    if not path.exists() and (path.is_absolute() or config.path.count("/") != 1 or config.path.startswith(".")):
+        near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+        raise UserError(f"data.path: {config.path} does not exist{near}")
+    parquet = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
+    in_split = [file for file in parquet if config.split in file.stem]
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        if parquet:
+            files = {config.split: [str(file) for file in in_split or parquet]}
+            return datasets.load_dataset("parquet", data_files=files, split=config.split)
+        if path.is_dir():
+            rows = datasets.load_dataset("imagefolder", data_dir=str(path), split=config.split)
+        else:
+            rows = datasets.load_dataset(config.path, split=config.split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if path.is_dir():
+            raise UserError(f"data.path: {config.path} holds no pictures that `datasets` can read") from error
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"data.path: {config.path}, split {config.split}: {first_line}") from error
+    return rows
+
+
+def _image_column(rows, config: DataConfig) -> str:
+    import datasets
+
+    if config.image_column:
+        if config.image_column not in rows.column_names:
+            near = did_you_mean(config.image_column, rows.column_names) or f"; there are {', '.join(rows.column_names)}"
+            raise UserError(f"data.image_column: no column {config.image_column} in {config.path}{near}")
+        return config.image_column
+    found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    if len(found) != 1:
+        which = "none holds pictures" if not found else f"{' and '.join(found)} hold pictures"
+        raise UserError(f"data.image_column: say which column of {config.path} ({', '.join(rows.column_names)}); {which}")
+    return found[0]
+
+
+def _labels(rows, config: DataConfig) -> tuple[tuple[str, ...], Tensor | None]:
+    """Names and indices of the classes, from a column of class labels, numbers or words."""
+    import datasets
+
+    column = config.label_column or "label"
+    if column not in rows.column_names:
+        if config.label_column:
+            near = did_you_mean(column, rows.column_names) or f"; there are {', '.join(rows.column_names)}"
+            raise UserError(f"data.label_column: no column {column} in {config.path}{near}")
+        return (), None
+    kind, values = rows.features[column], rows[column]
+    if any(value is None for value in values):
+        raise UserError(f"data.label_column: column {column} of {config.path} has empty values")
+    if isinstance(kind, datasets.ClassLabel):
+        names = tuple(kind.names)
+    elif getattr(kind, "dtype", "").startswith(("int", "uint")) and min(values) >= 0:
+        names = tuple(map(str, range(max(values) + 1)))
+    elif getattr(kind, "dtype", "") in ("string", "large_string"):
+        names = tuple(sorted(set(values)))
+        values = [names.index(value) for value in values]
+    else:
+        raise UserError(f"data.label_column: column {column} of {config.path} holds neither classes nor words")
+    return names, torch.tensor(list(values), dtype=torch.long)
+
+
+def _undecoded(rows, column: str):
+    """Rows of {bytes, path}: decoding stays ours, so that a broken file can be named."""
+    import datasets
+
+    try:
+        return rows.select_columns(column).cast_column(column, datasets.Image(decode=False)).rename_column(column, "image")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.image_column: column {column} does not hold pictures") from error
+
+
+class Undecoded:
+    """Pictures in their files, decoded when asked for."""
+
+    def __init__(self, files, config: DataConfig):
+        self.files = files
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def decode(self, row: dict) -> Tensor:
+        """One picture in the shape and depth of the config. OSError or ValueError if it cannot be read."""
+        pixels = convert(open_picture(row), self.config.channels, self.config.bit_depth)
+        return resized(pixels, self.config.size)
+
+    def __getitem__(self, indices: list[int]) -> Tensor:
+        """(B, C, H, W). A picture that cannot be read is named, and the next readable one stands in for it."""
+        return torch.stack([self._readable(index) for index in indices])
+
+    def _readable(self, index: int) -> Tensor:
+        for tried in range(len(self)):
+            row = self.files[(index + tried) % len(self)]["image"]
+            try:
+                return self.decode(row)
+            except UNREADABLE as error:
+                print(f"left out {name_of(row)}: {reason_of(error)}")
+        raise UserError("data.path: not one picture can be read any more")
+
+
+def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
+    """The config with channels, depth and size as the files have them, where it leaves them open."""
+    if not len(files):
+        raise UserError(f"data.path: {config.path} holds no pictures")
+    surveyed = np.unique(np.linspace(0, len(files) - 1, min(SURVEYED, len(files))).astype(int))
+    kinds, sizes = Counter(), Counter()
+    for row in files.select(surveyed)["image"]:
+        try:
+            with open_picture(row) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5
+                sizes[image.size if turned else image.size[::-1]] += 1
+                kinds[channels_of(image), depth_of(image), image.mode] += 1
+        except UNREADABLE:
+            continue                                       # named when it is decoded
+    if not kinds:
+        raise UserError(f"data.path: none of the {len(files)} pictures in {config.path} can be read")
+    channels = {c for c, _, _ in kinds}
+    found = channels.pop() if len(channels) == 1 else 3
+    depth = min(d for _, d, _ in kinds)
+    low, high = min(sizes), max(sizes)
+    if config.resolution is None and len(sizes) > 1:
+        raise UserError(
+            f"data.resolution: the pictures in {config.path} have {len(sizes)} sizes, {low[0]}×{low[1]} to "
+            f"{high[0]}×{high[1]} (height×width); say which to use, such as 64 or [48, 64]"
+        )
+    height, width = low
+    update = {
+        "resolution": config.resolution or (height if height == width else low),
+        "channels": config.channels or found,
+        "bit_depth": config.bit_depth or depth,
+    }
+    config = config.model_copy(update=update)
+    modes = ", ".join(f"{n} {mode}{' 16-bit' * (d == 16)}" for (_, d, mode), n in kinds.most_common())
+    spread = f"{low[0]}×{low[1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    say(
+        f"{len(files):,} pictures ({modes}; {spread}) -> {config.size[0]}×{config.size[1]} pixels, "
+        f"{config.channels} channel{'s' * (config.channels > 1)}, {config.bit_depth} bits"
+    )
+    if any(c == 4 for c, _, _ in kinds) and config.channels != 4:
+        say("transparent pictures are laid on white; --data.channels 4 keeps the transparency")
+    return config
+
+
+def _decode_all(reader: Undecoded, path: str, say: Callable, progress: Callable) -> tuple[Tensor, Tensor]:
+    """All readable pictures, (N, C, H, W), and their indices. The others are named and counted."""
+    config = reader.config
+    images = torch.empty(len(reader), config.channels, *config.size, dtype=pixel_type(config.bit_depth))
+    broken = []
+
+    def attempt(row: dict) -> Tensor | Exception:
+        try:
+            return reader.decode(row)
+        except UNREADABLE as error:
+            return error
+
+    def decoded() -> Iterator[tuple[dict, Tensor | Exception]]:
+        with ThreadPoolExecutor() as pool:
+            for chunk in reader.files.iter(batch_size=256):
+                yield from zip(chunk["image"], pool.map(attempt, chunk["image"]), strict=True)
+
+    kept = []
+    for index, (row, result) in enumerate(progress(decoded(), total=len(reader))):
+        if isinstance(result, Exception):
+            broken.append(f"{name_of(row)} ({reason_of(result)})")
+        else:
+            images[len(kept)] = result
+            kept.append(index)
+    if not kept:
+        raise UserError(f"data.path: none of the {len(reader)} pictures in {path} can be read; {broken[0]}")
+    if broken:
+        more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
+        say(f"left out {len(broken)} of {len(reader)} pictures: {', '.join(broken[:10])}{more}")
+    return images[: len(kept)], torch.tensor(kept)

@@ -1,0 +1,193 @@
+"""YAML files and command-line flags -> one validated `Settings`, with every error told by its place.
+
+Flags are laid over the file and the whole is validated once, so all mistakes come at once, each as
+`FILE:LINE: key: what is wrong` or `--key: what is wrong`.
+"""
+
+import argparse
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from .settings import Settings, UserError, did_you_mean
+
+S = TypeVar("S", bound=Settings)
+Key = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain values: `1e-4` is a number, `yes` and `1:30` are words."""
+
+    yaml_implicit_resolvers = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+
+
+def read_yaml(path: Path) -> tuple[dict, dict[Key, str]]:
+    """The values of a YAML file, and for each key the place `FILE:LINE` where it stands."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        names = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file{did_you_mean(path.name, names)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    try:
+        root = yaml.compose(text, _Loader)
+        places = {key: f"{path}:{line}" for key, line in _lines(root, path)}
+        values = yaml.load(text, _Loader) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}:1: expected keys with values, got {values!r}")
+    return values, places
+
+
+def _lines(node: yaml.Node | None, path: Path, above: Key = ()) -> Iterator[tuple[Key, int]]:
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*above, str(index)), item.start_mark.line + 1
+            yield from _lines(item, path, (*above, str(index)))
+    if isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            key = (*above, str(name.value))
+            if name.value in first:
+                earlier = first[name.value]
+                raise UserError(f"{path}:{line}: {'.'.join(key)}: given twice (first at line {earlier})")
+            first[name.value] = line
+            yield key, line
+            yield from _lines(value, path, key)
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], above: Key = ()) -> None:
+    """One flag for each value of `settings`, `--section.key`, with its docstring, default and range as help."""
+    group = parser.add_argument_group(".".join(above), settings.__doc__.splitlines()[0]) if above else parser
+    for name, field in settings.model_fields.items():
+        key = (*above, name)
+        if _is_section(field):
+            add_flags(parser, field.annotation, key)
+            continue
+        group.add_argument(
+            f"--{'.'.join(key)}",
+            dest=".".join(key),
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=_help(field).replace("%", "%%"),
+            **({"nargs": "?", "const": "true"} if field.annotation is bool else {}),
+        )
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _help(field: FieldInfo) -> str:
+    parts = [] if field.is_required() else [f"default: {_as_yaml(field.get_default(call_default_factory=True))}"]
+    choices = [a for a in _members(field.annotation) if typing.get_origin(a) is typing.Literal]
+    parts += [" | ".join(map(str, typing.get_args(choice))) for choice in choices]
+    for bound, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+        parts += [f"{sign} {getattr(m, bound)}" for m in field.metadata if getattr(m, bound, None) is not None]
+    return f"{field.description or ''} [{'; '.join(parts)}]"
+
+
+def _members(annotation: Any) -> list:
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return list(typing.get_args(annotation)) if union else [annotation]
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments as words. UserError, with the nearest flag, for what no flag or place takes."""
+    parser.allow_abbrev = False
+    parser.error = _as_user_error
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        flag = unknown[0].partition("=")[0]
+        raise UserError(f"{unknown[0]}: unknown argument{did_you_mean(flag, known)}")
+    return found
+
+
+def _as_user_error(message: str):
+    raise UserError(message.removeprefix("argument "))
+
+
+def laid_over(values: dict, places: dict[Key, str], settings: type[Settings], flags: dict[str, str]) -> None:
+    """Lays flags, as `{"section.key": word}`, over values read from a file, and their places over its places."""
+    for dotted, word in flags.items():
+        key = tuple(dotted.split("."))
+        section, kind = values, settings
+        for name in key[:-1]:
+            kind = kind.model_fields[name].annotation
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
+        section[key[-1]] = _from_word(word, kind.model_fields[key[-1]], dotted)
+        places[key] = f"--{dotted}"
+
+
+def _from_word(word: str, field: FieldInfo, dotted: str) -> Any:
+    """A flag's word as YAML would read it, but a word where only words are taken."""
+    if str in _members(field.annotation):
+        return None if word == "null" and type(None) in _members(field.annotation) else word
+    try:
+        return yaml.load(word, _Loader)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"--{dotted}: not a valid value: {word}") from None
+
+
+def validated(settings: type[S], values: dict, places: dict[Key, str], otherwise: str = "") -> S:
+    """The settings. UserError with a line for each mistake; `otherwise` is the place of keys without one."""
+    try:
+        return settings.model_validate(values)
+    except ValidationError as invalid:
+        lines = {}
+        for error in invalid.errors(include_url=False):
+            key = tuple(map(str, error["loc"]))
+            while key and key not in places:               # pydantic names union members after the key
+                key = key[:-1]
+            place = places.get(key, otherwise)
+            dotted = ".".join(key)
+            where = place if place == f"--{dotted}" else ": ".join(filter(None, (place, dotted)))
+            message = _message(settings, error)
+            lines[where] = f"{lines[where]}, or {message}" if where in lines else f"{where}: {message}"
+        raise UserError("\n".join(lines.values())) from None
+
+
+def _message(settings: type[Settings], error: dict) -> str:
+    if error["type"] == "extra_forbidden":
+        section: Any = settings
+        for name in error["loc"][:-1]:
+            field = getattr(section, "model_fields", {}).get(name)
+            section = field.annotation if field else next(iter(typing.get_args(section)), None)
+        known = getattr(section, "model_fields", {})
+        return f"unknown key{did_you_mean(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{error['loc'][-1]} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return message if error["type"] == "value_error" else f"{message}; got {_as_yaml(error['input'])}"

@@ -1,0 +1,93 @@
+"""New pictures from a denoiser: one seed per picture, whatever the batch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field, Strict
+from torch import Tensor, nn
+
+from .config import Config
+from .data import to_pixels
+from .denoiser import Guided
+from .diffusion import make_sampler, sample
+from .settings import Settings, UserError, did_you_mean, unwatched
+
+
+class SampleConfig(Settings):
+    """What to draw, and how."""
+
+    num_images: int = Field(64, ge=1)
+    """Pictures to draw."""
+    label: str | None = None
+    """Class to draw, by number or name, or several with commas between; none: not told; null: all in turn."""
+    guidance_scale: float = Field(1.0, ge=0)
+    """Classifier-free guidance: 1 is none, more is nearer to the class and less varied."""
+    guidance_interval: Annotated[tuple[float, float], Strict(False)] = (0.0, 1.0)
+    """Part of the time axis in which to guide, 0 clean to 1 noise."""
+    sampler: str = "dpm++"
+    """dpm++, sde-dpm++, unipc, ddim, ddpm or euler-a."""
+    steps: int = Field(25, ge=1)
+    """Network calls per picture (twice as many with guidance)."""
+    seed: int = Field(0, ge=0)
+    """Seed of the first picture; each further picture has the next one."""
+    batch_size: int = Field(64, ge=1)
+    """Pictures drawn together. Changes the speed and the memory, not the pictures."""
+    output: str | None = None
+    """Folder for the pictures; null: a new one in the run folder."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One batch of new pictures."""
+
+    pixels: Tensor
+    """(B, C, H, W) integers of the run's bit depth."""
+    seeds: list[int]
+    labels: list[int | None]
+
+
+def labels_to_draw(wish: str | None, class_names: tuple[str, ...]) -> list[int | None]:
+    """The classes to draw in turn. UserError for a class that the run does not have."""
+    if wish is None:
+        return list(range(len(class_names))) or [None]
+    if wish == "none":
+        return [None]
+    if not class_names:
+        raise UserError("label: this run has no classes; leave label out")
+    numbers = {str(index): index for index in range(len(class_names))}
+    known = numbers | {name: index for index, name in enumerate(class_names)}
+    labels = []
+    for word in wish.split(","):
+        if word not in known:
+            shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
+            raise UserError(f"label: {word} is not one of the {len(class_names)} classes: {shown}{did_you_mean(word, known)}")
+        labels.append(known[word])
+    return labels
+
+
+def generate(
+    denoiser: nn.Module, config: Config, wish: SampleConfig, progress: Callable = unwatched
+) -> Iterator[Drawn]:
+    """Draws the pictures that `wish` asks of a denoiser trained as `config` says, batch by batch.
+
+    UserError, before anything is drawn, for a label or a sampler that the run cannot serve.
+    """
+    scheduler = config.diffusion.scheduler()
+    labels = labels_to_draw(wish.label, config.conditions.class_names)
+    make_sampler(wish.sampler, scheduler, wish.steps)
+    device = next(denoiser.parameters()).device
+    total = config.diffusion.num_train_timesteps
+    model = Guided(denoiser, wish.guidance_scale, tuple(share * total for share in wish.guidance_interval))
+    shape = (config.data.channels, *config.data.size)
+    for first in range(0, wish.num_images, wish.batch_size):
+        places = range(first, min(first + wish.batch_size, wish.num_images))
+        seeds = [wish.seed + place for place in places]
+        told = [labels[place % len(labels)] for place in places]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        conditions = {} if None in told else {"label": torch.tensor(told, device=device)}
+        sampler = make_sampler(wish.sampler, scheduler, wish.steps)
+        images = sample(model, sampler, noise, generators, progress, **conditions)
+        yield Drawn(to_pixels(images, config.data.bit_depth).cpu(), seeds, told)
