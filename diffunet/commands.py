@@ -21,11 +21,21 @@ from .settings import UserError, did_you_mean
 SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
 """The configs: inside the installed package, or beside it in a checkout."""
 
-RESUMABLE = (
-    "train.steps train.gradient_accumulation_steps train.mixed_precision train.log_every train.checkpoint_every "
-    "train.keep_checkpoints train.preview_every train.preview_images train.log_with "
-    "data.path data.split data.memory_budget data.workers"
-).split()
+RESUMABLE = {
+    "train.steps",
+    "train.gradient_accumulation_steps",
+    "train.mixed_precision",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.preview_every",
+    "train.preview_images",
+    "train.log_with",
+    "data.path",
+    "data.split",
+    "data.memory_budget",
+    "data.workers",
+}
 """What may change when a run is resumed; anything else would make it another run."""
 
 
@@ -41,7 +51,8 @@ def told_plainly(command: Callable) -> Callable:
                 print(mistake, file=sys.stderr)
             sys.exit(2)
         except torch.OutOfMemoryError:
-            print("out of memory: lower --train.batch_size, or raise --train.gradient_accumulation_steps", file=sys.stderr)
+            advice = "lower --train.batch_size, or raise --train.gradient_accumulation_steps"
+            print(f"out of memory: {advice}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

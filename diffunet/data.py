@@ -200,7 +200,8 @@ def _image_column(rows, config: DataConfig) -> str:
     found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if len(found) != 1:
         which = "none holds pictures" if not found else f"{' and '.join(found)} hold pictures"
-        raise UserError(f"data.image_column: say which column of {config.path} ({', '.join(rows.column_names)}); {which}")
+        columns = ", ".join(rows.column_names)
+        raise UserError(f"data.image_column: say which column of {config.path} ({columns}); {which}")
     return found[0]
 
 
@@ -234,7 +235,8 @@ def _undecoded(rows, column: str):
     import datasets
 
     try:
-        return rows.select_columns(column).cast_column(column, datasets.Image(decode=False)).rename_column(column, "image")
+        files = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        return files.rename_column(column, "image")
     except (TypeError, ValueError) as error:
         raise UserError(f"data.image_column: column {column} does not hold pictures") from error
 

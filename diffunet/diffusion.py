@@ -23,7 +23,7 @@ class DiffusionConfig(Settings):
     """The noise, and what the network predicts of it."""
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    """What the network answers with: the noise, the clean image, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
+    """What the network answers with: noise, clean image, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
     """Noise over time: linear from 0.0001 to 0.02 (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021)."""
     num_train_timesteps: int = Field(1000, ge=2)

@@ -25,7 +25,7 @@ Key = tuple[str, ...]
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain values: `1e-4` is a number, `yes` and `1:30` are words."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: typing.ClassVar = {}
 
 
 for _tag, _pattern, _first in (

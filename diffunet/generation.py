@@ -62,7 +62,8 @@ def labels_to_draw(wish: str | None, class_names: tuple[str, ...]) -> list[int |
     for word in wish.split(","):
         if word not in known:
             shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
-            raise UserError(f"label: {word} is not one of the {len(class_names)} classes: {shown}{did_you_mean(word, known)}")
+            near = did_you_mean(word, known)
+            raise UserError(f"label: {word} is not one of the {len(class_names)} classes: {shown}{near}")
         labels.append(known[word])
     return labels
 

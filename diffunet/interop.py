@@ -176,7 +176,8 @@ def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
         )
         scheduler = DDPMScheduler.load_config(folder, subfolder="scheduler")
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: not a DDPMPipeline folder with safetensors ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: not a DDPMPipeline folder with safetensors ({reason})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(problem):
             raise UserError(f"{folder}/unet: {problem.replace('_', ' ')}: {report[problem][0]}")
@@ -199,7 +200,7 @@ def _our_config(folder: str, model, scheduler: dict) -> Config:
     scale_shift = model.resnet_time_scale_shift == "scale_shift"
     groups = model.attn_norm_num_groups or (None if scale_shift else model.norm_num_groups)
     if model.add_attention and groups != model.norm_num_groups:
-        raise UserError(f"{folder}/unet/config.json: attn_norm_num_groups {groups} is not supported: the same as elsewhere")
+        raise UserError(f"{folder}/unet/config.json: attn_norm_num_groups {groups} is not supported")
     attention = [kind == "AttnDownBlock2D" for kind in model.down_block_types]
     for kinds, blocks in (
         (model.down_block_types, {"DownBlock2D", "AttnDownBlock2D"}),

@@ -27,7 +27,7 @@ from .settings import Settings, UserError
 from .storage import load_json, load_strictly, load_tensors, save_tensors, whole_file, whole_folder
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator                                # costs seconds, and `--help` needs none of it
+    from accelerate import Accelerator  # costs seconds, and `--help` needs none of it
 
 NON_FINITE_LIMIT = 10
 """Training stops after so many steps in a row whose loss or gradient is not finite."""
