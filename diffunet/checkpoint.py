@@ -37,7 +37,7 @@ class Run:
         return validated(Config, values, places, str(self.folder / "config.yaml"))
 
     def refuse_to_overwrite(self, overwrite: bool) -> None:
-        """UserError if something stands there already, unless it is a run that `overwrite` gives up."""
+        """UserError if something stands there already, unless it is a run and `overwrite` gives it up."""
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return
         if not self.exists:
@@ -47,10 +47,11 @@ class Run:
                 f"{self.folder}: already holds a run; --resume {self.folder} goes on with it, "
                 "--train.output NAME makes another, --overwrite replaces it"
             )
-        shutil.rmtree(self.folder)
 
-    def begin(self, config: Config) -> None:
-        """Makes the folder, if need be, and writes every value of the configuration."""
+    def begin(self, config: Config, overwrite: bool = False) -> None:
+        """Makes the folder, if need be without the run that was there, and writes every value of the configuration."""
+        if overwrite:
+            shutil.rmtree(self.folder, ignore_errors=True)
         with whole_file(self.folder / "config.yaml") as file:
             file.write_text(config.to_yaml(), encoding="utf-8")
 

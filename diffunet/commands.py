@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 
 import torch
@@ -96,7 +96,7 @@ def train(argv: list[str] | None = None) -> int:
     if not resume:
         run = Run(config.train.output)
         run.refuse_to_overwrite(overwrite)
-    return _train(run, config, resuming=bool(resume))
+    return _train(run, config, bool(resume), overwrite)
 
 
 def _config_file(name: str) -> Path:
@@ -130,7 +130,7 @@ def _flat(values: dict, above: str = "") -> dict:
     return flat
 
 
-def _train(run: Run, config: Config, resuming: bool) -> int:
+def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
     from accelerate import Accelerator
     from accelerate.utils import set_seed, tqdm
 
@@ -176,7 +176,7 @@ def _train(run: Run, config: Config, resuming: bool) -> int:
             raise UserError(f"{run.folder}: complete at step {trainer.step}; --train.steps NUMBER makes it longer")
         say(f"{run.folder}: going on from step {trainer.step}")
     if accelerator.is_main_process:
-        run.begin(config)
+        run.begin(config, overwrite)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("tensorboard" if config.train.log_with == "tensorboard" else "diffunet")
     millions = sum(p.numel() for p in denoiser.parameters()) / 1e6
@@ -231,8 +231,8 @@ def sample(argv: list[str] | None = None) -> int:
     run, wish = _run_and_wish(parser, argv)
     config = run.config()
     denoiser = run.denoiser(config).to(_device())
-    batches = generate(denoiser, config, wish, progress=_bar(wish))
     folder = _output_folder(run, wish)
+    batches = generate(denoiser, config, wish, progress=_bar(wish))
     records, pixels = [], []
     for drawn in batches:
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,16 +265,16 @@ def _device() -> torch.device:
 
 
 def _bar(wish: SampleConfig) -> Callable:
-    """One bar over all steps of all batches."""
+    """One bar over all steps of all batches, which appears with the first."""
     from tqdm import tqdm
 
-    batches = -(-wish.num_images // wish.batch_size)
-    bar = tqdm(total=batches * wish.steps, desc="sample", unit="step", leave=False, dynamic_ncols=True)
+    total = -(-wish.num_images // wish.batch_size) * wish.steps
+    bar = cache(lambda: tqdm(total=total, desc="sample", unit="step", leave=False, dynamic_ncols=True))
 
     def watched(steps):
         for step in steps:
             yield step
-            bar.update()
+            bar().update()
 
     return watched
 

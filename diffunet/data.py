@@ -110,9 +110,9 @@ def to_model(pixels: Tensor, bit_depth: int) -> Tensor:
 
 
 def to_pixels(image: Tensor, bit_depth: int) -> Tensor:
-    """The way back, clipped and rounded: uint8, or int32 for 16 bits. FloatingPointError if not finite."""
+    """The way back, clipped and rounded: uint8, or int32 for 16 bits. UserError if not finite, never black."""
     if not image.isfinite().all():
-        raise FloatingPointError("the network gave pictures that are not finite numbers")
+        raise UserError("the network gave values that are not finite; it is broken, or has not been trained")
     pixels = (image.clamp(-1, 1) + 1) * ((2**bit_depth - 1) / 2)
     return pixels.round().to(pixel_type(bit_depth))
 
@@ -165,6 +165,8 @@ def _load(config: DataConfig):
     """The rows of a folder, a parquet file or folder, or a hub id, as a `datasets.Dataset`."""
     import datasets
 
+    if not config.path:
+        raise UserError("data.path: not known for this run; say where its pictures are")
     path = Path(config.path).expanduser()
     if not path.exists() and (path.is_absolute() or config.path.count("/") != 1 or config.path.startswith(".")):
         near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
@@ -236,7 +238,7 @@ def _undecoded(rows, column: str):
 
     try:
         files = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
-        return files.rename_column(column, "image")
+        return files if column == "image" else files.rename_column(column, "image")
     except (TypeError, ValueError) as error:
         raise UserError(f"data.image_column: column {column} does not hold pictures") from error
 
@@ -279,9 +281,9 @@ def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
     for row in files.select(surveyed)["image"]:
         try:
             with open_picture(row) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5
-                sizes[image.size if turned else image.size[::-1]] += 1
                 kinds[channels_of(image), depth_of(image), image.mode] += 1
+                turned = image.getexif().get(0x0112, 1) >= 5           # may decode, after which the depth is lost
+                sizes[image.size if turned else image.size[::-1]] += 1
         except UNREADABLE:
             continue                                       # named when it is decoded
     if not kinds:

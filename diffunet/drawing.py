@@ -39,9 +39,11 @@ def draw_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = 
 
 
 def draw_curves(folder: Path) -> None:
-    """curves.png from log.jsonl: the loss over the steps, and by noise level."""
+    """curves.png from log.jsonl: the loss over the steps, and by noise level. Nothing if there is no log."""
     from matplotlib.figure import Figure
 
+    if not (folder / "log.jsonl").exists():
+        return
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(11, 4), layout="constrained")
     whole, bands = figure.subplots(1, 2)
@@ -49,7 +51,7 @@ def draw_curves(folder: Path) -> None:
     for axes, drawn in ((whole, ["loss"]), (bands, names)):
         for name in drawn:
             points = [(line["step"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), label=name.replace("loss_t", "t = "))
+            axes.plot([step for step, _ in points], [loss for _, loss in points], label=name.replace("loss_t", "t = "))
         axes.set(xlabel="step", ylabel="loss", yscale="log")
         axes.grid(alpha=0.3)
     whole.set_title("loss")

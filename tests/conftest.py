@@ -1,0 +1,102 @@
+"""What the tests share: small networks, small pictures, and the program as its users start it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from diffunet.unet import LevelConfig, UNetConfig
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def in_a_new_folder(tmp_path, monkeypatch):
+    """The working directory of one test, with caches of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """`datasets` must neither find nor leave anything in the user's cache."""
+    import datasets
+
+    cache = tmp_path_factory.mktemp("cache")
+    datasets.config.HF_DATASETS_CACHE = cache
+    os.environ["HF_DATASETS_CACHE"] = str(cache)
+
+
+def small_unet(**changes) -> UNetConfig:
+    """Two levels, attention at the coarser one, told a vector."""
+    levels = (LevelConfig(channels=8, blocks=1), LevelConfig(channels=16, blocks=1, attention=True))
+    return UNetConfig(**({"levels": levels, "vector_dim": 32, "norm_groups": 8} | changes))
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with its zero-initialised layers filled, so that every part has an effect."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return module.eval()
+
+
+SMALL_RUN = """
+unet: {levels: [{channels: 8, blocks: 1}, {channels: 16, blocks: 1, attention: true}], norm_groups: 8, dropout: 0.1}
+conditions: {classes: auto}
+diffusion: {prediction_type: v_prediction, beta_schedule: cosine}
+data: {path: digits, random_flip: true}
+train: {output: run, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, learning_rate: 1e-3, ema_decay: 0.9,
+        log_every: 2, checkpoint_every: 4, preview_every: 6, preview_images: 4}
+"""
+
+
+def program(*arguments: str | Path, processes: int = 1, **options) -> subprocess.Popen:
+    """Starts the program in a process of its own, or under torchrun in several."""
+    launcher = [sys.executable]
+    if processes > 1:
+        port = str(29500 + os.getpid() % 1000)
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*launcher, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def kill_all(process: subprocess.Popen, number: signal.Signals) -> None:
+    """Sends a signal to the process and to all that it started; torchrun gives each a session of its own."""
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.send_signal(number)
+
+
+def write_picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 10), seed: int = 0, **options) -> Path:
+    """A random picture of (width, height) in one of Pillow's modes, or "I;16"."""
+    generator = np.random.default_rng(seed)
+    width, height = size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if mode == "I;16":
+        Image.fromarray(generator.integers(0, 65536, (height, width), dtype=np.uint16)).save(path, **options)
+    else:
+        channels = {"L": (), "RGB": (3,), "RGBA": (4,), "P": (3,)}[mode]
+        array = generator.integers(0, 256, (height, width, *channels), dtype=np.uint8)
+        picture = Image.fromarray(array)
+        (picture.quantize(16) if mode == "P" else picture).save(path, **options)
+    return path

@@ -1,0 +1,304 @@
+"""The commands as people use them: train, look, sample, stop, go on, and mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SMALL_RUN, kill_all, program, write_picture
+from PIL import Image
+
+from diffunet import commands
+from diffunet.config import Config
+from diffunet.frontend import read_yaml, validated
+from diffunet.storage import load_tensors
+
+
+@pytest.fixture
+def small(in_a_new_folder):
+    """A folder with small.yaml."""
+    Path("small.yaml").write_text(SMALL_RUN)
+    return in_a_new_folder
+
+
+def run(command, *argv):
+    """Calls a command; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        command([str(word) for word in argv])
+    return ended.value.code or 0
+
+
+def mistake(capsys, command, *argv) -> str:
+    """The one line with which a command refuses."""
+    capsys.readouterr()
+    assert run(command, *argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def train_small(*argv):
+    assert run(commands.train, "--config", "small.yaml", *argv) == 0
+
+
+# ── the straight line ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_train_look_sample(small, capsys):
+    train_small()
+    said = capsys.readouterr()
+    assert "10 classes" in said.out
+    assert "images/s" in said.err
+    folder = Path("run")
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "log.jsonl",
+        "curves.png",
+        "model/diffusion_pytorch_model.safetensors",
+        "samples/step_00000006.png",
+        "samples/step_00000012.png",
+        "checkpoints/step_00000012/ema.safetensors",
+        "checkpoints/step_00000012/optimizer.safetensors",
+    } <= names
+    assert not [name for name in names if "partial" in name or name.endswith((".pt", ".pkl", ".bin"))]
+    line = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    bands = {"loss_t0-249", "loss_t250-499", "loss_t500-749", "loss_t750-999"}
+    assert {"step", "loss", "learning_rate", "grad_norm", "images_per_second", *bands} <= line.keys()
+
+    assert run(commands.sample, "run", "--num_images", "4") == 0
+    assert "4 pictures: run/pictures/000" in capsys.readouterr().out
+    drawn = folder / "pictures" / "000"
+    assert (drawn / "grid.png").read_bytes() == (folder / "samples" / "step_00000012.png").read_bytes()
+    records = [json.loads(line) for line in (drawn / "metadata.jsonl").read_text().splitlines()]
+    assert records[3] == {"file_name": "00003.png", "seed": 3, "label": 3, "class": "3"}
+    assert Image.open(drawn / "00003.png").size == (8, 8)
+
+    import datasets
+
+    rows = datasets.load_dataset("imagefolder", data_dir=str(drawn.resolve()), split="train")
+    assert rows["seed"] == [0, 1, 2, 3]
+
+    sevens = ["--num_images", "2", "--label", "7", "--sampler", "unipc", "--output", "sevens"]
+    assert run(commands.sample, "run", *sevens) == 0
+    assert [json.loads(line)["label"] for line in Path("sevens/metadata.jsonl").read_text().splitlines()] == [7, 7]
+    assert run(commands.sample, "run", "--num_images", "1") == 0
+    assert (folder / "pictures" / "001").exists()
+
+    capsys.readouterr()
+    assert run(commands.evaluate, "run", "--num_images", "20", "--steps", "2") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 <= found["label_agreement"] <= 1
+    assert found["frechet_distance"] > found["frechet_distance_floor"]
+
+
+def test_the_configs_are_valid_and_the_default_is_digits(capsys):
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        values, places = read_yaml(path)
+        validated(Config, values, places)
+    assert run(commands.train, "--print_config", "--train.steps", "7") == 0
+    printed = capsys.readouterr().out
+    assert "output: runs/digits" in printed
+    assert "steps: 7" in printed
+
+
+def test_the_files_at_the_top_are_the_commands():
+    for name in ("train.py", "sample.py"):
+        done = subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0
+        assert name in done.stdout
+
+
+# ── stop and go on ────────────────────────────────────────────────────────────────────────────────
+
+
+def checkpoint(folder: Path, step: int = 12) -> dict[str, bytes]:
+    """The bytes of a checkpoint and of the published weights."""
+    files = [*(folder / "checkpoints" / f"step_{step:08d}").iterdir(), *(folder / "model").iterdir()]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def log_without_speed(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed_is_uninterrupted_to_the_byte(small, processes):
+    """With dropout, flips and gradient accumulation; SIGKILL at whatever step it is."""
+    arguments = [ROOT / "train.py", "--config", "small.yaml", "--train.output"]
+    whole = program(*arguments, "whole", processes=processes)
+    assert whole.wait(120) == 0, whole.stdout.read()
+    killed = program(*arguments, "killed", processes=processes)
+    wait_for(Path("killed/checkpoints/step_00000004"), killed)
+    kill_all(killed, signal.SIGKILL)
+    killed.wait()
+    assert not Path("killed/checkpoints/step_00000012").exists()
+    resumed = program(ROOT / "train.py", "--resume", "killed", processes=processes)
+    assert resumed.wait(120) == 0, resumed.stdout.read()
+    assert "going on from step" in resumed.stdout.read()
+    assert checkpoint(Path("whole")) == checkpoint(Path("killed"))
+    assert log_without_speed(Path("whole")) == log_without_speed(Path("killed"))
+    last = "samples/step_00000012.png"
+    assert Path("whole", last).read_bytes() == Path("killed", last).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first_and_says_so(small, number):
+    endless = ["--train.steps", "100000", "--train.checkpoint_every", "100000", "--train.preview_every", "100000"]
+    process = program(ROOT / "train.py", "--config", "small.yaml", *endless)
+    wait_for(Path("run/log.jsonl"), process)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number
+    assert f"{number.name}: saving a checkpoint" in said
+    assert "--resume run goes on" in said
+    saved = list(Path("run/checkpoints").iterdir())
+    assert len(saved) == 1
+    step = json.loads((saved[0] / "state.json").read_text())["step"]
+    assert f"saved at step {step}" in said
+
+
+def test_longer_is_the_same_run_and_other_changes_are_another(small, capsys):
+    train_small("--train.preview_every", "50")
+    assert "complete at step 12; --train.steps NUMBER" in mistake(capsys, commands.train, "--resume", "run")
+    for flag, value in (("--unet.dropout", "0.5"), ("--train.seed", "1"), ("--data.random_flip", "false")):
+        line = mistake(capsys, commands.train, "--resume", "run", flag, value)
+        assert line.startswith(f"{flag}: was ")
+    assert run(commands.train, "--resume", "run", "--train.steps", "14") == 0
+    assert "train.steps: 12 -> 14" in capsys.readouterr().out
+    assert Path("run/checkpoints/step_00000014").exists()
+
+
+# ── real data ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_class_folder_of_mixed_pictures(small, capsys):
+    for number, mode in enumerate(["RGB", "L", "P", "RGBA", "I;16", "RGB"]):
+        kind, suffix = ("cat", "png") if number % 2 else ("dog", "jpg" if mode == "RGB" else "png")
+        write_picture(Path("photos") / kind / f"{number}.{suffix}", mode, (20 + number, 16 + 2 * number), seed=number)
+    write_picture(Path("photos/cat/cut.png"), size=(20, 20))
+    Path("photos/cat/cut.png").write_bytes(Path("photos/cat/cut.png").read_bytes()[:200])
+    Path("photos/dog/bad.png").write_bytes(b"no picture")
+    train_small("--data.path", "photos", "--data.resolution", "[12, 16]", "--train.steps", "4")
+    said = capsys.readouterr().out
+    assert "left out 2 of 8 pictures" in said
+    assert "cut.png" in said
+    assert "6 pictures of 12×16, 2 classes" in said
+    assert run(commands.sample, "run", "--num_images", "2", "--label", "dog", "--steps", "3") == 0
+    picture = Image.open("run/pictures/000/00001.png")
+    assert (picture.mode, picture.size) == ("RGB", (16, 12))
+    assert run(commands.train, "--resume", "run", "--train.steps", "6") == 0
+
+
+def test_decoded_as_needed_is_the_same_run(small):
+    for number in range(6):
+        write_picture(Path("photos") / f"{number}.png", "L", (8, 8), seed=number)
+    argv = ["--data.path", "photos", "--train.steps", "3", "--data.workers", "1"]
+    train_small(*argv, "--train.output", "kept")
+    train_small(*argv, "--train.output", "needed", "--data.memory_budget", "0")
+    assert checkpoint(Path("kept"), 3) == checkpoint(Path("needed"), 3)
+
+
+def test_sixteen_bit_pictures_come_out_with_sixteen_bits(small):
+    for number in range(4):
+        write_picture(Path("scans") / f"{number}.png", "I;16", (8, 8), seed=number)
+    train_small("--data.path", "scans", "--train.steps", "2")
+    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
+    assert Image.open("run/pictures/000/00000.png").mode.startswith("I")
+
+
+def test_tensorboard_when_asked(small, capsys):
+    pytest.importorskip("tensorboard")
+    train_small("--train.log_with", "tensorboard", "--train.steps", "2")
+    assert list(Path("run/tensorboard").rglob("events.*"))
+
+
+# ── there and back ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_export_and_import(small, capsys):
+    train_small("--train.steps", "2")
+    assert run(commands.export, "run", "out", "--label", "7") == 0
+    assert Path("out/model_index.json").exists()
+    assert run(commands.import_, "out", "back") == 0
+    assert run(commands.sample, "back", "--num_images", "2", "--steps", "3", "--output", "a") == 0
+    assert run(commands.sample, "run", "--label", "7", "--num_images", "2", "--steps", "3", "--output", "b") == 0
+    for name in ("00000.png", "00001.png"):
+        a, b = (torch.tensor(list(Image.open(Path(folder, name)).tobytes())) for folder in "ab")
+        assert (a.int() - b.int()).abs().max() <= 1
+    assert "not empty" in mistake(capsys, commands.export, "run", "out")
+
+
+# ── mistakes ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_mistakes_are_one_line_and_exit_code_2(small, capsys):
+    Path("typo.yaml").write_text("train:\n  learing_rate: 1e-3\n")
+    Path("empty").mkdir()
+    for argv, expected in (
+        (["--config", "typo.yaml"], "typo.yaml:2: train.learing_rate: unknown key; did you mean learning_rate?"),
+        (["--train.learing_rate", "1"], "did you mean --train.learning_rate?"),
+        (["--config", "smal.yaml"], "smal.yaml: no such file; did you mean small.yaml?"),
+        (["--train.steps", "many"], "--train.steps: input should be a valid integer; got many"),
+        (["--unet.dropout", "1.5"], "--unet.dropout: input should be less than 1; got 1.5"),
+        (["--data.path", "empty", "--data.resolution", "8"], "data.path: empty holds no pictures"),
+        (["--data.path", "./nowhere"], "data.path: ./nowhere does not exist"),
+        (["--conditions.classes", "7"], "conditions.classes: 7, but digits has 10 classes; use 10, or auto"),
+        (["--train.batch_size", "7"], "try 8"),
+        (["--train.log_with", "tensorbord"], "did you mean tensorboard?"),
+        (["--resume", "nowhere"], "nowhere: no such run folder"),
+    ):
+        config = ["--config", "small.yaml"] if argv[0] not in ("--config", "--resume") else []
+        assert expected in mistake(capsys, commands.train, *config, *argv)
+    assert not Path("run").exists()
+
+
+def test_mistakes_at_sampling_cost_nothing(small, capsys):
+    train_small("--train.steps", "2")
+    for argv, expected in (
+        (["rum"], "rum: no such run folder; did you mean run?"),
+        (["run", "--label", "eleven"], "label: eleven is not one of the 10 classes"),
+        (["run", "--sampler", "dpm+"], "did you mean dpm++?"),
+        (["run", "--sampler", "ddim", "--steps", "30"], "divides 1000, not 30; try 25"),
+        (["run", "--num_images", "0"], "--num_images: input should be greater than or equal to 1; got 0"),
+        (["run", "--output", "run"], "--output: run is not empty"),
+        ([], "the following arguments are required: RUN"),
+    ):
+        assert expected in mistake(capsys, commands.sample, *argv)
+    assert not Path("run/pictures").exists()
+    weights = Path("run/model/diffusion_pytorch_model.safetensors")
+    assert load_tensors(weights)
+    Path("run/config.yaml").write_text(Path("run/config.yaml").read_text().replace("channels: 16", "channels: 24"))
+    assert "the weights do not match" in mistake(capsys, commands.sample, "run")
+
+
+def test_a_run_is_never_overwritten_without_being_told(small, capsys):
+    train_small("--train.steps", "2")
+    before = checkpoint(Path("run"), 2)
+    line = mistake(capsys, commands.train, "--config", "small.yaml")
+    assert "already holds a run; --resume run goes on with it" in line
+    assert "complete at step 2" not in line
+    line = mistake(capsys, commands.train, "--config", "small.yaml", "--overwrite", "--data.path", "./nowhere")
+    assert "does not exist" in line
+    assert checkpoint(Path("run"), 2) == before
+    train_small("--train.steps", "3", "--overwrite")
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step_00000003"]
+
+
+def test_unknown_commands_name_the_nearest(capsys):
+    assert "unknown command; did you mean sample?" in mistake(capsys, commands.main, "sampel")
+    assert run(commands.main) == 0
+    assert "evaluate" in capsys.readouterr().out

@@ -1,0 +1,213 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_picture
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from diffunet.data import DataConfig, open_pictures, to_model, to_pixels
+from diffunet.randomness import Randomness
+from diffunet.settings import UserError
+
+
+def opened(path, labelled=False, **options):
+    """The pictures of a path, and what was said while opening them."""
+    said = []
+    return open_pictures(DataConfig(path=str(path), **options), labelled, say=said.append), "\n".join(said)
+
+
+def test_digits_are_scikit_learns():
+    pictures, _ = opened("digits", labelled=True)
+    found = load_digits()
+    assert torch.equal((pictures.images[:, 0].double() * 16 / 255).round(), torch.from_numpy(found.images))
+    assert pictures.labels.tolist() == found.target.tolist()
+    assert pictures.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_pixels_survive_the_way_to_the_model_and_back(bit_depth):
+    pixels = torch.arange(2**bit_depth).reshape(1, 1, -1, 16)
+    image = to_model(pixels, bit_depth)
+    assert image.min() == -1
+    assert image.max() == 1
+    assert torch.equal(to_pixels(image, bit_depth).int(), pixels.int())
+
+
+def test_values_outside_are_clipped_and_nan_is_never_drawn():
+    assert to_pixels(torch.tensor([-3.0, 3.0]), 8).tolist() == [0, 255]
+    with pytest.raises(UserError, match="not finite"):
+        to_pixels(torch.tensor([0.0, torch.nan]), 8)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Two class folders of JPEG and PNG in many sizes and modes."""
+    write_picture(tmp_path / "cat" / "colour.png", "RGB", (30, 20))
+    write_picture(tmp_path / "cat" / "grey.png", "L", (16, 16))
+    write_picture(tmp_path / "cat" / "deep.png", "I;16", (20, 24))
+    write_picture(tmp_path / "dog" / "photo.jpg", "RGB", (40, 25))
+    write_picture(tmp_path / "dog" / "palette.png", "P", (18, 30))
+    write_picture(tmp_path / "dog" / "see through.png", "RGBA", (16, 20))
+    return tmp_path
+
+
+def test_a_folder_of_mixed_pictures(mixed):
+    pictures, said = opened(mixed, labelled=True, resolution=(16, 12))
+    assert len(pictures) == 6
+    batch = pictures.__getitems__([0, 5])
+    assert batch["image"].shape == (2, 3, 16, 12)
+    assert batch["image"].dtype == torch.uint8
+    assert pictures.class_names == ("cat", "dog")
+    assert sorted(pictures.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert "3 channels, 8 bits" in said
+    assert "laid on white" in said
+    assert "1 I;16 16-bit" in said
+
+
+def test_decoding_as_needed_gives_the_same_pictures(mixed):
+    kept, _ = opened(mixed, resolution=16)
+    needed, said = opened(mixed, resolution=16, memory_budget=0.0)
+    assert "decoded as needed" in said
+    assert kept.workers == 0
+    assert needed.workers == 2
+    every = list(range(6))
+    assert torch.equal(kept.__getitems__(every)["image"], needed.__getitems__(every)["image"])
+
+
+def test_transparency_is_kept_when_asked_for_and_white_otherwise(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert opened(tmp_path)[0].config.channels == 4
+    assert (opened(tmp_path, channels=3)[0].images == 255).all()
+    assert opened(tmp_path, channels=4)[0].images[0, :, 0, 0].tolist() == [255, 0, 0, 0]
+
+
+def test_sixteen_bits_are_kept(tmp_path):
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    pictures, said = opened(tmp_path)
+    assert "16 bits" in said
+    assert pictures.images[0, 0].tolist() == ramp.tolist()
+    eight = opened(tmp_path, bit_depth=8)[0].images[0, 0]
+    assert eight.tolist() == np.round(ramp / 257).astype(int).tolist()
+
+
+def test_sixteen_bit_colour_is_kept(tmp_path):
+    """Pillow opens such files with 8 bits and says nothing."""
+    import struct
+    import zlib
+
+    pixels = np.random.default_rng(0).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "colour.png").write_bytes(png)
+    pictures, said = opened(tmp_path)
+    assert "3 channels, 16 bits" in said
+    assert pictures.images[0].permute(1, 2, 0).tolist() == pixels.tolist()
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6                                                           # a quarter turn
+    write_picture(tmp_path / "turned.jpg", "RGB", (24, 16), exif=exif)
+    assert opened(tmp_path)[0].config.size == (24, 16)
+
+
+def test_pictures_are_scaled_to_cover_and_cropped_to_the_centre(tmp_path):
+    wide = np.zeros((8, 24), dtype=np.uint8)
+    wide[:, 8:16] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert (opened(tmp_path, resolution=8)[0].images == 200).all()
+
+
+def test_broken_pictures_are_named_counted_and_left_out(tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / "a" / f"{number}.png", size=(16, 16), seed=number)
+        write_picture(tmp_path / "b" / f"{number}.png", size=(16, 16), seed=9 + number)
+    (tmp_path / "a" / "1.png").write_bytes(b"this is no picture")
+    cut = (tmp_path / "b" / "2.png").read_bytes()
+    (tmp_path / "b" / "2.png").write_bytes(cut[: len(cut) // 2])
+    pictures, said = opened(tmp_path, labelled=True)
+    assert len(pictures) == 4
+    assert pictures.labels.tolist() == [0, 0, 1, 1]
+    assert "left out 2 of 6 pictures" in said
+    assert "1.png (not a picture)" in said
+    assert "2.png (" in said
+
+    as_needed, _ = opened(tmp_path, memory_budget=0.0)
+    assert as_needed.__getitems__(list(range(6)))["image"].shape == (6, 3, 16, 16)
+
+
+def test_nothing_usable_is_an_error_for_people(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"data.path: .*empty holds no pictures"):
+        opened(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"data.path: .*emty does not exist; did you mean empty\?"):
+        opened(tmp_path / "emty")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 1 pictures"):
+        opened(tmp_path / "bad")
+    write_picture(tmp_path / "two" / "a.png", size=(8, 8))
+    write_picture(tmp_path / "two" / "b.png", size=(9, 8))
+    with pytest.raises(UserError, match=r"data.resolution: .* 2 sizes, 8×8 to 8×9 \(height×width\)"):
+        opened(tmp_path / "two")
+
+
+def test_parquet(tmp_path):
+    import datasets
+
+    for number in range(4):
+        write_picture(tmp_path / f"{number}.png", size=(8, 8), seed=number)
+    files = [str(tmp_path / f"{number}.png") for number in range(4)]
+    columns = {"img": files, "kind": ["b", "a", "b", "b"], "grade": [0, 2, 1, 0]}
+    rows = datasets.Dataset.from_dict(columns).cast_column("img", datasets.Image())
+    (tmp_path / "set").mkdir()
+    rows.to_parquet(tmp_path / "set" / "train-0.parquet")
+    rows.select([0]).to_parquet(tmp_path / "set" / "test-0.parquet")
+
+    pictures, _ = opened(tmp_path / "set", labelled=True, label_column="kind")
+    assert pictures.class_names == ("a", "b")
+    assert pictures.labels.tolist() == [1, 0, 1, 1]
+    assert np.array_equal(pictures.images[2].permute(1, 2, 0), np.array(Image.open(files[2])))
+    assert opened(tmp_path / "set" / "train-0.parquet", labelled=True, label_column="grade")[0].class_names == (
+        "0",
+        "1",
+        "2",
+    )
+    with pytest.raises(UserError, match=r"no column image in .*; did you mean img\?"):
+        opened(tmp_path / "set", image_column="image")
+    with pytest.raises(UserError, match="data.label_column: no column kinds in .*; did you mean kind"):
+        opened(tmp_path / "set", labelled=True, label_column="kinds")
+
+
+def test_columns_of_metadata_become_labels(tmp_path):
+    lines = []
+    for number, colour in enumerate(["red", "blue", "red"]):
+        write_picture(tmp_path / f"{number}.png", size=(8, 8))
+        lines.append(json.dumps({"file_name": f"{number}.png", "colour": colour}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    pictures, _ = opened(tmp_path, labelled=True, label_column="colour")
+    assert pictures.class_names == ("blue", "red")
+    assert sorted(pictures.labels.tolist()) == [0, 1, 1]
+
+
+def test_flips_are_whole_pictures_and_follow_the_position():
+    pictures, _ = opened("digits", random_flip=True)
+    batch = pictures.__getitems__(list(range(200)))
+    plain = to_model(batch["image"], 8)
+    rng = Randomness.at(0, 0, slice(0, 200), 200, torch.device("cpu"))
+    flipped = pictures.prepare(batch, rng)["image"]
+    same = (flipped == plain).flatten(1).all(1)
+    mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert 60 < same.sum() < 140
+    half = Randomness.at(0, 0, slice(100, 200), 200, torch.device("cpu"))
+    later = {name: values[100:] for name, values in batch.items()}
+    assert torch.equal(pictures.prepare(later, half)["image"], flipped[100:])

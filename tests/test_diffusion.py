@@ -1,0 +1,198 @@
+import itertools
+
+import pytest
+import torch
+from diffusers.training_utils import compute_snr
+
+from diffunet.diffusion import SAMPLERS, Diffusion, DiffusionConfig, make_sampler, sample
+from diffunet.randomness import Randomness
+from diffunet.settings import UserError
+
+MEAN, SPREAD = 0.2, 0.3
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def schedules():
+    """Every prediction type with every noise that it is allowed."""
+    for prediction, betas, zero_snr in itertools.product(PREDICTIONS, ("linear", "cosine"), (False, True)):
+        if not (zero_snr and prediction == "epsilon"):
+            yield DiffusionConfig(
+                prediction_type=prediction, beta_schedule=betas, rescale_betas_zero_snr=zero_snr
+            )
+
+
+def name(config: DiffusionConfig) -> str:
+    return f"{config.prediction_type}-{config.beta_schedule}{'-zero-snr' * config.rescale_betas_zero_snr}"
+
+
+class GaussianDenoiser:
+    """The exact network for data of independent pixels N(MEAN, SPREAD^2): the conditional means given x_t."""
+
+    def __init__(self, config: DiffusionConfig):
+        self.config = config
+        self.alpha_bar = config.scheduler().alphas_cumprod.double()
+
+    def __call__(self, x_t, t):
+        assert torch.equal(t, t.round()), "a network is trained on whole steps only"
+        a = self.alpha_bar[t.long()].reshape(-1, 1, 1, 1)
+        away = (x_t.double() - a.sqrt() * MEAN) / (a * SPREAD**2 + 1 - a)
+        x_0 = MEAN + a.sqrt() * SPREAD**2 * away
+        noise = (1 - a).sqrt() * away
+        v = a.sqrt() * noise - (1 - a).sqrt() * x_0
+        return {"epsilon": noise, "sample": x_0, "v_prediction": v}[self.config.prediction_type].float()
+
+
+def draw(config: DiffusionConfig, sampler: str, steps: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(40, 1, 32, 32, generator=generator)
+    noise = (noise - noise.mean()) / noise.std()
+    sampler = make_sampler(sampler, config.scheduler(), steps)
+    return sample(GaussianDenoiser(config), sampler, noise, generator)
+
+
+def expected_spread(config: DiffusionConfig, sampler: str, steps: int) -> float:
+    """What a sampler makes of the Gaussian, relative to SPREAD.
+
+    In closed form for the first-order ones, whose steps are affine in x_t: DDIM (Song et al. 2021,
+    equation 12) and DDPM's ancestral step (Ho et al. 2020, equation 7), which euler-a is as well.
+    """
+    if sampler not in ("ddim", "ddpm", "euler-a"):
+        return 1.0
+    alpha_bar = GaussianDenoiser(config).alpha_bar
+    levels = [*alpha_bar[torch.arange(1000, 0, -1000 // steps) - 1].tolist(), 1.0]
+    variance = 1.0
+    for a, before in itertools.pairwise(levels):
+        per_x = SPREAD**2 * a**0.5 / (a * SPREAD**2 + 1 - a)                   # d x_0 / d x_t
+        if sampler == "ddim":
+            slope, added = before**0.5 * per_x + (1 - before) ** 0.5 * (1 - a**0.5 * per_x) / (1 - a) ** 0.5, 0.0
+        else:
+            beta = 1 - a / before
+            slope = (before**0.5 * beta * per_x + (a / before) ** 0.5 * (1 - before)) / (1 - a)
+            added = beta * (1 - before) / (1 - a)
+        variance = slope**2 * variance + added
+    return variance**0.5 / SPREAD
+
+
+@pytest.mark.parametrize("config", schedules(), ids=name)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_recover_mean_and_spread_of_a_gaussian(config, sampler):
+    try:
+        x = draw(config, sampler, 100)
+    except UserError as refused:
+        assert sampler == "euler-a"
+        assert config.prediction_type in str(refused)
+        return
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.004)
+    assert x.std().item() / SPREAD == pytest.approx(expected_spread(config, sampler, 100), abs=0.012)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_first_order_samplers_converge(sampler):
+    assert expected_spread(DiffusionConfig(), sampler, 1000) == pytest.approx(1, abs=0.015)
+    found = draw(DiffusionConfig(), sampler, 1000).std().item() / SPREAD
+    assert found == pytest.approx(expected_spread(DiffusionConfig(), sampler, 1000), abs=0.012)
+
+
+@pytest.mark.parametrize("config", schedules(), ids=name)
+def test_the_default_sampler_is_right_at_its_default_steps(config):
+    x = draw(config, "dpm++", 25)
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.004)
+    assert x.std().item() / SPREAD == pytest.approx(1, abs=0.035)
+
+
+REFUSED = {
+    "unknown": ("dpm+", 20, {}, "dpm\\+ is not one of .* did you mean dpm\\+\\+"),
+    "too many steps": ("dpm++", 1001, {}, "1001 is not between 1 and the 1000"),
+    "no step": ("dpm++", 0, {}, "0 is not between"),
+    "ddim that misses the end": ("ddim", 300, {}, "divides 1000, not 300; try 250"),
+    "euler-a without x_0 clip": ("euler-a", 20, {"beta_schedule": "cosine"}, "euler-a cannot undo cosine"),
+    "euler-a of images": ("euler-a", 20, {"prediction_type": "sample"}, "euler-a cannot use .* sample"),
+}
+
+
+@pytest.mark.parametrize(("sampler", "steps", "changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_wrong_combinations_are_refused_by_name(sampler, steps, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_sampler(sampler, DiffusionConfig(**changes).scheduler(), steps)
+
+
+def test_zero_snr_with_epsilon_is_refused_by_name():
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr .* epsilon"):
+        DiffusionConfig(rescale_betas_zero_snr=True, prediction_type="epsilon")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_generator_for_each_image_makes_it_independent_of_the_batch(sampler):
+    config = DiffusionConfig()
+
+    def images(seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators])
+        return sample(GaussianDenoiser(config), make_sampler(sampler, config.scheduler(), 10), noise, generators)
+
+    torch.testing.assert_close(images(range(5))[3], images([3])[0])
+
+
+@pytest.mark.parametrize("config", schedules(), ids=name)
+def test_the_exact_network_has_the_least_loss(config):
+    """In closed form: the variance of the target given x_t, averaged over t."""
+    diffusion = Diffusion(config)
+    generator = torch.Generator().manual_seed(0)
+    image = MEAN + SPREAD * torch.randn(4000, 1, 4, 4, generator=generator)
+    exact = GaussianDenoiser(config)
+    a = exact.alpha_bar
+    remaining = SPREAD**2 * (1 - a) / (a * SPREAD**2 + 1 - a)                  # variance of x_0 given x_t
+    factor = {"epsilon": a / (1 - a), "sample": torch.ones_like(a), "v_prediction": 1 / (1 - a)}
+    expected = (remaining * factor[config.prediction_type]).mean().item()
+    found = diffusion.loss(exact, image, Randomness(generator))["loss"].mean().item()
+    assert found == pytest.approx(expected, rel=0.03)
+    wrong = diffusion.loss(lambda x_t, t: exact(x_t, t) + 0.1, image, Randomness(generator))["loss"].mean().item()
+    assert wrong == pytest.approx(expected + 0.01, rel=0.03)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_min_snr_weights(prediction):
+    """min(SNR, gamma) / SNR on the noise's error, by diffusers' SNR, in terms of each prediction."""
+    config = DiffusionConfig(prediction_type=prediction, min_snr_gamma=5.0)
+    diffusion = Diffusion(config)
+    t = torch.arange(0, 1000, 37)
+    snr = compute_snr(diffusion.scheduler, t)
+    per_error = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction]
+    torch.testing.assert_close(diffusion._weight(t), snr.clamp(max=5) / per_error, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_min_snr_is_finite_without_any_signal(prediction):
+    config = DiffusionConfig(prediction_type=prediction, min_snr_gamma=5.0, rescale_betas_zero_snr=True)
+    assert Diffusion(config)._weight(torch.tensor([999])).isfinite().all()
+
+
+def test_the_loss_is_fp32_and_split_by_noise():
+    diffusion = Diffusion(DiffusionConfig())
+    dtypes = []
+
+    def model(x_t, t):
+        dtypes.append(x_t.dtype)
+        return torch.zeros_like(x_t, dtype=torch.bfloat16)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = diffusion.loss(model, torch.zeros(64, 1, 4, 4))
+    assert dtypes == [torch.float32]
+    assert losses["loss"].dtype == torch.float32
+    bands = torch.stack([losses[band] for band in ("loss_t0-249", "loss_t250-499", "loss_t500-749", "loss_t750-999")])
+    assert (bands.isfinite().sum(0) == 1).all()
+    torch.testing.assert_close(bands.nan_to_num().sum(0), losses["loss"])
+
+
+def test_conditions_are_withheld_at_their_rate():
+    diffusion = Diffusion(DiffusionConfig(condition_dropout=0.25))
+    seen = []
+
+    def model(x_t, t, told, label):
+        seen.append(told)
+        return x_t
+
+    for _ in range(50):
+        diffusion.loss(model, torch.zeros(64, 1, 2, 2), label=torch.zeros(64))
+    assert 1 - torch.cat(seen).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    Diffusion(DiffusionConfig()).loss(lambda x_t, t: x_t, torch.zeros(4, 1, 2, 2))       # nothing to withhold

@@ -1,0 +1,104 @@
+import argparse
+
+import pytest
+import yaml
+
+from diffunet.config import Config
+from diffunet.frontend import add_flags, laid_over, parse_flags, read_yaml, validated
+from diffunet.settings import UserError
+
+
+def read(path, text="", argv=()):
+    """The config of a YAML text and command-line flags."""
+    path = path / "some.yaml"
+    path.write_text(text)
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Config)
+    flags = vars(parse_flags(parser, list(argv)))
+    values, places = read_yaml(path)
+    laid_over(values, places, Config, flags)
+    return validated(Config, values, places, str(path))
+
+
+def test_values_and_flags(tmp_path):
+    text = "train: {learning_rate: 1e-4, steps: 800_000, log_with: null}\nunet:\n  levels: [{channels: 8}]\n"
+    config = read(tmp_path, text, ["--train.steps", "5", "--data.path=123", "--data.random_flip", "--train.seed", "3"])
+    assert config.train.learning_rate == 1e-4
+    assert (config.train.steps, config.train.seed, config.train.log_with) == (5, 3, None)
+    assert (config.data.path, config.data.random_flip) == ("123", True)
+    assert config.unet.levels[0].channels == 8
+
+
+def test_flags_take_lists_and_null(tmp_path):
+    argv = ["--unet.levels", "[{channels: 8}, {channels: 16, attention: true}]", "--data.resolution", "[8, 12]"]
+    config = read(tmp_path, "data: {image_column: img}", [*argv, "--data.image_column", "null"])
+    assert [level.attention for level in config.unet.levels] == [False, True]
+    assert config.data.size == (8, 12)
+    assert config.data.image_column is None
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    assert read(tmp_path) == Config()
+
+
+def test_the_printed_config_reads_back(tmp_path):
+    text = "unet: {levels: [{channels: 8}]}\ndata: {resolution: [8, 12]}\ntrain: {learning_rate: 1e-7}"
+    config = read(tmp_path, text)
+    assert read(tmp_path, config.to_yaml()) == config
+    assert yaml.safe_load(config.to_yaml()).keys() == Config.model_fields.keys()
+
+
+WRONG = {
+    "unknown key": ("train:\n  learing_rate: 1", [], r"some.yaml:2: train.learing_rate: .*mean learning_rate\?"),
+    "unknown key in a list": ("unet:\n  levels:\n    - {channels: 8, block: 2}", [], r"some.yaml:3: .*mean blocks\?"),
+    "unknown section": ("trian: {}", [], r"some.yaml:1: trian: unknown key; did you mean train\?"),
+    "unknown flag": ("", ["--train.learing_rate", "1"], r"--train.learing_rate: .*mean --train.learning_rate\?"),
+    "word for a number": ("train:\n\n  steps: many", [], r"some.yaml:3: train.steps: .*integer.*got many"),
+    "yes is no number": ("train: {seed: yes}", [], r"some.yaml:1: train.seed: .*integer"),
+    "true is no number": ("train: {seed: true}", [], r"some.yaml:1: train.seed: .*integer"),
+    "no finite number": ("train: {learning_rate: .nan}", [], r"train.learning_rate: .*finite"),
+    "out of range": ("unet: {dropout: 1.5}", [], r"some.yaml:1: unet.dropout: .*less than 1; got 1.5"),
+    "flag out of range": ("", ["--unet.dropout", "2"], r"^--unet.dropout: .*less than 1; got 2$"),
+    "no such choice": ("diffusion: {prediction_type: eps}", [], r"'epsilon', 'sample' or 'v_prediction'; got eps"),
+    "a number for a section": ("train: 5", [], r"some.yaml:1: train: .*got 5"),
+    "given twice": ("train: {}\n\ntrain: {}", [], r"some.yaml:3: train: given twice \(first at line 1\)"),
+    "no YAML": ("train: [1,\n  2", [], r"some.yaml:\d: not valid YAML"),
+    "no keys": ("- 1", [], r"some.yaml:1: expected keys"),
+    "no value": ("", ["--train.steps"], r"--train.steps: expected one argument"),
+    "impossible together": (
+        "diffusion: {prediction_type: epsilon, rescale_betas_zero_snr: true}",
+        [],
+        r"some.yaml:1: diffusion: rescale_betas_zero_snr .* epsilon",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "argv", "message"), WRONG.values(), ids=WRONG)
+def test_mistakes_are_told_by_their_place(tmp_path, text, argv, message):
+    with pytest.raises(UserError, match=message) as mistake:
+        read(tmp_path, text, argv)
+    assert len(str(mistake.value).splitlines()) == 1
+
+
+def test_all_mistakes_at_once(tmp_path):
+    with pytest.raises(UserError) as mistakes:
+        read(tmp_path, "train: {steps: 0}\nunet: {dims: 4}", ["--data.workers", "-1"])
+    assert len(str(mistakes.value).splitlines()) == 3
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / "digits.yaml").touch()
+    with pytest.raises(UserError, match=r"digit.yaml: no such file; did you mean digits.yaml\?"):
+        read_yaml(tmp_path / "digit.yaml")
+
+
+def test_help_tells_default_and_range(capsys):
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Config)
+    text = " ".join(parser.format_help().split())
+    assert "Peak learning rate of AdamW. [default: 0.0002; > 0]" in text
+    assert "epsilon | sample | v_prediction" in text
+    for name, section in Config.model_fields.items():
+        for key, field in section.annotation.model_fields.items():
+            assert f"--{name}.{key} " in text
+            assert field.description, f"{name}.{key} has no docstring"

@@ -1,0 +1,192 @@
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from diffunet.randomness import Randomness
+from diffunet.settings import UserError
+from diffunet.storage import load_tensors
+from diffunet.training import NON_FINITE_LIMIT, TrainConfig, Trainer, list_checkpoints
+
+
+class Points:
+    """Forty numbers to fit; nothing of images."""
+
+    workers = 0
+
+    def __init__(self):
+        self.x = torch.linspace(-1, 1, 40)[:, None]
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitems__(self, indices):
+        return {"x": self.x[indices]}
+
+    def prepare(self, batch, rng):
+        return batch
+
+
+class Fit:
+    """Squared error against 3 x + noise of the batch's randomness. The losses at `poison` are not finite."""
+
+    def __init__(self, poison=()):
+        self.calls, self.poison = 0, poison
+
+    def loss(self, model, rng: Randomness, x):
+        self.calls += 1
+        error = (model(x) - 3 * x - 0.1 * rng.normal_like(x)).square().mean(1)
+        return {"loss": error * (torch.nan if self.calls - 1 in self.poison else 1.0)}
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
+
+
+def trainer(folder, objective=None, **changes):
+    settings = {"output": str(folder), "steps": 12, "batch_size": 8, "learning_rate": 0.01, "ema_decay": 0.5}
+    config = TrainConfig(**(settings | {"log_every": 2, "checkpoint_every": 4} | changes))
+    folder.mkdir(exist_ok=True)
+    return Trainer(
+        config,
+        network(),
+        objective or Fit(),
+        Points(),
+        Accelerator(cpu=True),
+        preview=lambda step, ema: None,
+        publish=lambda ema: None,
+    )
+
+
+def states(folder, step):
+    checkpoint = folder / "checkpoints" / f"step_{step:08d}"
+    return {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+
+
+def log(folder):
+    """log.jsonl without the speed."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    trainer(tmp_path / "whole").fit()
+    first = trainer(tmp_path / "halves")
+    first.config = first.config.model_copy(update={"steps": 6})                # ends as if it had been stopped there
+    first.fit()
+    second = trainer(tmp_path / "halves")
+    second.resume()
+    assert second.step == 6
+    second.fit()
+    assert states(tmp_path / "whole", 12) == states(tmp_path / "halves", 12)
+    assert log(tmp_path / "whole") == log(tmp_path / "halves")
+
+
+def test_a_resumed_log_forgets_what_will_be_written_again(tmp_path):
+    trainer(tmp_path).fit()
+    complete = log(tmp_path)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 14, "loss": 1}\n{"step": 1')
+    resumed = trainer(tmp_path, steps=16)
+    resumed.resume()
+    assert log(tmp_path) == complete
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_changes_only_the_memory(tmp_path, parts):
+    """The noise is that of the position in the whole batch, so the gradients agree; without dropout."""
+    results = []
+    for number in (1, parts):
+        run = trainer(tmp_path / str(number), gradient_accumulation_steps=number)
+        for module in run.model.modules():
+            module.p = 0.0
+        run.fit()
+        results.append(run._bare_model.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(UserError, match=r"train.batch_size: 8 cannot be shared .* 3 accumulation .* try 9"):
+        trainer(tmp_path, gradient_accumulation_steps=3)
+
+
+def test_ema_is_the_sum_of_the_past(tmp_path):
+    """In closed form: each step's weights count (1 - decay) times the product of the decays after it."""
+    run = trainer(tmp_path, ema_decay=0.7)
+    past = [run._bare_model[0].weight.detach().clone()]
+    step = run._train_step
+
+    def recorded(parts):
+        step(parts)
+        past.append(run._bare_model[0].weight.detach().clone())
+
+    run._train_step = recorded
+    run.fit()
+    decays = [min(0.7, (1 + n) / (10 + n)) for n in range(12)]
+    expected = past[0] * math.prod(decays)
+    for n, weights in enumerate(past[1:]):
+        expected = expected + weights * (1 - decays[n]) * math.prod(decays[n + 1 :])
+    torch.testing.assert_close(run.ema[0].weight, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(run.ema[0].weight, past[-1], atol=1e-4)
+
+
+def test_learning_rates_are_functions_of_the_step():
+    def rates(schedule):
+        config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0, lr_schedule=schedule)
+        return [config.learning_rate_at(step) for step in (0, 4, 9, 50, 75)]
+
+    assert rates("constant") == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert rates("linear") == pytest.approx([0.1, 0.5 * 0.96, 0.91, 0.5, 0.25])
+    assert rates("cosine")[3:] == pytest.approx([0.5, (1 - math.sqrt(0.5)) / 2])
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    run = trainer(tmp_path, Fit(poison={3, 5}))
+    weights = []
+    step = run._train_step
+
+    def recorded(parts):
+        step(parts)
+        weights.append(run._bare_model[0].weight.detach().clone())
+
+    run._train_step = recorded
+    run.fit()
+    assert run.skipped == 2
+    assert torch.equal(weights[2], weights[3])
+    assert not torch.equal(weights[3], weights[4])
+    assert torch.equal(weights[4], weights[5])
+    assert log(tmp_path)[-1]["skipped"] == 2
+    assert all(math.isfinite(line["loss"]) for line in log(tmp_path))
+
+
+def test_too_many_of_them_stop_the_run_and_leave_the_checkpoints(tmp_path):
+    run = trainer(tmp_path, Fit(poison=range(5, 99)), steps=50)
+    with pytest.raises(UserError, match=rf"not finite {NON_FINITE_LIMIT} times in a row"):
+        run.fit()
+    saved = load_tensors(list_checkpoints(tmp_path)[-1] / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+    assert torch.equal(saved["0.weight"], run._bare_model[0].weight)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    trainer(tmp_path, keep_checkpoints=2, checkpoint_every=3).fit()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000009", "step_00000012"]
+
+
+def test_other_data_are_refused(tmp_path):
+    trainer(tmp_path).fit()
+    run = trainer(tmp_path, steps=20)
+    run.data.x = run.data.x[:-1]
+    with pytest.raises(UserError, match=r"data.path: 39 examples, but .*step_00000012 was trained on 40"):
+        run.resume()
+
+
+def test_it_learns(tmp_path):
+    run = trainer(tmp_path, steps=300, learning_rate=0.03, ema_decay=0.9, checkpoint_every=300, log_every=100)
+    run.fit()
+    x = torch.tensor([[-0.8], [0.5]])
+    assert run.ema(x).flatten().tolist() == pytest.approx([-2.4, 1.5], abs=0.25)
