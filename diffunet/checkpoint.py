@@ -7,7 +7,7 @@ from torch import nn
 
 from .config import Config
 from .denoiser import Denoiser
-from .frontend import read_yaml, validated
+from .frontend import settings_from
 from .settings import UserError, did_you_mean
 from .storage import load_strictly, load_tensors, save_tensors, whole_file
 
@@ -33,8 +33,7 @@ class Run:
                 near = did_you_mean(self.folder.name, [f.name for f in self.folder.parent.iterdir()])
             what = "has no config.yaml, so it is not a run folder" if self.folder.is_dir() else "no such run folder"
             raise UserError(f"{self.folder}: {what}{near}")
-        values, places = read_yaml(self.folder / "config.yaml")
-        return validated(Config, values, places, str(self.folder / "config.yaml"))
+        return settings_from(Config, self.folder / "config.yaml")
 
     def refuse_to_overwrite(self, overwrite: bool) -> None:
         """UserError if something stands there already, unless it is a run and `overwrite` gives it up."""

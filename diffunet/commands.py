@@ -14,7 +14,7 @@ from torch import nn
 from .checkpoint import Run
 from .config import Config
 from .drawing import draw_curves, draw_grid, to_picture
-from .frontend import add_flags, laid_over, parse_flags, read_yaml, validated
+from .frontend import add_flags, parse_flags, settings_from
 from .generation import SampleConfig, generate, labels_to_draw
 from .settings import UserError, did_you_mean
 
@@ -68,35 +68,28 @@ def told_plainly(command: Callable) -> Callable:
 def train(argv: list[str] | None = None) -> int:
     """Train on an image data set. Without arguments: real handwritten digits, in a few minutes on a CPU."""
     parser = argparse.ArgumentParser(prog="train.py", description=train.__doc__)
-    parser.add_argument("--config", default=argparse.SUPPRESS, help="YAML file [default: configs/digits.yaml]")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file [default: configs/digits.yaml]")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
     parser.add_argument("--print_config", action="store_true", help="print the configuration and exit")
     add_flags(parser, Config)
-    arguments = vars(parse_flags(parser, argv))
-    resume, overwrite = arguments.pop("resume"), arguments.pop("overwrite")
-    print_only, path = arguments.pop("print_config"), arguments.pop("config", None)
-    if resume and (path or overwrite):
-        raise UserError(f"--resume: {resume} has its own config; leave out --config and --overwrite")
-    if resume:
-        run = Run(resume)
+    asked, flags = parse_flags(parser, argv)
+    if asked.resume and (asked.config or asked.overwrite):
+        raise UserError(f"--resume: {asked.resume} has a config of its own; leave out --config and --overwrite")
+    if asked.resume:
+        run = Run(asked.resume)
         former = run.config()
-        config_file = run.folder / "config.yaml"
-        arguments["train.output"] = str(run.folder)
-    else:
-        config_file = _config_file(path or "configs/digits.yaml")
-    values, places = read_yaml(config_file)
-    laid_over(values, places, Config, arguments)
-    config = validated(Config, values, places, str(config_file))
-    if resume:
+        config = settings_from(Config, run.folder / "config.yaml", flags | {"train.output": str(run.folder)})
         _refuse_another_run(former, config)
-    if print_only:
+    else:
+        config = settings_from(Config, _config_file(asked.config or "configs/digits.yaml"), flags)
+        run = Run(config.train.output)
+    if asked.print_config:
         print(config.to_yaml(), end="")
         return 0
-    if not resume:
-        run = Run(config.train.output)
-        run.refuse_to_overwrite(overwrite)
-    return _train(run, config, bool(resume), overwrite)
+    if not asked.resume:
+        run.refuse_to_overwrite(asked.overwrite)
+    return _train(run, config, bool(asked.resume), asked.overwrite)
 
 
 def _config_file(name: str) -> Path:
@@ -156,11 +149,14 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
     config = config.settled(pictures)
     set_seed(config.train.seed)
     denoiser = Denoiser.from_config(config.unet, config.conditions)
-    labels_to_draw(None, config.conditions.class_names)
 
     def preview(step: int, ema: nn.Module) -> None:
         wish = SampleConfig(num_images=config.train.preview_images)
-        pixels = torch.cat([drawn.pixels for drawn in generate(ema, config, wish)])
+        try:
+            pixels = torch.cat([drawn.pixels for drawn in generate(ema, config, wish)])
+        except UserError as broken:
+            say(f"no preview at step {step}: {broken}")
+            return
         draw_grid(pixels, config.data.bit_depth, run.folder / "samples" / f"step_{step:08d}.png", _columns(config))
 
     def publish(ema: nn.Module) -> None:
@@ -252,11 +248,8 @@ def sample(argv: list[str] | None = None) -> int:
 def _run_and_wish(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Run, SampleConfig]:
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/digits")
     add_flags(parser, SampleConfig)
-    flags = vars(parse_flags(parser, argv))
-    run = Run(flags.pop("run"))
-    values, places = {}, {}
-    laid_over(values, places, SampleConfig, flags)
-    return run, validated(SampleConfig, values, places)
+    asked, flags = parse_flags(parser, argv)
+    return Run(asked.run), settings_from(SampleConfig, None, flags)
 
 
 def _device() -> torch.device:
@@ -327,13 +320,13 @@ def export(argv: list[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("folder", metavar="FOLDER", help="the folder to write")
     parser.add_argument("--label", help="class that the pipeline shall draw; all: keep the classes [default: not told]")
-    arguments = parse_flags(parser, argv)
-    run, folder = Run(arguments.run), Path(arguments.folder)
+    asked, _ = parse_flags(parser, argv)
+    run, folder = Run(asked.run), Path(asked.folder)
     config = run.config()
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; name another folder")
     names = config.conditions.class_names
-    label = "all" if arguments.label == "all" else labels_to_draw(arguments.label or "none", names)[0]
+    label = "all" if asked.label == "all" else labels_to_draw(asked.label or "none", names)[0]
     write_folder(run.denoiser(config), config, label, folder)
     print(f"{folder}: DDPMPipeline.from_pretrained({str(folder)!r}) loads it")
     return 0
@@ -347,10 +340,10 @@ def import_(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffunet import", description=import_.__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="a DDPMPipeline folder or hub id")
     parser.add_argument("run", metavar="RUN", help="the run folder to make")
-    arguments = parse_flags(parser, argv)
-    run = Run(arguments.run)
+    asked, _ = parse_flags(parser, argv)
+    run = Run(asked.run)
     run.refuse_to_overwrite(overwrite=False)
-    config, denoiser = load_diffusers(arguments.folder)
+    config, denoiser = load_diffusers(asked.folder)
     run.begin(config)
     run.publish(denoiser)
     print(f"{run.folder}: python sample.py {run.folder} draws pictures")

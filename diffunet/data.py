@@ -1,15 +1,13 @@
-"""Pictures as batches: found by `datasets`, decoded once where they fit in memory, augmented as a batch.
+"""Pictures as batches: decoded once where they fit in memory, augmented as a batch.
 
 Inside the program a picture is integers of its files' depth, (C, H, W), until `prepare` makes it
 floating point in [-1, 1]; `to_pixels` is the way back.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -29,7 +27,8 @@ from .decoding import (
     resized,
 )
 from .randomness import Randomness
-from .settings import Settings, UserError, did_you_mean, unwatched
+from .settings import Settings, UserError, unwatched
+from .sources import class_labels, load_rows, undecoded
 
 Side = Annotated[int, Field(strict=True, ge=1)]
 SURVEYED = 1000
@@ -68,7 +67,7 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class Pictures:
-    """A data set ready for training: `batches of integers` by index, and what to make of them.
+    """A data set ready for training: batches of integers by index, and what to make of them.
 
     `config` is resolved: its resolution, channels and bit depth are those of the pictures.
     """
@@ -126,10 +125,9 @@ def open_pictures(
     """
     if config.path == "digits":
         return _digits(config, labelled)
-    rows = _load(config)
-    image_column = _image_column(rows, config)
-    names, labels = _labels(rows, config) if labelled else ((), None)
-    files = _undecoded(rows, image_column)
+    rows = load_rows(config.path, config.split, say)
+    files = undecoded(rows, config.image_column, config.path)
+    names, labels = class_labels(rows, config.label_column, config.path) if labelled else ((), None)
     config = _resolved(config, files, say)
     reader = Undecoded(files, config)
     height, width = config.size
@@ -159,88 +157,6 @@ def _digits(config: DataConfig, labelled: bool) -> Pictures:
     images = resized(images, config.size)
     labels = torch.from_numpy(found.target).long() if labelled else None
     return Pictures(config, images, labels, tuple(map(str, range(10))) if labelled else ())
-
-
-def _load(config: DataConfig):
-    """The rows of a folder, a parquet file or folder, or a hub id, as a `datasets.Dataset`."""
-    import datasets
-
-    if not config.path:
-        raise UserError("data.path: not known for this run; say where its pictures are")
-    path = Path(config.path).expanduser()
-    if not path.exists() and (path.is_absolute() or config.path.count("/") != 1 or config.path.startswith(".")):
-        near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
-        raise UserError(f"data.path: {config.path} does not exist{near}")
-    parquet = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
-    in_split = [file for file in parquet if config.split in file.stem]
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    try:
-        if parquet:
-            files = {config.split: [str(file) for file in in_split or parquet]}
-            return datasets.load_dataset("parquet", data_files=files, split=config.split)
-        if path.is_dir():
-            rows = datasets.load_dataset("imagefolder", data_dir=str(path), split=config.split)
-        else:
-            rows = datasets.load_dataset(config.path, split=config.split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if path.is_dir():
-            raise UserError(f"data.path: {config.path} holds no pictures that `datasets` can read") from error
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"data.path: {config.path}, split {config.split}: {first_line}") from error
-    return rows
-
-
-def _image_column(rows, config: DataConfig) -> str:
-    import datasets
-
-    if config.image_column:
-        if config.image_column not in rows.column_names:
-            near = did_you_mean(config.image_column, rows.column_names) or f"; there are {', '.join(rows.column_names)}"
-            raise UserError(f"data.image_column: no column {config.image_column} in {config.path}{near}")
-        return config.image_column
-    found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    if len(found) != 1:
-        which = "none holds pictures" if not found else f"{' and '.join(found)} hold pictures"
-        columns = ", ".join(rows.column_names)
-        raise UserError(f"data.image_column: say which column of {config.path} ({columns}); {which}")
-    return found[0]
-
-
-def _labels(rows, config: DataConfig) -> tuple[tuple[str, ...], Tensor | None]:
-    """Names and indices of the classes, from a column of class labels, numbers or words."""
-    import datasets
-
-    column = config.label_column or "label"
-    if column not in rows.column_names:
-        if config.label_column:
-            near = did_you_mean(column, rows.column_names) or f"; there are {', '.join(rows.column_names)}"
-            raise UserError(f"data.label_column: no column {column} in {config.path}{near}")
-        return (), None
-    kind, values = rows.features[column], rows[column]
-    if any(value is None for value in values):
-        raise UserError(f"data.label_column: column {column} of {config.path} has empty values")
-    if isinstance(kind, datasets.ClassLabel):
-        names = tuple(kind.names)
-    elif getattr(kind, "dtype", "").startswith(("int", "uint")) and min(values) >= 0:
-        names = tuple(map(str, range(max(values) + 1)))
-    elif getattr(kind, "dtype", "") in ("string", "large_string"):
-        names = tuple(sorted(set(values)))
-        values = [names.index(value) for value in values]
-    else:
-        raise UserError(f"data.label_column: column {column} of {config.path} holds neither classes nor words")
-    return names, torch.tensor(list(values), dtype=torch.long)
-
-
-def _undecoded(rows, column: str):
-    """Rows of {bytes, path}: decoding stays ours, so that a broken file can be named."""
-    import datasets
-
-    try:
-        files = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
-        return files if column == "image" else files.rename_column(column, "image")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"data.image_column: column {column} does not hold pictures") from error
 
 
 class Undecoded:

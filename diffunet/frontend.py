@@ -8,8 +8,9 @@ import argparse
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -20,6 +21,54 @@ from .settings import Settings, UserError, did_you_mean
 
 S = TypeVar("S", bound=Settings)
 Key = tuple[str, ...]
+
+
+FLAG = "flag:"
+"""Marks the flags of settings among a parser's arguments."""
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], above: Key = ()) -> None:
+    """One flag for each value of `settings`, `--section.key`, with its docstring, default and range as help."""
+    group = parser.add_argument_group(".".join(above), settings.__doc__.splitlines()[0]) if above else parser
+    for name, field in settings.model_fields.items():
+        key = (*above, name)
+        if _is_section(field):
+            add_flags(parser, field.annotation, key)
+            continue
+        group.add_argument(
+            f"--{'.'.join(key)}",
+            dest=FLAG + ".".join(key),
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=_help(field).replace("%", "%%"),
+            **({"nargs": "?", "const": "true"} if field.annotation is bool else {}),
+        )
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The parser's own arguments, and the words of the flags that `add_flags` gave it.
+
+    UserError, with the nearest flag, for what no flag or place takes.
+    """
+    parser.allow_abbrev = False
+    parser.error = _as_user_error
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        flag = unknown[0].partition("=")[0]
+        raise UserError(f"{unknown[0]}: unknown argument{did_you_mean(flag, known)}")
+    flags = {name.removeprefix(FLAG): word for name, word in vars(found).items() if name.startswith(FLAG)}
+    return found, flags
+
+
+def settings_from(settings: type[S], path: Path | None, flags: Mapping[str, str] = MappingProxyType({})) -> S:
+    """The settings of a YAML file, if there is one, with flags, `{"section.key": word}`, laid over it.
+
+    UserError with a line for each mistake.
+    """
+    values, places = _read_yaml(path) if path else ({}, {})
+    _lay_over(values, places, settings, flags)
+    return _validated(settings, values, places, str(path or ""))
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,7 +87,7 @@ for _tag, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
 
 
-def read_yaml(path: Path) -> tuple[dict, dict[Key, str]]:
+def _read_yaml(path: Path) -> tuple[dict, dict[Key, str]]:
     """The values of a YAML file, and for each key the place `FILE:LINE` where it stands."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -80,24 +129,6 @@ def _lines(node: yaml.Node | None, path: Path, above: Key = ()) -> Iterator[tupl
             yield from _lines(value, path, key)
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], above: Key = ()) -> None:
-    """One flag for each value of `settings`, `--section.key`, with its docstring, default and range as help."""
-    group = parser.add_argument_group(".".join(above), settings.__doc__.splitlines()[0]) if above else parser
-    for name, field in settings.model_fields.items():
-        key = (*above, name)
-        if _is_section(field):
-            add_flags(parser, field.annotation, key)
-            continue
-        group.add_argument(
-            f"--{'.'.join(key)}",
-            dest=".".join(key),
-            default=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=_help(field).replace("%", "%%"),
-            **({"nargs": "?", "const": "true"} if field.annotation is bool else {}),
-        )
-
-
 def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
@@ -120,24 +151,12 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
 
 
-def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The arguments as words. UserError, with the nearest flag, for what no flag or place takes."""
-    parser.allow_abbrev = False
-    parser.error = _as_user_error
-    found, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        flag = unknown[0].partition("=")[0]
-        raise UserError(f"{unknown[0]}: unknown argument{did_you_mean(flag, known)}")
-    return found
-
-
 def _as_user_error(message: str):
     raise UserError(message.removeprefix("argument "))
 
 
-def laid_over(values: dict, places: dict[Key, str], settings: type[Settings], flags: dict[str, str]) -> None:
-    """Lays flags, as `{"section.key": word}`, over values read from a file, and their places over its places."""
+def _lay_over(values: dict, places: dict[Key, str], settings: type[Settings], flags: Mapping[str, str]) -> None:
+    """Lays flags over values read from a file, and their places over its places."""
     for dotted, word in flags.items():
         key = tuple(dotted.split("."))
         section, kind = values, settings
@@ -160,7 +179,7 @@ def _from_word(word: str, field: FieldInfo, dotted: str) -> Any:
         raise UserError(f"--{dotted}: not a valid value: {word}") from None
 
 
-def validated(settings: type[S], values: dict, places: dict[Key, str], otherwise: str = "") -> S:
+def _validated(settings: type[S], values: dict, places: dict[Key, str], otherwise: str) -> S:
     """The settings. UserError with a line for each mistake; `otherwise` is the place of keys without one."""
     try:
         return settings.model_validate(values)

@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .interruption import Interruption
 from .randomness import Order, Randomness, seed_for
 from .settings import Settings, UserError
 from .storage import load_json, load_strictly, load_tensors, save_tensors, whole_file, whole_folder
@@ -140,6 +140,8 @@ class Trainer:
             fused=accelerator.device.type in ("cpu", "cuda"),
         )
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
+        self._logged = 0                                       # step of the newest line of the log
+        self._seconds = 0.0                                    # spent in steps since then
         self._window: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
 
     @property
@@ -158,19 +160,17 @@ class Trainer:
             Interruption(self.accelerator) as interruption,
             tqdm(initial=self.step, total=config.steps, desc="train", unit="step", dynamic_ncols=True) as bar,
         ):
-            started, first = time.monotonic(), self.step
             while self.step < config.steps:
+                started = time.monotonic()
                 self._train_step([next(batches) for _ in range(config.gradient_accumulation_steps)])
+                self._seconds += time.monotonic() - started
                 self.step += 1
                 bar.update()
                 last = self.step == config.steps
                 stop = interruption.requested()
                 saving = last or stop or self.step % config.checkpoint_every == 0
-                if saving or self.step % config.log_every == 0:
-                    elapsed = time.monotonic() - started
-                    means = self._log((self.step - first) * config.batch_size / elapsed)
-                    if means:
-                        bar.set_postfix_str(f"loss {means['loss']:.4f}, {means['images_per_second']:.0f} images/s")
+                if (saving or self.step % config.log_every == 0) and (line := self._log()):
+                    bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s")
                 if (last or self.step % config.preview_every == 0) and self.accelerator.is_main_process:
                     self.preview(self.step, self.ema)
                 if saving:
@@ -231,6 +231,8 @@ class Trainer:
             self._count("grad_norm", norm.detach().reshape(1))
             averaged, current = list(self.ema.parameters()), list(self._bare_model.parameters())
             torch._foreach_lerp_(averaged, current, 1 - config.ema_decay_at(self.step))
+            for kept, buffer in zip(self.ema.buffers(), self._bare_model.buffers(), strict=True):
+                kept.copy_(buffer)
         self.skipped += not finite
         self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + 1
         if self.non_finite_in_a_row == NON_FINITE_LIMIT:
@@ -248,12 +250,14 @@ class Trainer:
         total[0] = total[0] + values.where(finite, 0).sum()
         total[1] = total[1] + finite.sum()
 
-    def _log(self, images_per_second: float) -> dict[str, float]:
+    def _log(self) -> dict[str, float]:
         """Writes the means since the last line. Empty in all but the main process."""
         names = sorted(self._window)
         totals = torch.tensor([self._window[name] for name in names], device=self.accelerator.device)
         totals = self.accelerator.reduce(totals, "sum").tolist()
+        images_per_second = (self.step - self._logged) * self.config.batch_size / self._seconds
         self._window.clear()
+        self._logged, self._seconds = self.step, 0.0
         if not self.accelerator.is_main_process:
             return {}
         means = {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
@@ -324,6 +328,7 @@ class Trainer:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.skipped = state["step"], state["skipped"]
+        self._logged = self.step
         if self.accelerator.is_main_process:
             _forget_after(self.folder / "log.jsonl", self.step)
         self.accelerator.wait_for_everyone()
@@ -353,34 +358,3 @@ def _as_it_is(batch):
 
 def _leave_interrupts_to_the_trainer(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class Interruption:
-    """Turns Ctrl-C and SIGTERM into a request to save and stop, heard by all processes at the same step.
-
-    The same signal a second time ends the process at once.
-    """
-
-    def __init__(self, accelerator: "Accelerator"):
-        self.accelerator = accelerator
-        self.signal: signal.Signals | None = None
-
-    def __enter__(self) -> "Interruption":
-        self._former = {}
-        if threading.current_thread() is threading.main_thread():
-            self._former = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame) -> None:
-        signal.signal(number, self._former[number])
-        self.signal = self.signal or signal.Signals(number)
-        self.accelerator.set_trigger()
-        self.accelerator.print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step ...", flush=True)
-
-    def requested(self) -> bool:
-        """Whether any process was asked to stop. To be called by all of them at the same step."""
-        return self.accelerator.check_trigger()

@@ -14,7 +14,9 @@ FLOORS = [
     "denoiser",
     "diffusion",
     "decoding",
+    "sources",
     "data",
+    "interruption",
     "training",
     "config",
     "frontend",
@@ -26,7 +28,7 @@ FLOORS = [
     "commands",
 ]
 NETWORKS = {"conditioning", "layers", "unet", "denoiser"}
-PROCEDURE = {"randomness", "diffusion", "decoding", "data", "training"}
+PROCEDURE = {"randomness", "diffusion", "decoding", "sources", "data", "interruption", "training"}
 
 
 def imports(module: str) -> set[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffunet import commands
 from diffunet.config import Config
-from diffunet.frontend import read_yaml, validated
+from diffunet.frontend import settings_from
 from diffunet.storage import load_tensors
 
 
@@ -98,8 +98,7 @@ def test_train_look_sample(small, capsys):
 
 def test_the_configs_are_valid_and_the_default_is_digits(capsys):
     for path in sorted((ROOT / "configs").glob("*.yaml")):
-        values, places = read_yaml(path)
-        validated(Config, values, places)
+        settings_from(Config, path)
     assert run(commands.train, "--print_config", "--train.steps", "7") == 0
     printed = capsys.readouterr().out
     assert "output: runs/digits" in printed

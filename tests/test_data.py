@@ -196,6 +196,8 @@ def test_columns_of_metadata_become_labels(tmp_path):
     pictures, _ = opened(tmp_path, labelled=True, label_column="colour")
     assert pictures.class_names == ("blue", "red")
     assert sorted(pictures.labels.tolist()) == [0, 1, 1]
+    write_picture(tmp_path / "unnamed.png", size=(8, 8))
+    assert "1 pictures in" in opened(tmp_path)[1]
 
 
 def test_flips_are_whole_pictures_and_follow_the_position():

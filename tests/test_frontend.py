@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from diffunet.config import Config
-from diffunet.frontend import add_flags, laid_over, parse_flags, read_yaml, validated
+from diffunet.frontend import add_flags, parse_flags, settings_from
 from diffunet.settings import UserError
 
 
@@ -14,10 +14,8 @@ def read(path, text="", argv=()):
     path.write_text(text)
     parser = argparse.ArgumentParser()
     add_flags(parser, Config)
-    flags = vars(parse_flags(parser, list(argv)))
-    values, places = read_yaml(path)
-    laid_over(values, places, Config, flags)
-    return validated(Config, values, places, str(path))
+    _, flags = parse_flags(parser, list(argv))
+    return settings_from(Config, path, flags)
 
 
 def test_values_and_flags(tmp_path):
@@ -89,7 +87,7 @@ def test_all_mistakes_at_once(tmp_path):
 def test_a_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "digits.yaml").touch()
     with pytest.raises(UserError, match=r"digit.yaml: no such file; did you mean digits.yaml\?"):
-        read_yaml(tmp_path / "digit.yaml")
+        settings_from(Config, tmp_path / "digit.yaml")
 
 
 def test_help_tells_default_and_range(capsys):

@@ -6,7 +6,7 @@ from diffusers import UNet2DModel
 from diffunet.conditioning import Conditioning
 from diffunet.config import Config
 from diffunet.denoiser import ConditionsConfig, Denoiser
-from diffunet.frontend import read_yaml, validated
+from diffunet.frontend import settings_from
 from diffunet.interop import _diffusers_config, from_diffusers_tensors, to_diffusers_tensors
 from diffunet.unet import LevelConfig, UNet, UNetConfig, levels_for
 
@@ -56,8 +56,7 @@ def test_equals_unet2dmodel_with_the_same_weights(changes, classes):
 
 
 def test_cifar10_is_the_network_of_ddpm(request):
-    values, places = read_yaml(request.config.rootpath / CIFAR10)
-    config = validated(Config, values, places)
+    config = settings_from(Config, request.config.rootpath / CIFAR10)
     unet = config.unet.model_copy(update={"vector_dim": 4 * 128})
     denoiser = Denoiser.from_config(unet, config.conditions)
     assert sum(p.numel() for p in denoiser.parameters()) == 35_746_307
