@@ -33,7 +33,7 @@ class Run:
                 near = did_you_mean(self.folder.name, [f.name for f in self.folder.parent.iterdir()])
             what = "has no config.yaml, so it is not a run folder" if self.folder.is_dir() else "no such run folder"
             raise UserError(f"{self.folder}: {what}{near}")
-        return settings_from(Config, self.folder / "config.yaml")
+        return settings_from(self.folder / "config.yaml", Config)
 
     def refuse_to_overwrite(self, overwrite: bool) -> None:
         """UserError if something stands there already, unless it is a run and `overwrite` gives it up."""

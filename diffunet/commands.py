@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial, wraps
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from .checkpoint import Run
 from .config import Config
 from .drawing import draw_curves, draw_grid, to_picture
 from .frontend import add_flags, parse_flags, settings_from
-from .generation import SampleConfig, generate, labels_to_draw
-from .settings import UserError, did_you_mean
+from .generation import Drawn, SampleConfig, generate, labels_to_draw, refuse_impossible
+from .settings import UserError, did_you_mean, unwatched
 
 SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
 """The configs: inside the installed package, or beside it in a checkout."""
@@ -29,7 +29,6 @@ RESUMABLE = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.preview_every",
-    "train.preview_images",
     "train.log_with",
     "data.path",
     "data.split",
@@ -79,10 +78,10 @@ def train(argv: list[str] | None = None) -> int:
     if asked.resume:
         run = Run(asked.resume)
         former = run.config()
-        config = settings_from(Config, run.folder / "config.yaml", flags | {"train.output": str(run.folder)})
+        config = settings_from(run.folder / "config.yaml", Config, flags | {"train.output": str(run.folder)})
         _refuse_another_run(former, config)
     else:
-        config = settings_from(Config, _config_file(asked.config or "configs/digits.yaml"), flags)
+        config = settings_from(_config_file(asked.config or "configs/digits.yaml"), Config, flags)
         run = Run(config.train.output)
     if asked.print_config:
         print(config.to_yaml(), end="")
@@ -110,7 +109,7 @@ def _refuse_another_run(former: Config, config: Config) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) == now.get(name) or name == "train.output":
             continue
-        if name not in RESUMABLE:
+        if name not in RESUMABLE and not name.startswith("sample."):
             raise UserError(f"--{name}: was {before.get(name)} and cannot change in a resumed run; start another run")
         print(f"{name}: {before.get(name)} -> {now.get(name)}")
 
@@ -147,13 +146,13 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
             progress=partial(tqdm, desc="decode", unit="picture", leave=False),
         )
     config = config.settled(pictures)
+    refuse_impossible(config.conditions.class_names, config.diffusion, config.sample)
     set_seed(config.train.seed)
     denoiser = Denoiser.from_config(config.unet, config.conditions)
 
     def preview(step: int, ema: nn.Module) -> None:
-        wish = SampleConfig(num_images=config.train.preview_images)
         try:
-            pixels = torch.cat([drawn.pixels for drawn in generate(ema, config, wish)])
+            pixels = torch.cat([drawn.pixels for drawn in _drawn(ema, config, config.sample)])
         except UserError as broken:
             say(f"no preview at step {step}: {broken}")
             return
@@ -190,6 +189,11 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
     return 0
 
 
+def _drawn(denoiser: nn.Module, config: Config, wish: SampleConfig, progress: Callable = unwatched) -> Iterator[Drawn]:
+    """The pictures that `wish` asks of a run's denoiser, batch by batch."""
+    return generate(denoiser, config.conditions.class_names, config.diffusion, config.data, wish, progress)
+
+
 def _columns(config: Config) -> int | None:
     """One column of a grid for each class, while they are few."""
     classes = len(config.conditions.class_names)
@@ -222,13 +226,12 @@ def _tracker(name: str | None) -> str | None:
 
 @told_plainly
 def sample(argv: list[str] | None = None) -> int:
-    """Draw pictures from a run. Without options: 64 pictures and a grid, from the EMA weights."""
+    """Draw pictures from a run, from its EMA weights. Without options: what its last preview shows."""
     parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
-    run, wish = _run_and_wish(parser, argv)
-    config = run.config()
+    run, config, wish = _run_and_wish(parser, argv)
     denoiser = run.denoiser(config).to(_device())
     folder = _output_folder(run, wish)
-    batches = generate(denoiser, config, wish, progress=_bar(wish))
+    batches = _drawn(denoiser, config, wish, _bar(wish))
     records, pixels = [], []
     for drawn in batches:
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,11 +248,14 @@ def sample(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run_and_wish(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Run, SampleConfig]:
+def _run_and_wish(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Run, Config, SampleConfig]:
+    """A run, and what to draw from it: as its own previews, with flags laid over."""
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/digits")
     add_flags(parser, SampleConfig)
     asked, flags = parse_flags(parser, argv)
-    return Run(asked.run), settings_from(SampleConfig, None, flags)
+    run = Run(asked.run)
+    config = run.config()
+    return run, config, settings_from(config.sample, SampleConfig, flags)
 
 
 def _device() -> torch.device:
@@ -295,10 +301,9 @@ def evaluate(argv: list[str] | None = None) -> int:
     from .evaluation import evaluate_digits, evaluate_pixels
 
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
-    run, wish = _run_and_wish(parser, argv)
-    config = run.config()
+    run, config, wish = _run_and_wish(parser, argv)
     denoiser = run.denoiser(config).to(_device())
-    batches = list(generate(denoiser, config, wish, progress=_bar(wish)))
+    batches = list(_drawn(denoiser, config, wish, _bar(wish)))
     pixels = torch.cat([drawn.pixels for drawn in batches])
     if config.data.path == "digits" and config.conditions.classes:
         found = evaluate_digits(pixels, [label for drawn in batches for label in drawn.labels])

@@ -5,6 +5,7 @@ import yaml
 from .data import DataConfig, Pictures
 from .denoiser import ConditionsConfig
 from .diffusion import DiffusionConfig
+from .generation import SampleConfig
 from .settings import Settings, UserError
 from .training import TrainConfig
 from .unet import UNetConfig, levels_for
@@ -18,6 +19,7 @@ class Config(Settings):
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
 
     def settled(self, pictures: Pictures) -> "Config":
         """The config with everything filled in that follows from the pictures. UserError where they disagree."""

@@ -175,7 +175,7 @@ def sample(
     takes_generator = "generator" in inspect.signature(sampler.step).parameters
     options = {"generator": generator} if takes_generator else {}
     x = noise * sampler.init_noise_sigma
-    for t in progress(sampler.timesteps.to(noise.device)):
-        prediction = model(sampler.scale_model_input(x, t), t, **conditions).float()
+    for t in progress(sampler.timesteps):
+        prediction = model(sampler.scale_model_input(x, t), t.to(x.device), **conditions).float()
         x = sampler.step(prediction, t, x, **options).prev_sample
     return x

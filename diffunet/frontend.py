@@ -61,14 +61,15 @@ def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None) -> tupl
     return found, flags
 
 
-def settings_from(settings: type[S], path: Path | None, flags: Mapping[str, str] = MappingProxyType({})) -> S:
-    """The settings of a YAML file, if there is one, with flags, `{"section.key": word}`, laid over it.
+def settings_from(source: Path | S, settings: type[S], flags: Mapping[str, str] = MappingProxyType({})) -> S:
+    """Settings from a YAML file, or from others of their kind, with flags, `{"section.key": word}`, laid over.
 
     UserError with a line for each mistake.
     """
-    values, places = _read_yaml(path) if path else ({}, {})
+    from_file = isinstance(source, Path)
+    values, places = _read_yaml(source) if from_file else (source.model_dump(mode="json"), {})
     _lay_over(values, places, settings, flags)
-    return _validated(settings, values, places, str(path or ""))
+    return _validated(settings, values, places, str(source) if from_file else "")
 
 
 class _Loader(yaml.SafeLoader):

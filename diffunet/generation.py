@@ -8,15 +8,14 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor, nn
 
-from .config import Config
-from .data import to_pixels
+from .data import DataConfig, to_pixels
 from .denoiser import Guided
-from .diffusion import make_sampler, sample
+from .diffusion import DiffusionConfig, make_sampler, sample
 from .settings import Settings, UserError, did_you_mean, unwatched
 
 
 class SampleConfig(Settings):
-    """What to draw, and how."""
+    """What to draw, and how: in a run's config, its previews and what sample.py does unless told otherwise."""
 
     num_images: int = Field(64, ge=1)
     """Pictures to draw."""
@@ -68,20 +67,31 @@ def labels_to_draw(wish: str | None, class_names: tuple[str, ...]) -> list[int |
     return labels
 
 
-def generate(
-    denoiser: nn.Module, config: Config, wish: SampleConfig, progress: Callable = unwatched
-) -> Iterator[Drawn]:
-    """Draws the pictures that `wish` asks of a denoiser trained as `config` says, batch by batch.
+def refuse_impossible(class_names: tuple[str, ...], diffusion: DiffusionConfig, wish: SampleConfig) -> None:
+    """UserError for a label or a sampler that cannot be served."""
+    labels_to_draw(wish.label, class_names)
+    make_sampler(wish.sampler, diffusion.scheduler(), wish.steps)
 
-    UserError, before anything is drawn, for a label or a sampler that the run cannot serve.
+
+def generate(
+    denoiser: nn.Module,
+    class_names: tuple[str, ...],
+    diffusion: DiffusionConfig,
+    data: DataConfig,
+    wish: SampleConfig,
+    progress: Callable = unwatched,
+) -> Iterator[Drawn]:
+    """Draws the pictures that `wish` asks of a denoiser of such classes, noise and (settled) data, batch by batch.
+
+    UserError, before anything is drawn, for a label or a sampler that cannot be served.
     """
-    scheduler = config.diffusion.scheduler()
-    labels = labels_to_draw(wish.label, config.conditions.class_names)
-    make_sampler(wish.sampler, scheduler, wish.steps)
+    refuse_impossible(class_names, diffusion, wish)
+    scheduler = diffusion.scheduler()
+    labels = labels_to_draw(wish.label, class_names)
     device = next(denoiser.parameters()).device
-    total = config.diffusion.num_train_timesteps
+    total = diffusion.num_train_timesteps
     model = Guided(denoiser, wish.guidance_scale, tuple(share * total for share in wish.guidance_interval))
-    shape = (config.data.channels, *config.data.size)
+    shape = (data.channels, *data.size)
     for first in range(0, wish.num_images, wish.batch_size):
         places = range(first, min(first + wish.batch_size, wish.num_images))
         seeds = [wish.seed + place for place in places]
@@ -91,4 +101,4 @@ def generate(
         conditions = {} if None in told else {"label": torch.tensor(told, device=device)}
         sampler = make_sampler(wish.sampler, scheduler, wish.steps)
         images = sample(model, sampler, noise, generators, progress, **conditions)
-        yield Drawn(to_pixels(images, config.data.bit_depth).cpu(), seeds, told)
+        yield Drawn(to_pixels(images, data.bit_depth).cpu(), seeds, told)

@@ -67,9 +67,7 @@ class TrainConfig(Settings):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
     preview_every: int = Field(5000, ge=1)
-    """Steps between sample grids; there is one at the end too."""
-    preview_images: int = Field(64, ge=1)
-    """Pictures in a sample grid."""
+    """Steps between sample grids, drawn as the section `sample` says; there is one at the end too."""
     log_with: str | None = None
     """A tracker that Accelerate knows, such as tensorboard or wandb."""
     seed: int = Field(0, ge=0)

@@ -70,7 +70,7 @@ def test_train_look_sample(small, capsys):
     bands = {"loss_t0-249", "loss_t250-499", "loss_t500-749", "loss_t750-999"}
     assert {"step", "loss", "learning_rate", "grad_norm", "images_per_second", *bands} <= line.keys()
 
-    assert run(commands.sample, "run", "--num_images", "4") == 0
+    assert run(commands.sample, "run") == 0
     assert "4 pictures: run/pictures/000" in capsys.readouterr().out
     drawn = folder / "pictures" / "000"
     assert (drawn / "grid.png").read_bytes() == (folder / "samples" / "step_00000012.png").read_bytes()
@@ -98,7 +98,7 @@ def test_train_look_sample(small, capsys):
 
 def test_the_configs_are_valid_and_the_default_is_digits(capsys):
     for path in sorted((ROOT / "configs").glob("*.yaml")):
-        settings_from(Config, path)
+        settings_from(path, Config)
     assert run(commands.train, "--print_config", "--train.steps", "7") == 0
     printed = capsys.readouterr().out
     assert "output: runs/digits" in printed
@@ -257,6 +257,7 @@ def test_mistakes_are_one_line_and_exit_code_2(small, capsys):
         (["--data.path", "./nowhere"], "data.path: ./nowhere does not exist"),
         (["--conditions.classes", "7"], "conditions.classes: 7, but digits has 10 classes; use 10, or auto"),
         (["--train.batch_size", "7"], "try 8"),
+        (["--sample.sampler", "dpm+"], "did you mean dpm++?"),
         (["--train.log_with", "tensorbord"], "did you mean tensorboard?"),
         (["--resume", "nowhere"], "nowhere: no such run folder"),
     ):

@@ -15,7 +15,7 @@ def read(path, text="", argv=()):
     parser = argparse.ArgumentParser()
     add_flags(parser, Config)
     _, flags = parse_flags(parser, list(argv))
-    return settings_from(Config, path, flags)
+    return settings_from(path, Config, flags)
 
 
 def test_values_and_flags(tmp_path):
@@ -87,7 +87,7 @@ def test_all_mistakes_at_once(tmp_path):
 def test_a_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "digits.yaml").touch()
     with pytest.raises(UserError, match=r"digit.yaml: no such file; did you mean digits.yaml\?"):
-        settings_from(Config, tmp_path / "digit.yaml")
+        settings_from(tmp_path / "digit.yaml", Config)
 
 
 def test_help_tells_default_and_range(capsys):

@@ -2,7 +2,6 @@ import pytest
 import torch
 from conftest import randomised, small_unet
 
-from diffunet.config import Config
 from diffunet.data import DataConfig
 from diffunet.denoiser import ConditionsConfig, Denoiser
 from diffunet.diffusion import DiffusionConfig
@@ -10,21 +9,17 @@ from diffunet.generation import SampleConfig, generate, labels_to_draw
 from diffunet.settings import UserError
 
 NAMES = ("cat", "dog", "1")
-CONFIG = Config(
-    unet=small_unet(in_channels=1, out_channels=1),
-    conditions=ConditionsConfig(classes=3, class_names=NAMES),
-    diffusion=DiffusionConfig(prediction_type="v_prediction", beta_schedule="cosine"),
-    data=DataConfig(resolution=(8, 6), channels=1, bit_depth=8),
-)
+DIFFUSION = DiffusionConfig(prediction_type="v_prediction", beta_schedule="cosine")
+DATA = DataConfig(resolution=(8, 6), channels=1, bit_depth=8)
 
 
 @pytest.fixture
 def denoiser():
-    return randomised(Denoiser.from_config(CONFIG.unet, CONFIG.conditions))
+    return randomised(Denoiser.from_config(small_unet(in_channels=1, out_channels=1), ConditionsConfig(classes=3)))
 
 
 def drawn(denoiser, **wish):
-    batches = list(generate(denoiser, CONFIG, SampleConfig(**({"steps": 4} | wish))))
+    batches = list(generate(denoiser, NAMES, DIFFUSION, DATA, SampleConfig(**({"steps": 4} | wish))))
     return (
         torch.cat([batch.pixels for batch in batches]),
         [seed for batch in batches for seed in batch.seeds],

@@ -56,7 +56,7 @@ def test_equals_unet2dmodel_with_the_same_weights(changes, classes):
 
 
 def test_cifar10_is_the_network_of_ddpm(request):
-    config = settings_from(Config, request.config.rootpath / CIFAR10)
+    config = settings_from(request.config.rootpath / CIFAR10, Config)
     unet = config.unet.model_copy(update={"vector_dim": 4 * 128})
     denoiser = Denoiser.from_config(unet, config.conditions)
     assert sum(p.numel() for p in denoiser.parameters()) == 35_746_307
