@@ -222,8 +222,9 @@ def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
     config = config.model_copy(update=update)
     modes = ", ".join(f"{n} {mode}{' 16-bit' * (d == 16)}" for (_, d, mode), n in kinds.most_common())
     spread = f"{low[0]}×{low[1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    looked_at = "" if len(surveyed) == len(files) else f"by {len(surveyed):,} of them: "
     say(
-        f"{len(files):,} pictures ({modes}; {spread}) -> {config.size[0]}×{config.size[1]} pixels, "
+        f"{len(files):,} pictures ({looked_at}{modes}; {spread}) -> {config.size[0]}×{config.size[1]} pixels, "
         f"{config.channels} channel{'s' * (config.channels > 1)}, {config.bit_depth} bits"
     )
     if any(c == 4 for c, _, _ in kinds) and config.channels != 4:
