@@ -21,6 +21,9 @@ from .settings import UserError, did_you_mean, unwatched
 SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
 """The configs: inside the installed package, or beside it in a checkout."""
 
+MOST_REAL = 10_000
+"""Real pictures that an evaluation looks at."""
+
 RESUMABLE = {
     "train.steps",
     "train.gradient_accumulation_steps",
@@ -309,7 +312,7 @@ def evaluate(argv: list[str] | None = None) -> int:
         found = evaluate_digits(pixels, [label for drawn in batches for label in drawn.labels])
     else:
         pictures = open_pictures(config.data, labelled=False)
-        real = pictures[list(range(len(pictures)))]["image"]
+        real = pictures.images[list(range(min(len(pictures), MOST_REAL)))]
         found = evaluate_pixels(pixels, real, config.data.bit_depth)
     found |= {"sampler": wish.sampler, "steps": wish.steps, "guidance_scale": wish.guidance_scale, "seed": wish.seed}
     print(json.dumps(found, indent=2))

@@ -48,7 +48,7 @@ class UNetConfig(Settings):
     """The whole network; reads like its picture."""
 
     levels: Annotated[tuple[LevelConfig, ...], Strict(False)] = ()
-    """Finest level first; each further level has half the resolution."""
+    """Finest level first; each further level has half the resolution. [] in a run's config: as the pictures need."""
     in_channels: int = Field(3, ge=1)
     """Channels of the input, without planes."""
     out_channels: int = Field(3, ge=1)
@@ -72,7 +72,7 @@ class UNetConfig(Settings):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of zeroing a channel's value inside each residual block."""
     norm_groups: int = Field(32, ge=1)
-    """Groups of each group norm; lowered to the nearest divisor of the channels."""
+    """Groups of each group norm; where they do not divide the channels, their greatest common divisor."""
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance in each norm."""
     downsample_padding: Literal[0, 1] = 1

@@ -200,6 +200,10 @@ def test_a_class_folder_of_mixed_pictures(small, capsys):
     picture = Image.open("run/pictures/000/00001.png")
     assert (picture.mode, picture.size) == ("RGB", (16, 12))
     assert run(commands.train, "--resume", "run", "--train.steps", "6") == 0
+    capsys.readouterr()
+    assert run(commands.evaluate, "run", "--num_images", "3", "--steps", "2") == 0
+    out = capsys.readouterr().out
+    assert json.loads(out[out.index("{") :])["num_real"] == 6
 
 
 def test_decoded_as_needed_is_the_same_run(small):
