@@ -224,7 +224,6 @@ def test_sixteen_bit_pictures_come_out_with_sixteen_bits(small):
 
 
 def test_tensorboard_when_asked(small, capsys):
-    pytest.importorskip("tensorboard")
     train_small("--train.log_with", "tensorboard", "--train.steps", "2")
     assert list(Path("run/tensorboard").rglob("events.*"))
 
