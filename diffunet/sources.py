@@ -14,6 +14,7 @@ from .settings import UserError, did_you_mean
 def load_rows(path: str, split: str, say: Callable):
     """The `datasets.Dataset` of an image folder, a parquet file or folder, or a hub id. UserError if there is none."""
     import datasets
+    import huggingface_hub
 
     if not path:
         raise UserError("data.path: not known for this run; say where its pictures are")
@@ -23,6 +24,7 @@ def load_rows(path: str, split: str, say: Callable):
         near = did_you_mean(here.name, os.listdir(here.parent)) if here.parent.is_dir() else ""
         raise UserError(f"data.path: {path} does not exist{near or ' (and a hub id has the form owner/name)'}")
     datasets.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
         if parquet := sorted(here.rglob("*.parquet")) if here.is_dir() else [here] * here.is_file():
