@@ -21,6 +21,7 @@ _HOMES = {
     "Trainer": "training",
     "TrainConfig": "training",
     "Run": "checkpoint",
+    "load_denoiser": "checkpoint",
 }
 __all__ = list(_HOMES)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .config import Config
+from .config import Config, ModelConfig
 from .denoiser import Denoiser
 from .frontend import settings_from
 from .settings import UserError, did_you_mean
@@ -16,7 +16,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Run:
-    """A folder with config.yaml, model/ (the newest EMA weights) and whatever else its training left."""
+    """A folder with config.yaml, model/ (the network and its newest EMA weights) and what else its training left."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -51,19 +51,27 @@ class Run:
         """Makes the folder, if need be without the run that was there, and writes every value of the configuration."""
         if overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
-        with whole_file(self.folder / "config.yaml") as file:
-            file.write_text(config.to_yaml(), encoding="utf-8")
+        model = ModelConfig(unet=config.unet, conditions=config.conditions)
+        for name, text in (("config.yaml", config.to_yaml()), ("model/config.json", model.model_dump_json(indent=2))):
+            with whole_file(self.folder / name) as file:
+                file.write_text(text, encoding="utf-8")
 
     def publish(self, ema: nn.Module) -> None:
         """Puts these weights into model/."""
         with whole_file(self.folder / "model" / WEIGHTS) as file:
             save_tensors(file, ema.state_dict())
 
-    def denoiser(self, config: Config) -> Denoiser:
-        """The denoiser with the weights of model/, ready to sample. UserError if they do not fit `config`."""
-        weights = self.folder / "model" / WEIGHTS
-        if not weights.exists():
-            raise UserError(f"{weights}: missing; the run has no checkpoint yet")
-        denoiser = Denoiser.from_config(config.unet, config.conditions)
-        load_strictly(denoiser, load_tensors(weights), weights)
-        return denoiser.eval().requires_grad_(False)
+    def denoiser(self) -> Denoiser:
+        """The denoiser with the newest EMA weights, ready to sample. UserError if they are missing or do not fit."""
+        return load_denoiser(self.folder / "model")
+
+
+def load_denoiser(folder: str | Path) -> Denoiser:
+    """The denoiser of a run's model/ folder, which needs nothing beside it. UserError if its files do not fit."""
+    folder = Path(folder)
+    if not (folder / WEIGHTS).exists():
+        raise UserError(f"{folder / WEIGHTS}: missing; the run has no checkpoint yet")
+    config = settings_from(folder / "config.json", ModelConfig)
+    denoiser = Denoiser.from_config(config.unet, config.conditions)
+    load_strictly(denoiser, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return denoiser.eval().requires_grad_(False)

@@ -232,7 +232,7 @@ def sample(argv: list[str] | None = None) -> int:
     """Draw pictures from a run, from its EMA weights. Without options: what its last preview shows."""
     parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
     run, config, wish = _run_and_wish(parser, argv)
-    denoiser = run.denoiser(config).to(_device())
+    denoiser = run.denoiser().to(_device())
     folder = _output_folder(run, wish)
     batches = _drawn(denoiser, config, wish, _bar(wish))
     records, pixels = [], []
@@ -305,7 +305,7 @@ def evaluate(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
     run, config, wish = _run_and_wish(parser, argv)
-    denoiser = run.denoiser(config).to(_device())
+    denoiser = run.denoiser().to(_device())
     batches = list(_drawn(denoiser, config, wish, _bar(wish)))
     pixels = torch.cat([drawn.pixels for drawn in batches])
     if config.data.path == "digits" and config.conditions.classes:
@@ -335,7 +335,7 @@ def export(argv: list[str] | None = None) -> int:
         raise UserError(f"{folder}: is not empty; name another folder")
     names = config.conditions.class_names
     label = "all" if asked.label == "all" else labels_to_draw(asked.label or "none", names)[0]
-    write_folder(run.denoiser(config), config, label, folder)
+    write_folder(run.denoiser(), config, label, folder)
     print(f"{folder}: DDPMPipeline.from_pretrained({str(folder)!r}) loads it")
     return 0
 

@@ -11,11 +11,16 @@ from .training import TrainConfig
 from .unet import UNetConfig, levels_for
 
 
-class Config(Settings):
-    """Everything that decides a run."""
+class ModelConfig(Settings):
+    """What decides a network."""
 
     unet: UNetConfig = UNetConfig()
     conditions: ConditionsConfig = ConditionsConfig()
+
+
+class Config(ModelConfig):
+    """Everything that decides a run."""
+
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -22,7 +22,7 @@ def run(tmp_path):
 def test_a_run_knows_itself(run):
     config = run.config()
     assert config == CONFIG
-    denoiser = run.denoiser(config)
+    denoiser = run.denoiser()
     assert not denoiser.training
     published = load_tensors(run.folder / "model" / WEIGHTS)
     assert all(torch.equal(published[name], value) for name, value in denoiser.state_dict().items())
@@ -49,10 +49,10 @@ def test_weights_that_do_not_match_are_named(run):
     ):
         save_tensors(path, changed)
         with pytest.raises(UserError, match=f"{WEIGHTS}: {message}"):
-            run.denoiser(CONFIG)
+            run.denoiser()
     path.unlink()
     with pytest.raises(UserError, match="no checkpoint yet"):
-        run.denoiser(CONFIG)
+        run.denoiser()
 
 
 def test_a_folder_that_is_no_run_is_named_with_the_nearest(run, tmp_path):

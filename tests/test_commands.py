@@ -59,6 +59,7 @@ def test_train_look_sample(small, capsys):
         "config.yaml",
         "log.jsonl",
         "curves.png",
+        "model/config.json",
         "model/diffusion_pytorch_model.safetensors",
         "samples/step_00000006.png",
         "samples/step_00000012.png",
@@ -284,7 +285,8 @@ def test_mistakes_at_sampling_cost_nothing(small, capsys):
     assert not Path("run/pictures").exists()
     weights = Path("run/model/diffusion_pytorch_model.safetensors")
     assert load_tensors(weights)
-    Path("run/config.yaml").write_text(Path("run/config.yaml").read_text().replace("channels: 16", "channels: 24"))
+    network = Path("run/model/config.json")
+    network.write_text(network.read_text().replace('"channels": 16', '"channels": 24'))
     assert "the weights do not match" in mistake(capsys, commands.sample, "run")
 
 

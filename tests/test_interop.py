@@ -90,7 +90,7 @@ def test_a_folder_of_diffusers_own_making_comes_in(tmp_path):
     run.begin(config)
     run.publish(ours)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
-    again = run.denoiser(run.config())
+    again = run.denoiser()
     torch.testing.assert_close(again(x, t), theirs(x, t).sample, atol=1e-5, rtol=1e-5)
 
 
