@@ -297,7 +297,9 @@ class Trainer:
             (folder / "state.json").write_text(json.dumps(state, indent=2))
         self.publish(self.ema)
         for old in list_checkpoints(self.folder)[: -self.config.keep_checkpoints]:
-            shutil.rmtree(old)
+            old.rename(old.with_name(f".{old.name}.removed"))  # so that a half removed one is no checkpoint
+        for remains in checkpoints.glob(".step_*"):
+            shutil.rmtree(remains)
 
     def resume(self) -> None:
         """Goes back to the newest checkpoint of the folder, in every process."""
