@@ -105,8 +105,8 @@ def _read_yaml(path: Path) -> tuple[dict, dict[Key, str]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}:1: expected keys with values, got {values!r}")
     return values, places
@@ -120,12 +120,11 @@ def _lines(node: yaml.Node | None, path: Path, above: Key = ()) -> Iterator[tupl
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for name, value in node.value:
-            line = name.start_mark.line + 1
-            key = (*above, str(name.value))
-            if name.value in first:
-                earlier = first[name.value]
-                raise UserError(f"{path}:{line}: {'.'.join(key)}: given twice (first at line {earlier})")
-            first[name.value] = line
+            line, word = name.start_mark.line + 1, str(name.value)
+            key = (*above, word)
+            if word in first:
+                raise UserError(f"{path}:{line}: {'.'.join(key)}: given twice (first at line {first[word]})")
+            first[word] = line
             yield key, line
             yield from _lines(value, path, key)
 

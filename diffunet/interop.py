@@ -105,13 +105,13 @@ def export(denoiser: Denoiser, config: Config, label: int | str | None, folder: 
     elif table is not None:
         row = conditions.classes if label is None else label
         tensors["time.mlp.2.bias"] = tensors["time.mlp.2.bias"] + table[row]
-    model = UNet2DModel(**_diffusers_config(config, classes))
+    model = UNet2DModel(**diffusers_config(config, classes))
     load_strictly(model, to_diffusers_tensors(tensors, unet), "export")
     pipeline = DDPMPipeline(unet=model, scheduler=config.diffusion.scheduler())
     pipeline.save_pretrained(folder)
 
 
-def _diffusers_config(config: Config, classes: int | None) -> dict:
+def diffusers_config(config: Config, classes: int | None) -> dict:
     """The arguments of the `UNet2DModel` that is this network."""
     unet = config.unet
     inexpressible = {

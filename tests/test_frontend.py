@@ -62,6 +62,8 @@ WRONG = {
     "given twice": ("train: {}\n\ntrain: {}", [], r"some.yaml:3: train: given twice \(first at line 1\)"),
     "no YAML": ("train: [1,\n  2", [], r"some.yaml:\d: not valid YAML"),
     "no keys": ("- 1", [], r"some.yaml:1: expected keys"),
+    "a list for a key": ("? [a]\n: 1", [], r"some.yaml:1: not valid YAML"),
+    "an endless list": ("train: &a [*a]", [], r"some.yaml: not valid"),
     "no value": ("", ["--train.steps"], r"--train.steps: expected one argument"),
     "impossible together": (
         "diffusion: {prediction_type: epsilon, rescale_betas_zero_snr: true}",

@@ -7,7 +7,7 @@ from diffunet.conditioning import Conditioning
 from diffunet.config import Config
 from diffunet.denoiser import ConditionsConfig, Denoiser
 from diffunet.frontend import settings_from
-from diffunet.interop import _diffusers_config, from_diffusers_tensors, to_diffusers_tensors
+from diffunet.interop import diffusers_config, from_diffusers_tensors, to_diffusers_tensors
 from diffunet.unet import LevelConfig, UNet, UNetConfig, levels_for
 
 CIFAR10 = "configs/cifar10.yaml"
@@ -37,7 +37,7 @@ PARITY = {
 def test_equals_unet2dmodel_with_the_same_weights(changes, classes):
     unet = UNetConfig(levels=WIDE, vector_dim=64, norm_groups=8, **changes)
     config = settled(unet, classes=classes, time_freq_shift=1)
-    theirs = randomised(UNet2DModel(**_diffusers_config(config, classes + 1 if classes else None)))
+    theirs = randomised(UNet2DModel(**diffusers_config(config, classes + 1 if classes else None)))
     ours = Denoiser.from_config(unet, config.conditions).eval()
     ours.load_state_dict(from_diffusers_tensors(theirs.state_dict(), unet))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
