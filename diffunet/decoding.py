@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, Image.DecompressionBombError)
@@ -15,11 +15,15 @@ UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, Image.De
 
 
 def name_of(row: dict) -> str:
+    """What to call a picture, {bytes, path}, in a message."""
     return row["path"] or "a picture without a file name"
 
 
 def reason_of(error: Exception) -> str:
-    return "not a picture" if type(error).__name__ == "UnidentifiedImageError" else str(error).splitlines()[0]
+    """Why a picture cannot be read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_picture(row: dict) -> Image.Image:
@@ -35,6 +39,7 @@ def depth_of(image: Image.Image) -> int:
 
 
 def channels_of(image: Image.Image) -> int:
+    """1 grey, 3 colour, 4 if any of it can be transparent."""
     transparent = "A" in image.getbands() or "transparency" in image.info
     grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
     return 4 if transparent else 1 if grey else 3
