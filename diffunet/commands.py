@@ -232,9 +232,8 @@ def sample(argv: list[str] | None = None) -> int:
     """Draw pictures from a run, from its EMA weights. Without options: what its last preview shows."""
     parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
     run, config, wish = _run_and_wish(parser, argv)
-    denoiser = run.denoiser().to(_device())
     folder = _output_folder(run, wish)
-    batches = _drawn(denoiser, config, wish, _bar(wish))
+    batches = _drawn(run.denoiser().to(_device()), config, wish, _bar(wish))
     records, pixels = [], []
     for drawn in batches:
         folder.mkdir(parents=True, exist_ok=True)
@@ -305,8 +304,7 @@ def evaluate(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
     run, config, wish = _run_and_wish(parser, argv)
-    denoiser = run.denoiser().to(_device())
-    batches = list(_drawn(denoiser, config, wish, _bar(wish)))
+    batches = list(_drawn(run.denoiser().to(_device()), config, wish, _bar(wish)))
     pixels = torch.cat([drawn.pixels for drawn in batches])
     if config.data.path == "digits" and config.conditions.classes:
         found = evaluate_digits(pixels, [label for drawn in batches for label in drawn.labels])

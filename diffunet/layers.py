@@ -126,6 +126,12 @@ class ResidualBlock(nn.Module):
         return centre(self.shortcut(x), h) + h
 
 
+def _attended(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, places: list) -> Tensor:
+    """What the queries (B, heads, N, D) read, back in the shape of the image, (B, C, *S)."""
+    h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+    return unpack(rearrange(to_out(h), "b n c -> b c n"), places, "b c *")[0]
+
+
 class SelfAttention(nn.Module):
     """Every place of x attends to every other (Vaswani et al. 2017), as a residual branch."""
 
@@ -140,9 +146,7 @@ class SelfAttention(nn.Module):
         h, places = pack([self.norm(x)], "b c *")
         qkv = self.to_qkv(rearrange(h, "b c n -> b n c"))
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
-        h = rearrange(self.to_out(h), "b n c -> b c n")
-        return x + unpack(h, places, "b c *")[0]
+        return x + _attended(q, k, v, self.to_out, places)
 
 
 class CrossAttention(nn.Module):
@@ -162,9 +166,7 @@ class CrossAttention(nn.Module):
         h, places = pack([self.norm(x)], "b c *")
         q = rearrange(self.to_q(rearrange(h, "b c n -> b n c")), "b n (heads d) -> b heads n d", heads=self.heads)
         k, v = rearrange(self.to_kv(cond.tokens), "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
-        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
-        h = rearrange(self.to_out(h), "b n c -> b c n")
-        return x + unpack(h, places, "b c *")[0]
+        return x + _attended(q, k, v, self.to_out, places)
 
 
 class Stack(nn.ModuleList):

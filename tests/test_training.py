@@ -72,6 +72,20 @@ def log(folder):
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
+def fit_and_record(run):
+    """Trains; the first layer's weights before the first step and after each."""
+    weights = [run._bare_model[0].weight.detach().clone()]
+    step = run._train_step
+
+    def recorded(parts):
+        step(parts)
+        weights.append(run._bare_model[0].weight.detach().clone())
+
+    run._train_step = recorded
+    run.fit()
+    return weights
+
+
 def test_resumed_equals_uninterrupted(tmp_path):
     trainer(tmp_path / "whole").fit()
     first = trainer(tmp_path / "halves")
@@ -117,15 +131,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest(tmp_path):
 def test_ema_is_the_sum_of_the_past(tmp_path):
     """In closed form: each step's weights count (1 - decay) times the product of the decays after it."""
     run = trainer(tmp_path, ema_decay=0.7)
-    past = [run._bare_model[0].weight.detach().clone()]
-    step = run._train_step
-
-    def recorded(parts):
-        step(parts)
-        past.append(run._bare_model[0].weight.detach().clone())
-
-    run._train_step = recorded
-    run.fit()
+    past = fit_and_record(run)
     decays = [min(0.7, (1 + n) / (10 + n)) for n in range(12)]
     expected = past[0] * math.prod(decays)
     for n, weights in enumerate(past[1:]):
@@ -146,15 +152,7 @@ def test_learning_rates_are_functions_of_the_step():
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     run = trainer(tmp_path, Fit(poison={3, 5}))
-    weights = []
-    step = run._train_step
-
-    def recorded(parts):
-        step(parts)
-        weights.append(run._bare_model[0].weight.detach().clone())
-
-    run._train_step = recorded
-    run.fit()
+    weights = fit_and_record(run)[1:]
     assert run.skipped == 2
     assert torch.equal(weights[2], weights[3])
     assert not torch.equal(weights[3], weights[4])
