@@ -27,6 +27,7 @@ RESIDUAL = {
     "conv_2": "conv2",
     "shortcut": "conv_shortcut",
 }
+DOWNSAMPLE_PADDING = {"conv": 1, "conv_end_padded": 0}
 ATTENTION = {"norm": "group_norm", "to_qkv": ("to_q", "to_k", "to_v"), "to_out": "to_out.0"}
 
 
@@ -117,9 +118,15 @@ def diffusers_config(config: Config, classes: int | None) -> dict:
     inexpressible = {
         "dims": unet.dims != 2,
         "padding": unet.padding != "same",
+        "block": unet.block != "residual",
+        "skips": unet.skips != "block",
+        "resampling": unet.resampling not in DOWNSAMPLE_PADDING,
+        "norm": unet.norm != "group",
+        "middle_blocks": unet.middle_blocks != 2,
         "token_dim": unet.token_dim > 0,
         "plane_channels": unet.plane_channels > 0,
         "levels (blocks differ)": len({level.blocks for level in unet.levels}) > 1,
+        "levels (down, up or from_coarser)": any(lv.down or lv.up or lv.from_coarser for lv in unet.levels),
         "norm_groups (does not divide the channels)": any(level.channels % unet.norm_groups for level in unet.levels),
     }
     for name, impossible in inexpressible.items():
@@ -138,7 +145,7 @@ def diffusers_config(config: Config, classes: int | None) -> dict:
         "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
         "block_out_channels": tuple(level.channels for level in unet.levels),
         "layers_per_block": unet.levels[0].blocks,
-        "downsample_padding": unet.downsample_padding,
+        "downsample_padding": DOWNSAMPLE_PADDING[unet.resampling],
         "dropout": unet.dropout,
         "attention_head_dim": unet.head_channels,
         "norm_num_groups": unet.norm_groups,
@@ -231,7 +238,7 @@ def _our_config(folder: str, model, scheduler: dict) -> Config:
             dropout=model.dropout,
             norm_groups=model.norm_num_groups,
             norm_eps=model.norm_eps,
-            downsample_padding=model.downsample_padding,
+            resampling={there: here for here, there in DOWNSAMPLE_PADDING.items()}[model.downsample_padding],
         ),
         conditions=ConditionsConfig(
             classes=classes, class_names=tuple(map(str, range(classes))), time_freq_shift=model.freq_shift

@@ -1,7 +1,7 @@
-"""The parts of a U-Net: convolution, norms, residual block, attention, resampling, join.
+"""The parts of a U-Net: convolutions, norms, blocks, attention, resampling, join.
 
-Only `convolution` and the two resamplings know the dimension and the border; every other part works on
-(B, C, *S) with one, two or three spatial axes. Every block is called `block(x, conditioning)`.
+Only the functions that make convolutions, pools and norms know the dimension and the border; every class
+works on (B, C, *S) with one, two or three spatial axes. Every block is called `block(x, conditioning)`.
 """
 
 import math
@@ -19,6 +19,9 @@ Conv = Callable[..., nn.Module]
 Norm = Callable[[int], nn.Module]
 
 
+# ── made once, in the dimension and with the border of the network ────────────────────────────────
+
+
 def convolution(
     dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
 ) -> nn.Module:
@@ -28,15 +31,56 @@ def convolution(
     return initialised(layer(in_channels, out_channels, kernel_size, stride, border))
 
 
+def transposed_convolution(
+    dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 2, bias: bool = True
+) -> nn.Module:
+    """A transposed convolution with stride 2 and kernel 2 or 3.
+
+    It doubles the size, but for kernel 3 and `"valid"`: then the last place, which would know only one
+    of its two neighbours, is left out.
+    """
+    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+    border, more = (kernel_size - 1) // 2, kernel_size % 2 if padding == "same" else 0
+    return for_relu(layer(in_channels, out_channels, kernel_size, 2, border, more, bias=bias))
+
+
+def max_pool(dims: int) -> nn.Module:
+    return (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1](2)
+
+
+def average_pool(dims: int) -> nn.Module:
+    return (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](2)
+
+
 def group_norm(groups: int, eps: float, channels: int) -> nn.GroupNorm:
     """Group normalisation (Wu & He 2018); fewer groups where `groups` does not divide the channels."""
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
 
 
+def batch_norm(dims: int, eps: float, channels: int) -> nn.Module:
+    """Batch normalisation (Ioffe & Szegedy 2015)."""
+    return (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1](channels, eps)
+
+
+def no_norm(channels: int) -> nn.Module:
+    return nn.Identity()
+
+
 def initialised(layer: nn.Module) -> nn.Module:
     """DDPM's start: uniform, variance 1 / fan_avg (that is Glorot & Bengio 2010), and no bias."""
     nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    return _without_bias(layer)
+
+
+def for_relu(layer: nn.Module) -> nn.Module:
+    """The start for a ReLU behind it: normal, variance 2 / fan_in (He et al. 2015), and no bias."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return _without_bias(layer)
+
+
+def _without_bias(layer: nn.Module) -> nn.Module:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -44,6 +88,9 @@ def zeroed(layer: nn.Module) -> nn.Module:
     """For the last layer of a residual branch: at zero, the block starts as the identity."""
     nn.init.zeros_(layer.weight)
     return layer
+
+
+# ── skips ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def centre(x: Tensor, like: Tensor) -> Tensor:
@@ -57,6 +104,9 @@ def centre(x: Tensor, like: Tensor) -> Tensor:
 def join(x: Tensor, skip: Tensor) -> Tensor:
     """A skip connection: the skip's centre stacked on x, (B, C + C', *S)."""
     return torch.cat([x, centre(skip, x)], dim=1)
+
+
+# ── how the vector enters a block ─────────────────────────────────────────────────────────────────
 
 
 def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
@@ -104,14 +154,28 @@ class Unmodulated(nn.Module):
         return self.norm(h)
 
 
+# ── blocks ────────────────────────────────────────────────────────────────────────────────────────
+
+
 class ResidualBlock(nn.Module):
-    """Two convolutions around which x passes unchanged; the vector modulates between them."""
+    """Two convolutions around which x passes unchanged; the vector modulates between them.
+
+    `resize`, if given, halves or doubles the size on both ways (ADM 2021, from BigGAN).
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        conv: Conv,
+        norm: Norm,
+        modulated: Norm,
+        dropout: float,
+        resize: nn.Module | None = None,
     ):
         super().__init__()
         self.norm = norm(in_channels)
+        self.resize = resize or nn.Identity()
         self.conv_1 = conv(in_channels, out_channels)
         self.modulated = modulated(out_channels)
         self.dropout = nn.Dropout(dropout)
@@ -120,15 +184,53 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        h = self.conv_1(F.silu(self.norm(x)))
+        h = self.conv_1(self.resize(F.silu(self.norm(x))))
         h = self.modulated(h, cond.vector)
         h = self.conv_2(self.dropout(F.silu(h)))
-        return centre(self.shortcut(x), h) + h
+        return centre(self.shortcut(self.resize(x)), h) + h
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, places: list) -> Tensor:
+class PlainBlock(nn.Module):
+    """A convolution and ReLU; two of them are the double convolution of the first U-Nets (2015, 2016)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float
+    ):
+        super().__init__()
+        self.conv = for_relu(conv(in_channels, out_channels))
+        self.modulated = modulated(out_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        return self.dropout(F.relu(self.modulated(self.conv(x), cond.vector)))
+
+
+class Stack(nn.ModuleList):
+    """Blocks one after the other, each told the same; none of them is the identity."""
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        for block in self:
+            x = block(x, cond)
+        return x
+
+
+class Untold(nn.Module):
+    """A layer as a block: it is told nothing."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        return self.layer(x)
+
+
+# ── attention ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, places: list, mask: Tensor | None = None) -> Tensor:
     """What the queries (B, heads, N, D) read, back in the shape of the image, (B, C, *S)."""
-    h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+    h = rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b heads n d -> b n (heads d)")
     return unpack(rearrange(to_out(h), "b n c -> b c n"), places, "b c *")[0]
 
 
@@ -166,16 +268,16 @@ class CrossAttention(nn.Module):
         h, places = pack([self.norm(x)], "b c *")
         q = rearrange(self.to_q(rearrange(h, "b c n -> b n c")), "b n (heads d) -> b heads n d", heads=self.heads)
         k, v = rearrange(self.to_kv(cond.tokens), "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
-        return x + _attended(q, k, v, self.to_out, places)
+        k, v = k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)
+        if cond.token_mask is None:
+            return x + _attended(q, k, v, self.to_out, places)
+        mask = cond.token_mask
+        reads = mask.any(dim=1)                                                   # a softmax over no token is NaN
+        mask = rearrange(mask | ~reads[:, None], "b m -> b 1 1 m")
+        return x + _attended(q, k, v, self.to_out, places, mask) * _per_channel(reads[:, None], x)
 
 
-class Stack(nn.ModuleList):
-    """Blocks one after the other, each told the same."""
-
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        for block in self:
-            x = block(x, cond)
-        return x
+# ── resampling: half or twice the size ────────────────────────────────────────────────────────────
 
 
 class Downsample(nn.Module):
@@ -185,7 +287,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         return self.conv(x)
 
 
@@ -197,16 +299,16 @@ class DownsampleEndPadded(nn.Module):
         self.border = (0, 1) * dims
         self.conv = convolution(dims, "valid", channels, channels, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         return self.conv(F.pad(x, self.border))
 
 
 class Upsample(nn.Module):
     """Twice the size: each place repeated, then a convolution."""
 
-    def __init__(self, channels: int, conv: Conv):
+    def __init__(self, in_channels: int, out_channels: int, conv: Conv):
         super().__init__()
-        self.conv = conv(channels, channels)
+        self.conv = conv(in_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

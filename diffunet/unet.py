@@ -1,9 +1,11 @@
 """The U-Net: a level around a coarser level around ... the middle."""
 
 import operator
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +18,29 @@ from .layers import (
     CrossAttention,
     Downsample,
     DownsampleEndPadded,
+    PlainBlock,
     ResidualBlock,
     ScaleShift,
     SelfAttention,
     Shift,
     Stack,
     Unmodulated,
+    Untold,
     Upsample,
+    average_pool,
+    batch_norm,
     convolution,
     group_norm,
     join,
+    max_pool,
+    no_norm,
+    transposed_convolution,
     zeroed,
 )
-from .settings import Settings
+from .presets import PRESETS
+from .settings import Settings, did_you_mean
+
+Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Strict(False)]
 
 
 class LevelConfig(Settings):
@@ -37,16 +49,25 @@ class LevelConfig(Settings):
     channels: int = Field(gt=0)
     """Channels of every block of the level."""
     blocks: int = Field(2, ge=1)
-    """Blocks on the way down; the way up has one more."""
+    """Blocks on the way down."""
     attention: bool = False
     """Self-attention (and cross-attention, if there are tokens) after each block."""
     gradient_checkpointing: bool = False
     """Recompute the level's blocks in the backward pass: less memory, about a third more time."""
+    down: Annotated[Widths, Field(min_length=1)] | None = None
+    """Channels of each block on the way down, finest network's input first; null: `blocks` times `channels`."""
+    up: Widths | None = None
+    """Channels of each block on the way up; null: `channels`, as often as on the way down, and with a skip per block
+    once more."""
+    from_coarser: int | None = Field(None, gt=0)
+    """Channels in which the coarser level's output arrives here; null: as many as it has."""
 
 
 class UNetConfig(Settings):
     """The whole network; reads like its picture."""
 
+    preset: str | None = Field(None, exclude=True)
+    """A published network to start from (unet2015, unet3d, ternaus11, ddpm_cifar10, adm_64); other keys go over it."""
     levels: Annotated[tuple[LevelConfig, ...], Strict(False)] = ()
     """Finest level first; each further level has half the resolution. [] in a run's config: as the pictures need."""
     in_channels: int = Field(3, ge=1)
@@ -57,6 +78,16 @@ class UNetConfig(Settings):
     """Spatial axes: 1 signals, 2 images, 3 volumes."""
     padding: Literal["same", "valid"] = "same"
     """same: the output has the input's size; valid: no border is invented, the output is smaller."""
+    block: Literal["residual", "plain"] = "residual"
+    """residual: norm, SiLU, convolution, twice (DDPM, ADM); plain: convolution, norm, ReLU (2015)."""
+    skips: Literal["block", "level"] = "block"
+    """How much crosses over: what each block on the way down says, or one skip per level (lighter; 2015)."""
+    resampling: Literal["conv", "conv_end_padded", "pool", "pool_relu", "average", "residual"] = "conv"
+    """conv: strided convolution, and nearest with a convolution; conv_end_padded: the same, padded at the end only
+    (DDPM 2020); pool: max-pool, and transposed convolution (2015); pool_relu: the same with kernel 3 and ReLU
+    (TernausNet); average: average pool and nearest; residual: these two inside residual blocks (ADM)."""
+    transposed_bias: bool = True
+    """The transposed convolutions of resampling pool have a bias."""
     vector_dim: int = Field(0, ge=0)
     """Width of the vector that modulates each block; 0: there is none."""
     token_dim: int = Field(0, ge=0)
@@ -67,23 +98,64 @@ class UNetConfig(Settings):
     """How the vector enters a block: added before the norm (DDPM), or scaling and shifting after it (ADM)."""
     head_channels: int | None = Field(None, ge=1)
     """Channels per attention head; null: one head."""
+    middle_blocks: int = Field(2, ge=0)
+    """Blocks between the way down and the way up."""
     middle_attention: bool = True
-    """Self-attention between the two middle blocks."""
+    """Self-attention between the middle blocks."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability of zeroing a channel's value inside each residual block."""
+    """Probability of zeroing a channel's value inside each block."""
+    norm: Literal["group", "batch", "none"] = "group"
+    """The norm of every block and attention."""
     norm_groups: int = Field(32, ge=1)
     """Groups of each group norm; where they do not divide the channels, their greatest common divisor."""
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance in each norm."""
-    downsample_padding: Literal[0, 1] = 1
-    """1: strided convolutions are centred; 0: padded at the end only, as in DDPM 2020."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_over_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") is None:
+            return values
+        name = values["preset"]
+        if name not in PRESETS:
+            raise ValueError(f"preset {name} is not one of {', '.join(PRESETS)}{did_you_mean(str(name), PRESETS)}")
+        return PRESETS[name] | {key: value for key, value in values.items() if key != "preset"}
 
     @model_validator(mode="after")
-    def _heads_divide(self):
-        for level in self.levels:
-            if level.attention and level.channels % (self.head_channels or 1):
-                raise ValueError(f"head_channels {self.head_channels} does not divide {level.channels} channels")
+    def _fits_together(self):
+        for depth, level in enumerate(self.levels):
+            down, up = self.widths(depth)
+            attended = {*down, *up} if level.attention else set()
+            if depth == len(self.levels) - 1 and self.middle_attention and self.middle_blocks > 1:
+                attended.add(down[-1])
+            for channels in sorted(attended):
+                if channels % (self.head_channels or 1):
+                    raise ValueError(f"head_channels {self.head_channels} does not divide {channels} channels")
+            if self.skips == "block" and len(up) > len(down) + 1:
+                raise ValueError(f"level {depth} has {len(up)} blocks up, but only {len(down) + 1} skips")
+            if self.resampling == "average" and level.from_coarser:
+                raise ValueError("from_coarser: resampling average cannot change the channels")
+        if self.padding == "valid" and self.resampling == "conv_end_padded":
+            raise ValueError("resampling conv_end_padded invents a border, padding valid forbids it; use conv")
         return self
+
+    def widths(self, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The channels of each block of a level, on the way down and on the way up."""
+        level = self.levels[depth]
+        down = level.down or (level.channels,) * level.blocks
+        up = (level.channels,) * (len(down) + (self.skips == "block")) if level.up is None else level.up
+        return down, up
+
+    def arriving(self, depth: int) -> int:
+        """Channels in which the way up of a level begins, without the skip."""
+        if depth == len(self.levels) - 1:
+            return self.widths(depth)[0][-1]
+        return self.levels[depth].from_coarser or self.leaving(depth + 1)
+
+    def leaving(self, depth: int) -> int:
+        """Channels in which the way up of a level ends."""
+        _, up = self.widths(depth)
+        return up[-1] if up else self.arriving(depth)
 
 
 def levels_for(size: int) -> tuple[LevelConfig, ...]:
@@ -108,8 +180,10 @@ class Level(nn.Module):
         x ─ enter ─ down ───────── skips ────────▶ up ─ exit
                        └────▶ inner (coarser) ────┘
 
-    Its parts come ready-made. `inner` is another Level or the middle: `block(x, conditioning)` like
-    every block, and so a whole U-Net at half the resolution. `run` calls a block, or checkpoints it.
+    Its parts come ready-made, and each is called `block(x, conditioning)`: `enter` and `exit` change the
+    resolution (or nothing at the top), `inner` is another Level or the middle, and so a whole U-Net at half
+    the resolution. A skip is what each block of `down` says, so with a whole Stack as its one block there is
+    one skip per level; those that `up` does not take are left. `run` calls a block, or checkpoints it.
     """
 
     def __init__(
@@ -130,7 +204,7 @@ class Level(nn.Module):
         self.run = run
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        x = self.enter(x)                                # downsample, or nothing at the top
+        x = self.enter(x, cond)
         skips = [x]
         for block in self.down:
             x = self.run(block, x, cond)
@@ -138,14 +212,14 @@ class Level(nn.Module):
         x = self.inner(x, cond)
         for block in self.up:
             x = self.run(block, join(x, skips.pop()), cond)
-        return self.exit(x)                              # upsample, or nothing at the top
+        return self.exit(x, cond)
 
 
 class UNet(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) of residual blocks with attention (Ho et al. 2020).
+    """A U-Net (Ronneberger et al. 2015), by default of residual blocks with attention (Ho et al. 2020).
 
     Told nothing it is a plain U-Net from (B, in_channels, *S) to (B, out_channels, *S) for any size S;
-    with `padding="valid"` the output is smaller than the input.
+    with `padding="valid"` the output is smaller than the input, and `smallest_size` is the least side of an input.
     """
 
     def __init__(self, config: UNetConfig):
@@ -153,14 +227,50 @@ class UNet(nn.Module):
         if not config.levels:
             raise ValueError("a U-Net needs at least one level")
         self.config = config
-        conv = partial(convolution, config.dims, config.padding)
-        norm = partial(group_norm, config.norm_groups, config.norm_eps)
+        dims, padding = config.dims, config.padding
+        conv = partial(convolution, dims, padding)
+        norm = {
+            "group": partial(group_norm, config.norm_groups, config.norm_eps),
+            "batch": partial(batch_norm, dims, config.norm_eps),
+            "none": no_norm,
+        }[config.norm]
         modulation = {"shift": Shift, "scale_shift": ScaleShift}[config.modulation]
         modulated = partial(modulation if config.vector_dim else Unmodulated, vector_dim=config.vector_dim, norm=norm)
-        downsample = {
-            1: partial(Downsample, conv=conv),
-            0: partial(DownsampleEndPadded, dims=config.dims),
-        }[config.downsample_padding]
+        told = {"norm": norm, "modulated": modulated, "dropout": config.dropout}
+        make = partial({"residual": ResidualBlock, "plain": PlainBlock}[config.block], conv=conv, **told)
+        transposed = partial(transposed_convolution, dims, padding)
+
+        # (channels) -> half the size; (in_channels, out_channels) -> twice the size
+        downsample, upsample = {
+            "conv": (
+                partial(Downsample, conv=conv),
+                partial(Upsample, conv=conv),
+            ),
+            "conv_end_padded": (
+                partial(DownsampleEndPadded, dims=dims),
+                partial(Upsample, conv=conv),
+            ),
+            "pool": (
+                lambda n: Untold(max_pool(dims)),
+                lambda n, m: Untold(transposed(n, m, bias=config.transposed_bias)),
+            ),
+            "pool_relu": (
+                lambda n: Untold(max_pool(dims)),
+                partial(PlainBlock, conv=partial(transposed, kernel_size=3), **told),
+            ),
+            "average": (
+                lambda n: Untold(average_pool(dims)),
+                lambda n, m: Untold(nn.Upsample(scale_factor=2)),
+            ),
+            "residual": (
+                lambda n: ResidualBlock(n, n, conv, resize=average_pool(dims), **told),
+                lambda n, m: ResidualBlock(n, m, conv, resize=nn.Upsample(scale_factor=2), **told),
+            ),
+        }[config.resampling]
+        skipped_after = {
+            "block": lambda widths: [(width,) for width in widths],
+            "level": lambda widths: [widths] if widths else [],
+        }[config.skips]
 
         def attend(channels: int) -> list[nn.Module]:
             heads = channels // (config.head_channels or channels)
@@ -169,32 +279,44 @@ class UNet(nn.Module):
                 parts.append(CrossAttention(channels, heads, norm, config.token_dim))
             return parts
 
-        def block(in_channels: int, out_channels: int, attention: bool) -> Stack:
-            residual = ResidualBlock(in_channels, out_channels, conv, norm, modulated, config.dropout)
-            return Stack([residual, *(attend(out_channels) if attention else [])])
+        def block(in_channels: int, out_channels: int, attention: bool) -> list[nn.Module]:
+            return [make(in_channels, out_channels), *(attend(out_channels) if attention else [])]
+
+        def blocks(in_channels: int, widths: Sequence[int], attention: bool) -> Stack:
+            return Stack(part for n, m in pairwise([in_channels, *widths]) for part in block(n, m, attention))
 
         def middle(channels: int) -> Stack:
-            return Stack([*block(channels, channels, config.middle_attention), *block(channels, channels, False)])
+            between = [config.middle_attention] * (config.middle_blocks - 1) + [False]
+            return Stack(part for a in between[: config.middle_blocks] for part in block(channels, channels, a))
 
-        def level(depth: int, in_channels: int) -> Level:
+        def level(depth: int, in_channels: int, to_finer: int | None = None) -> Level:
             here = config.levels[depth]
-            channels = here.channels
-            coarser = config.levels[depth + 1 :]
-            skips = [in_channels] + [channels] * here.blocks
-            below = [coarser[0].channels if coarser else channels] + [channels] * here.blocks
+            widths_down, widths_up = map(skipped_after, config.widths(depth))
+            skips = [in_channels, *(widths[-1] for widths in widths_down)]
+            below = [config.arriving(depth), *(widths[-1] for widths in widths_up)]
+            coarsest = depth == len(config.levels) - 1
             return Level(
-                enter=downsample(in_channels) if depth else nn.Identity(),
-                down=[block(n, channels, here.attention) for n in skips[:-1]],
-                inner=level(depth + 1, channels) if coarser else middle(channels),
-                up=[block(n + skips.pop(), channels, here.attention) for n in below],
-                exit=Upsample(channels, conv) if depth else nn.Identity(),
+                enter=downsample(in_channels) if depth else Stack(),
+                down=[blocks(n, widths, here.attention) for n, widths in zip(skips, widths_down, strict=False)],
+                inner=middle(skips[-1]) if coarsest else level(depth + 1, skips[-1], below[0]),
+                up=[blocks(n + skips.pop(), w, here.attention) for n, w in zip(below, widths_up, strict=False)],
+                exit=upsample(below[-1], to_finer) if depth else Stack(),
                 run=partial(checkpoint, use_reentrant=False) if here.gradient_checkpointing else operator.call,
             )
 
-        width = config.levels[0].channels
-        self.stem = conv(config.in_channels + config.plane_channels, width)
-        self.body = level(0, width)
-        self.head = nn.Sequential(norm(width), nn.SiLU(), zeroed(conv(width, config.out_channels)))
+        given, width = config.in_channels + config.plane_channels, config.leaving(0)
+        if config.block == "residual":
+            self.stem = conv(given, config.levels[0].channels)
+            self.body = level(0, config.levels[0].channels)
+            self.head = nn.Sequential(norm(width), nn.SiLU(), zeroed(conv(width, config.out_channels)))
+        else:
+            self.stem = nn.Identity()
+            self.body = level(0, given)
+            self.head = conv(width, config.out_channels, 1)
+        self.smallest_size = 1
+        if padding == "valid":
+            enough = next(2**n for n in range(32) if self._has_output(2**n))
+            self.smallest_size = bisect_left(range(enough), True, lo=1, key=self._has_output)
 
     @property
     def levels(self) -> list[Level]:
@@ -209,11 +331,26 @@ class UNet(nn.Module):
         self._refuse_misfits(x, cond)
         size = x.shape[2:]
         if self.config.plane_channels:
-            x = torch.cat([x, cond.planes], dim=1)
+            x = torch.cat([x, cond.planes.expand(len(x), -1, *size)], dim=1)
         if self.config.padding == "valid":
             return self.head(self.body(self.stem(x), cond))
         h = self.head(self.body(self.stem(self._padded(x)), cond))
         return h[(..., *map(slice, size))]
+
+    def output_size(self, *size: int) -> tuple[int, ...]:
+        """The sides of the output for an input with these sides; nothing is computed. ValueError if it is too small."""
+        config = self.config
+        stand_in = {name: t.to("meta") for name, t in (*self.named_parameters(), *self.named_buffers())}
+        x, planes = (torch.empty(2, n, *size, device="meta") for n in (config.in_channels, config.plane_channels))
+        cond = Conditioning(planes=planes if config.plane_channels else None)
+        with torch.no_grad():
+            return tuple(torch.func.functional_call(self, stand_in, (x, cond)).shape[2:])
+
+    def _has_output(self, side: int) -> bool:
+        try:
+            return min(self.output_size(*[side] * self.config.dims)) > 0
+        except RuntimeError:
+            return False
 
     def _padded(self, x: Tensor) -> Tensor:
         """x with its last places repeated until every level halves evenly."""
@@ -227,11 +364,21 @@ class UNet(nn.Module):
         if x.ndim != config.dims + 2 or x.shape[1] != config.in_channels:
             axes = ", ".join("DHW"[-config.dims :])
             raise ValueError(f"expected x of shape (B, {config.in_channels}, {axes}), got {tuple(x.shape)}")
+        if min(x.shape[2:]) < self.smallest_size:
+            raise ValueError(f"an input of {tuple(x.shape[2:])} is too small; each side needs {self.smallest_size}")
         for name, width, axis in (("vector", config.vector_dim, 1), ("tokens", config.token_dim, 2)):
             told = getattr(cond, name)
             if told is not None and told.shape[axis] != width:
                 raise ValueError(f"built for {name} of width {width}, got {tuple(told.shape)}")
-        planes = (len(x), config.plane_channels, *x.shape[2:]) if config.plane_channels else None
+        expected = (len(x), config.plane_channels, *x.shape[2:]) if config.plane_channels else None
         told = None if cond.planes is None else tuple(cond.planes.shape)
-        if told != planes:
-            raise ValueError(f"built for planes of shape {planes}, got {told}")
+        if not _becomes(told, expected):
+            raise ValueError(f"built for planes of shape {expected}, got {told}")
+
+
+def _becomes(told: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> bool:
+    """Whether planes of one shape can stand for another: equal, or 1 along the batch or an axis of space."""
+    if told is None or expected is None or len(told) != len(expected):
+        return told == expected
+    same = [there == here for there, here in zip(told, expected, strict=True)]
+    return same[1] and all(agree or there == 1 for agree, there in zip(same, told, strict=True))

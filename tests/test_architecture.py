@@ -10,7 +10,10 @@ FLOORS = [
     "randomness",
     "conditioning",
     "layers",
+    "presets",
     "unet",
+    "inspection",
+    "tiles",
     "denoiser",
     "diffusion",
     "decoding",
@@ -27,7 +30,7 @@ FLOORS = [
     "interop",
     "commands",
 ]
-NETWORKS = {"conditioning", "layers", "unet", "denoiser"}
+NETWORKS = {"conditioning", "layers", "presets", "unet", "inspection", "tiles", "denoiser"}
 PROCEDURE = {"randomness", "diffusion", "decoding", "sources", "data", "interruption", "training"}
 
 

@@ -59,7 +59,7 @@ def test_the_stock_pipeline_draws_the_same_pictures_without_diffunet(tmp_path, l
 
 @pytest.mark.parametrize("classes", [0, 3])
 def test_there_and_back(tmp_path, classes):
-    config, denoiser = a_run(classes, modulation="shift", downsample_padding=0, dropout=0.1)
+    config, denoiser = a_run(classes, modulation="shift", resampling="conv_end_padded", dropout=0.1)
     export(denoiser, config, "all", tmp_path / "out")
     found, back = load_diffusers(str(tmp_path / "out"))
     assert found.unet == config.unet

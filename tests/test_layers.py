@@ -59,14 +59,14 @@ def test_resampling_halves_and_doubles(dims):
 
     x = torch.rand(1, 4, *[8] * dims)
     for down in (Downsample(4, conv), DownsampleEndPadded(4, dims)):
-        assert down(x).shape == (1, 4, *[4] * dims)
-        assert Upsample(4, conv)(down(x)).shape == x.shape
+        assert down(x, NOTHING).shape == (1, 4, *[4] * dims)
+        assert Upsample(4, 4, conv)(down(x, NOTHING), NOTHING).shape == x.shape
 
 
 def test_end_padding_reads_from_the_first_place():
     down = DownsampleEndPadded(1, 1)
     torch.nn.init.ones_(down.conv.weight)
-    assert down(torch.tensor([[[1.0, 2, 4, 8]]])).flatten().tolist() == [7, 12]
+    assert down(torch.tensor([[[1.0, 2, 4, 8]]]), NOTHING).flatten().tolist() == [7, 12]
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)])

@@ -27,7 +27,7 @@ PARITY = {
     "additive time": {"modulation": "shift"},
     "scale and shift": {"modulation": "scale_shift"},
     "several heads": {"head_channels": 8},
-    "ddpm's downsampling and eps": {"modulation": "shift", "downsample_padding": 0, "norm_eps": 1e-6},
+    "ddpm's downsampling and eps": {"modulation": "shift", "resampling": "conv_end_padded", "norm_eps": 1e-6},
     "no attention in the middle": {"middle_attention": False},
 }
 

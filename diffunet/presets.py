@@ -1,0 +1,88 @@
+"""The published networks, as the values of a `UNetConfig`: `UNetConfig(preset="unet2015")`."""
+
+PRESETS = {
+    # Ronneberger, Fischer & Brox 2015, figure 1: 572×572 -> 388×388, two classes
+    "unet2015": {
+        "in_channels": 1,
+        "out_channels": 2,
+        "padding": "valid",
+        "block": "plain",
+        "norm": "none",
+        "skips": "level",
+        "resampling": "pool",
+        "middle_blocks": 0,
+        "levels": [
+            {"channels": 64, "from_coarser": 64},
+            {"channels": 128, "from_coarser": 128},
+            {"channels": 256, "from_coarser": 256},
+            {"channels": 512, "from_coarser": 512},
+            {"channels": 1024, "up": []},
+        ],
+    },
+    # Çiçek et al. 2016, figure 2: 132×132×116 -> 44×44×28, three channels to three classes
+    "unet3d": {
+        "dims": 3,
+        "in_channels": 3,
+        "out_channels": 3,
+        "padding": "valid",
+        "block": "plain",
+        "norm": "batch",
+        "skips": "level",
+        "resampling": "pool",
+        "transposed_bias": False,
+        "middle_blocks": 0,
+        "levels": [
+            {"channels": 64, "down": [32, 64]},
+            {"channels": 128, "down": [64, 128]},
+            {"channels": 256, "down": [128, 256]},
+            {"channels": 512, "down": [256, 512], "up": []},
+        ],
+    },
+    # Iglovikov & Shvets 2018, figure 1: the way down is VGG11 (`diffunet.pretrained` fetches its weights)
+    "ternaus11": {
+        "in_channels": 3,
+        "out_channels": 1,
+        "block": "plain",
+        "norm": "none",
+        "skips": "level",
+        "resampling": "pool_relu",
+        "middle_blocks": 0,
+        "levels": [
+            {"channels": 64, "blocks": 1, "up": [32], "from_coarser": 32},
+            {"channels": 128, "blocks": 1, "up": [128], "from_coarser": 64},
+            {"channels": 256, "blocks": 2, "up": [256], "from_coarser": 128},
+            {"channels": 512, "blocks": 2, "up": [512], "from_coarser": 256},
+            {"channels": 512, "blocks": 2, "up": [512], "from_coarser": 256},
+            {"channels": 512, "blocks": 1, "up": []},
+        ],
+    },
+    # Ho, Jain & Abbeel 2020, appendix B, CIFAR-10: told the time as a vector
+    "ddpm_cifar10": {
+        "vector_dim": 512,
+        "modulation": "shift",
+        "resampling": "conv_end_padded",
+        "dropout": 0.1,
+        "norm_eps": 1e-6,
+        "levels": [
+            {"channels": 128},
+            {"channels": 256, "attention": True},
+            {"channels": 256},
+            {"channels": 256},
+        ],
+    },
+    # Dhariwal & Nichol 2021, table 4, ImageNet 64×64: told time and class; half of the output is a variance
+    "adm_64": {
+        "out_channels": 6,
+        "vector_dim": 768,
+        "modulation": "scale_shift",
+        "resampling": "residual",
+        "head_channels": 64,
+        "dropout": 0.1,
+        "levels": [
+            {"channels": 192, "blocks": 3},
+            {"channels": 384, "blocks": 3, "attention": True},
+            {"channels": 576, "blocks": 3, "attention": True},
+            {"channels": 768, "blocks": 3, "attention": True},
+        ],
+    },
+}
