@@ -112,26 +112,33 @@ def export(denoiser: Denoiser, config: Config, label: int | str | None, folder: 
     pipeline.save_pretrained(folder)
 
 
+def refuse_inexpressible(other: str, inexpressible: dict[str, bool]) -> None:
+    """UserError naming the first setting of the U-Net that the other network has no word for."""
+    for name, impossible in inexpressible.items():
+        if impossible:
+            raise UserError(f"unet.{name}: {other} cannot express this network")
+
+
 def diffusers_config(config: Config, classes: int | None) -> dict:
     """The arguments of the `UNet2DModel` that is this network."""
     unet = config.unet
-    inexpressible = {
-        "dims": unet.dims != 2,
-        "padding": unet.padding != "same",
-        "block": unet.block != "residual",
-        "skips": unet.skips != "block",
-        "resampling": unet.resampling not in DOWNSAMPLE_PADDING,
-        "norm": unet.norm != "group",
-        "middle_blocks": unet.middle_blocks != 2,
-        "token_dim": unet.token_dim > 0,
-        "plane_channels": unet.plane_channels > 0,
-        "levels (blocks differ)": len({level.blocks for level in unet.levels}) > 1,
-        "levels (down, up or from_coarser)": any(lv.down or lv.up or lv.from_coarser for lv in unet.levels),
-        "norm_groups (does not divide the channels)": any(level.channels % unet.norm_groups for level in unet.levels),
-    }
-    for name, impossible in inexpressible.items():
-        if impossible:
-            raise UserError(f"unet.{name}: diffusers' UNet2DModel cannot express this network")
+    refuse_inexpressible(
+        "diffusers' UNet2DModel",
+        {
+            "dims": unet.dims != 2,
+            "padding": unet.padding != "same",
+            "block": unet.block != "residual",
+            "skips": unet.skips != "block",
+            "resampling": unet.resampling not in DOWNSAMPLE_PADDING,
+            "token_dim": unet.token_dim > 0,
+            "plane_channels": unet.plane_channels > 0,
+            "middle_blocks": unet.middle_blocks != 2,
+            "norm": unet.norm != "group",
+            "norm_groups (does not divide the channels)": any(lv.channels % unet.norm_groups for lv in unet.levels),
+            "levels (blocks differ)": len({level.blocks for level in unet.levels}) > 1,
+            "levels (down, up or from_coarser)": any(lv.down or lv.up or lv.from_coarser for lv in unet.levels),
+        },
+    )
     attention = [level.attention for level in unet.levels]
     height, width = config.data.size
     return {

@@ -38,7 +38,7 @@ PRESETS = {
             {"channels": 512, "down": [256, 512], "up": []},
         ],
     },
-    # Iglovikov & Shvets 2018, figure 1: the way down is VGG11 (`diffunet.pretrained` fetches its weights)
+    # Iglovikov & Shvets 2018, figure 1: the way down is VGG11 (its weights: encoders.py)
     "ternaus11": {
         "in_channels": 3,
         "out_channels": 1,

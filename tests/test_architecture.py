@@ -28,6 +28,7 @@ FLOORS = [
     "drawing",
     "evaluation",
     "interop",
+    "guided_diffusion",
     "commands",
 ]
 NETWORKS = {"conditioning", "layers", "presets", "unet", "inspection", "tiles", "denoiser"}
