@@ -1,5 +1,7 @@
 """One configuration for a whole run, and what the data settle of it."""
 
+from typing import Self
+
 import yaml
 
 from .data import DataConfig, Pictures
@@ -10,12 +12,33 @@ from .settings import Settings, UserError
 from .training import TrainConfig
 from .unet import UNetConfig, levels_for
 
+RUNS_NEED = {"dims": 2, "padding": "same", "token_dim": 0, "plane_channels": 0}
+"""What the U-Net of a run has to be; as a library it is more."""
+
 
 class ModelConfig(Settings):
     """What decides a network."""
 
     unet: UNetConfig = UNetConfig()
     conditions: ConditionsConfig = ConditionsConfig()
+
+    def fitted(self, size: tuple[int, ...], channels: int, class_names: tuple[str, ...]) -> Self:
+        """With what follows from pictures of this size, their channels and their classes."""
+        levels = self.unet.levels or levels_for(min(size))
+        unet = {
+            "levels": levels,
+            "in_channels": channels,
+            "out_channels": channels,
+            "vector_dim": self.unet.vector_dim or 4 * levels[0].channels,
+        }
+        classes = len(class_names) if self.conditions.classes == "auto" else self.conditions.classes
+        conditions = {"classes": classes, "class_names": class_names}
+        return self.model_copy(
+            update={
+                "unet": self.unet.model_copy(update=unet),
+                "conditions": self.conditions.model_copy(update=conditions),
+            }
+        )
 
 
 class Config(ModelConfig):
@@ -28,30 +51,17 @@ class Config(ModelConfig):
 
     def settled(self, pictures: Pictures) -> "Config":
         """The config with everything filled in that follows from the pictures. UserError where they disagree."""
+        for key, needed in RUNS_NEED.items():
+            if (found := getattr(self.unet, key)) != needed:
+                raise UserError(f"unet.{key}: {found}, but a run trains on pictures and labels alone; it needs {needed}")
         names, classes = pictures.class_names, self.conditions.classes
-        if classes == "auto":
-            classes = len(names)
-        if classes and classes != len(names):
+        if classes not in ("auto", 0, len(names)):
             raise UserError(
                 f"conditions.classes: {classes}, but {pictures.config.path} has {len(names) or 'no'} classes"
                 + (f"; use {len(names)}, or auto" if names else "; use 0, or name data.label_column")
             )
-        channels = pictures.config.channels
-        levels = self.unet.levels or levels_for(min(pictures.config.size))
-        return self.model_copy(
-            update={
-                "unet": self.unet.model_copy(
-                    update={
-                        "levels": levels,
-                        "in_channels": channels,
-                        "out_channels": channels,
-                        "vector_dim": self.unet.vector_dim or 4 * levels[0].channels,
-                    }
-                ),
-                "conditions": self.conditions.model_copy(update={"classes": classes, "class_names": names}),
-                "data": pictures.config,
-            }
-        )
+        fitted = self.fitted(pictures.config.size, pictures.config.channels, names)
+        return fitted.model_copy(update={"data": pictures.config})
 
     def to_yaml(self) -> str:
         """Every value, in the order of the documentation."""

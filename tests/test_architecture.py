@@ -14,7 +14,9 @@ FLOORS = [
     "unet",
     "inspection",
     "tiles",
+    "encoders",
     "denoiser",
+    "hosts",
     "diffusion",
     "decoding",
     "sources",
@@ -31,7 +33,7 @@ FLOORS = [
     "guided_diffusion",
     "commands",
 ]
-NETWORKS = {"conditioning", "layers", "presets", "unet", "inspection", "tiles", "denoiser"}
+NETWORKS = {"conditioning", "layers", "presets", "unet", "inspection", "tiles", "encoders", "denoiser", "hosts"}
 PROCEDURE = {"randomness", "diffusion", "decoding", "sources", "data", "interruption", "training"}
 
 
