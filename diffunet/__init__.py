@@ -33,6 +33,8 @@ _HOMES = {
     "TrainConfig": "training",
     "Run": "checkpoint",
     "load_denoiser": "checkpoint",
+    "load_unet": "checkpoint",
+    "save_unet": "checkpoint",
     "load_guided_diffusion": "guided_diffusion",
     "save_guided_diffusion": "guided_diffusion",
 }

@@ -10,6 +10,7 @@ from .denoiser import Denoiser
 from .frontend import settings_from
 from .settings import UserError, did_you_mean
 from .storage import load_strictly, load_tensors, save_tensors, whole_file
+from .unet import UNet, UNetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file name that diffusers gives to the weights of a model."""
@@ -75,3 +76,19 @@ def load_denoiser(folder: str | Path) -> Denoiser:
     denoiser = Denoiser.from_config(config.unet, config.conditions)
     load_strictly(denoiser, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return denoiser.eval().requires_grad_(False)
+
+
+def save_unet(unet: UNet, folder: str | Path) -> None:
+    """Writes a U-Net by itself: config.json and its weights as safetensors."""
+    with whole_file(Path(folder) / "config.json") as file:
+        file.write_text(unet.config.model_dump_json(indent=2), encoding="utf-8")
+    with whole_file(Path(folder) / WEIGHTS) as file:
+        save_tensors(file, unet.state_dict())
+
+
+def load_unet(folder: str | Path) -> UNet:
+    """The U-Net that `save_unet` wrote, ready to train on. UserError if its files do not fit."""
+    folder = Path(folder)
+    unet = UNet(settings_from(folder / "config.json", UNetConfig))
+    load_strictly(unet, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return unet

@@ -37,25 +37,34 @@ class Denoiser(nn.Module):
 
     @classmethod
     def from_config(cls, unet: UNetConfig, conditions: ConditionsConfig) -> "Denoiser":
-        """The denoiser of a settled configuration, with DDPM's width of the time's sinusoids."""
+        """The denoiser of a settled configuration, with DDPM's width of the time's sinusoids.
+
+        ValueError for a network without a vector, which could not be told the time.
+        """
+        if not unet.vector_dim:
+            raise ValueError(f"vector_dim is 0, so the network cannot be told the time; {4 * unet.levels[0].channels}?")
         embeddings = {}
         if conditions.classes:
             embeddings["label"] = LabelEmbedding(unet.vector_dim, conditions.classes)
         time = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, conditions.time_freq_shift)
         return cls(UNet(unet), time, **embeddings)
 
-    def forward(self, x_t: Tensor, t: Tensor, told: Tensor | None = None, **conditions: Tensor) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, told: Tensor | dict[str, Tensor] | None = None, **conditions: Tensor
+    ) -> Tensor:
         """x_t: (B, C, *S). t: (B,) or one number, in [0, num_train_timesteps). Returns the shape of x_t.
 
-        A condition left out is not told to anyone; where told, (B,) bool, is False, no condition is.
+        A condition left out is not told to anyone; where told, (B,) bool, is False, no condition is, or
+        with a dict of such masks, the condition of that name is not.
         TypeError for a condition without an embedding.
         """
-        for name in conditions:
+        told = told if isinstance(told, dict) else dict.fromkeys(self.embeddings, told)
+        for name in (*conditions, *told):
             if name not in self.embeddings:
                 raise TypeError(f"no embedding for condition {name}{did_you_mean(name, self.embeddings)}")
         cond: Conditioning = self.time(t)
         for name, embedding in self.embeddings.items():
-            cond = cond + embedding(conditions.get(name), told)
+            cond = cond + embedding(conditions.get(name), told.get(name))
         return self.unet(x_t, cond)
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .conditioning import Conditioning
 from .layers import SelfAttention
-from .unet import LevelConfig, UNet, UNetConfig
+from .unet import UNet, UNetConfig, smallest_size, twin
 
 
 def features(unet: UNet, x: Tensor, cond: Conditioning = Conditioning()) -> dict[str, Tensor]:
@@ -49,17 +49,17 @@ def receptive_fields(config: UNetConfig) -> dict[str, int]:
     lies in the field of each place that becomes NaN. Places of different phase behind the resamplings see
     differently far; the largest field counts.
     """
-    twin, coarsest = _twin(config), len(config.levels) - 1
+    path, coarsest = UNet(twin(config)).double(), len(config.levels) - 1
     depths = {f"{way}.{depth}": depth for way in ("down", "up") for depth in range(coarsest + 1)}
     depths |= {"middle": coarsest, "output": 0}
     period = 2**coarsest
-    side = twin.smallest_size + 2 * period
+    side = smallest_size(config) + 2 * period
     while True:
         poisoned = torch.zeros(period, 1, side, dtype=torch.float64)              # fast float32 kernels mix neighbours
         for phase in range(period):
             poisoned[phase, 0, side // 2 + phase] = torch.nan
         with torch.no_grad():
-            reached = {name: said[:, 0].isnan() for name, said in features(twin, poisoned).items()}
+            reached = {name: said[:, 0].isnan() for name, said in features(path, poisoned).items()}
         if not any(reach[:, [0, -1]].any() for reach in reached.values()):
             return {name: _widest(reach, period, period >> depths[name]) for name, reach in reached.items()}
         side *= 2
@@ -71,15 +71,6 @@ def _widest(reach: Tensor, period: int, places: int) -> int:
     seen = phase - place // places * period                                       # as seen from the first such place
     fields = [seen[place % places == like] for like in range(places)]
     return int(max(field.max() - field.min() for field in fields)) + 1
-
-
-def _twin(config: UNetConfig) -> UNet:
-    """The same path of convolutions and resamplings along one axis, with one channel, and nothing that sees all."""
-    widths = [config.widths(depth) for depth in range(len(config.levels))]
-    levels = [LevelConfig(channels=1, down=(1,) * len(down), up=(1,) * len(up)) for down, up in widths]
-    kept = {name: getattr(config, name) for name in ("padding", "block", "skips", "resampling", "middle_blocks")}
-    alone = {"in_channels": 1, "out_channels": 1, "dims": 1, "norm": "none", "middle_attention": False}
-    return UNet(UNetConfig(levels=levels, **alone, **kept)).double()
 
 
 @dataclass(frozen=True)

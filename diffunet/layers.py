@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import pack, rearrange, unpack
+from einops import rearrange
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
@@ -228,10 +228,14 @@ class Untold(nn.Module):
 # ── attention ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, places: list, mask: Tensor | None = None) -> Tensor:
+def _places(x: Tensor) -> Tensor:
+    return rearrange(x, "b c ... -> b (...) c")
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, like: Tensor, mask: Tensor | None = None) -> Tensor:
     """What the queries (B, heads, N, D) read, back in the shape of the image, (B, C, *S)."""
     h = rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b heads n d -> b n (heads d)")
-    return unpack(rearrange(to_out(h), "b n c -> b c n"), places, "b c *")[0]
+    return rearrange(to_out(h), "b n c -> b c n").reshape(like.shape)
 
 
 class SelfAttention(nn.Module):
@@ -245,10 +249,9 @@ class SelfAttention(nn.Module):
         self.to_out = zeroed(initialised(nn.Linear(channels, channels)))
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        h, places = pack([self.norm(x)], "b c *")
-        qkv = self.to_qkv(rearrange(h, "b c n -> b n c"))
+        qkv = self.to_qkv(_places(self.norm(x)))
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        return x + _attended(q, k, v, self.to_out, places)
+        return x + _attended(q, k, v, self.to_out, x)
 
 
 class CrossAttention(nn.Module):
@@ -265,16 +268,15 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         if cond.tokens is None:
             return x
-        h, places = pack([self.norm(x)], "b c *")
-        q = rearrange(self.to_q(rearrange(h, "b c n -> b n c")), "b n (heads d) -> b heads n d", heads=self.heads)
+        q = rearrange(self.to_q(_places(self.norm(x))), "b n (heads d) -> b heads n d", heads=self.heads)
         k, v = rearrange(self.to_kv(cond.tokens), "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
         k, v = k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)
         if cond.token_mask is None:
-            return x + _attended(q, k, v, self.to_out, places)
+            return x + _attended(q, k, v, self.to_out, x)
         mask = cond.token_mask
         reads = mask.any(dim=1)                                                   # a softmax over no token is NaN
         mask = rearrange(mask | ~reads[:, None], "b m -> b 1 1 m")
-        return x + _attended(q, k, v, self.to_out, places, mask) * _per_channel(reads[:, None], x)
+        return x + _attended(q, k, v, self.to_out, x, mask) * _per_channel(reads[:, None], x)
 
 
 # ── resampling: half or twice the size ────────────────────────────────────────────────────────────

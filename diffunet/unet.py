@@ -3,7 +3,7 @@
 import operator
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -313,10 +313,7 @@ class UNet(nn.Module):
             self.stem = nn.Identity()
             self.body = level(0, given)
             self.head = conv(width, config.out_channels, 1)
-        self.smallest_size = 1
-        if padding == "valid":
-            enough = next(2**n for n in range(32) if self._has_output(2**n))
-            self.smallest_size = bisect_left(range(enough), True, lo=1, key=self._has_output)
+        self.smallest_size = smallest_size(config)
 
     @property
     def levels(self) -> list[Level]:
@@ -338,19 +335,9 @@ class UNet(nn.Module):
         return h[(..., *map(slice, size))]
 
     def output_size(self, *size: int) -> tuple[int, ...]:
-        """The sides of the output for an input with these sides; nothing is computed. ValueError if it is too small."""
-        config = self.config
-        stand_in = {name: t.to("meta") for name, t in (*self.named_parameters(), *self.named_buffers())}
-        x, planes = (torch.empty(2, n, *size, device="meta") for n in (config.in_channels, config.plane_channels))
-        cond = Conditioning(planes=planes if config.plane_channels else None)
-        with torch.no_grad():
-            return tuple(torch.func.functional_call(self, stand_in, (x, cond)).shape[2:])
-
-    def _has_output(self, side: int) -> bool:
-        try:
-            return min(self.output_size(*[side] * self.config.dims)) > 0
-        except RuntimeError:
-            return False
+        """The sides of the output for an input with these sides. ValueError if that is too small."""
+        self._refuse_too_small(size)
+        return size if self.config.padding == "same" else tuple(_output_side(self.config, side) for side in size)
 
     def _padded(self, x: Tensor) -> Tensor:
         """x with its last places repeated until every level halves evenly."""
@@ -364,8 +351,7 @@ class UNet(nn.Module):
         if x.ndim != config.dims + 2 or x.shape[1] != config.in_channels:
             axes = ", ".join("DHW"[-config.dims :])
             raise ValueError(f"expected x of shape (B, {config.in_channels}, {axes}), got {tuple(x.shape)}")
-        if min(x.shape[2:]) < self.smallest_size:
-            raise ValueError(f"an input of {tuple(x.shape[2:])} is too small; each side needs {self.smallest_size}")
+        self._refuse_too_small(x.shape[2:])
         for name, width, axis in (("vector", config.vector_dim, 1), ("tokens", config.token_dim, 2)):
             told = getattr(cond, name)
             if told is not None and told.shape[axis] != width:
@@ -375,6 +361,10 @@ class UNet(nn.Module):
         if not _becomes(told, expected):
             raise ValueError(f"built for planes of shape {expected}, got {told}")
 
+    def _refuse_too_small(self, size: Sequence[int]) -> None:
+        if min(size) < self.smallest_size:
+            raise ValueError(f"an input of {tuple(size)} is too small; each side needs {self.smallest_size}")
+
 
 def _becomes(told: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> bool:
     """Whether planes of one shape can stand for another: equal, or 1 along the batch or an axis of space."""
@@ -382,3 +372,39 @@ def _becomes(told: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> 
         return told == expected
     same = [there == here for there, here in zip(told, expected, strict=True)]
     return same[1] and all(agree or there == 1 for agree, there in zip(same, told, strict=True))
+
+
+def twin(config: UNetConfig) -> UNetConfig:
+    """The same path of convolutions and resamplings along one axis, in one channel, without all that sees everything.
+
+    What it does to sizes and to the reach of a place, the network does along each of its axes.
+    """
+    widths = [config.widths(depth) for depth in range(len(config.levels))]
+    levels = [LevelConfig(channels=1, down=(1,) * len(down), up=(1,) * len(up)) for down, up in widths]
+    kept = {name: getattr(config, name) for name in ("padding", "block", "skips", "resampling", "middle_blocks")}
+    alone = {"in_channels": 1, "out_channels": 1, "dims": 1, "norm": "none", "middle_attention": False}
+    return UNetConfig(levels=levels, **alone, **kept)
+
+
+@cache
+def smallest_size(config: UNetConfig) -> int:
+    """The least side of an input; a twin refuses nothing, since it is there to find it out."""
+    if config.padding == "same" or config == twin(config):
+        return 1
+    enough = next(2**n for n in range(32) if _output_side(config, 2**n))
+    return bisect_left(range(enough), True, lo=1, key=lambda side: _output_side(config, side) > 0)
+
+
+def _output_side(config: UNetConfig, side: int) -> int:
+    """What is left of a side; 0 if the network cannot take it."""
+    try:
+        with torch.no_grad():
+            return _built_twin(config)(torch.zeros(1, 1, side, dtype=torch.float64)).shape[2]
+    except RuntimeError:
+        return 0
+
+
+@cache
+def _built_twin(config: UNetConfig) -> UNet:
+    with torch.device("cpu"), torch.random.fork_rng([]):                          # leaves no trace in other networks
+        return UNet(twin(config)).double()

@@ -46,6 +46,27 @@ def small_unet(**changes) -> UNetConfig:
     return UNetConfig(**({"levels": levels, "vector_dim": 32, "norm_groups": 8} | changes))
 
 
+def thinned(config: UNetConfig, factor: int) -> UNetConfig:
+    """The same network with a fraction of the channels, each width a multiple of four."""
+
+    def fewer(channels: int) -> int:
+        return max(4, channels // factor // 4 * 4)
+
+    levels = [
+        level.model_copy(
+            update={
+                "channels": fewer(level.channels),
+                "from_coarser": level.from_coarser and fewer(level.from_coarser),
+                "down": level.down and tuple(map(fewer, level.down)),
+                "up": level.up and tuple(map(fewer, level.up)),
+            }
+        )
+        for level in config.levels
+    ]
+    changes = {"levels": tuple(levels), "head_channels": config.head_channels and 4}
+    return config.model_copy(update=changes | {"vector_dim": config.vector_dim and 16})
+
+
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
     """The module with its zero-initialised layers filled, so that every part has an effect."""
     for parameter in module.parameters():
