@@ -419,7 +419,8 @@ def describe(argv: list[str] | None = None) -> int:
         rows.append((part.name, *shown, *cost))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *rest in rows:
-        print(name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)), sep="  ")
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        print(name.ljust(widths[0]), *cells, sep="  ")
     with torch.device("meta"):
         denoiser = Denoiser.from_config(config.unet, config.conditions) if config.unet.vector_dim else None
         unet = denoiser.unet if denoiser else UNet(config.unet)
@@ -445,7 +446,8 @@ def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tup
         config = settings_from(Run(name).config(), Config, flags)
         default = config.data.size
     elif not Path(name).suffix:
-        raise UserError(f"{name}: neither a preset ({', '.join(PRESETS)}), nor a run, nor a file{did_you_mean(name, PRESETS)}")
+        near = did_you_mean(name, PRESETS)
+        raise UserError(f"{name}: neither a preset ({', '.join(PRESETS)}), nor a run, nor a file{near}")
     else:
         config = settings_from(_config_file(name), Config, flags)
         default = config.data.size if config.data.resolution else (64, 64)

@@ -53,7 +53,7 @@ class Config(ModelConfig):
         """The config with everything filled in that follows from the pictures. UserError where they disagree."""
         for key, needed in RUNS_NEED.items():
             if (found := getattr(self.unet, key)) != needed:
-                raise UserError(f"unet.{key}: {found}, but a run trains on pictures and labels alone; it needs {needed}")
+                raise UserError(f"unet.{key}: {found}, but a run trains on pictures and their labels; use {needed}")
         names, classes = pictures.class_names, self.conditions.classes
         if classes not in ("auto", 0, len(names)):
             raise UserError(

@@ -177,6 +177,6 @@ def sample(
     x = noise * sampler.init_noise_sigma
     for t in progress(sampler.timesteps):
         prediction = model(sampler.scale_model_input(x, t), t.to(x.device), **conditions).float()
-        prediction = prediction[:, : x.shape[1]]               # ADM's learned variance follows; no sampler here reads it
+        prediction = prediction[:, : x.shape[1]]              # ADM's learned variance follows; no sampler reads it
         x = sampler.step(prediction, t, x, **options).prev_sample
     return x

@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL_RUN, kill_all, program, write_picture
 from PIL import Image
 
 from diffunet import commands
+from diffunet.checkpoint import Run
 from diffunet.config import Config
 from diffunet.frontend import settings_from
 from diffunet.storage import load_tensors
@@ -224,6 +225,17 @@ def test_sixteen_bit_pictures_come_out_with_sixteen_bits(small):
     assert Image.open("run/pictures/000/00000.png").mode.startswith("I")
 
 
+def test_the_plain_network_of_2015_learns_in_a_run_too(small):
+    """Told the time in every block; the batch norms' statistics go into the weights that are drawn from."""
+    plain = {"block": "plain", "norm": "batch", "skips": "level", "resampling": "pool"}
+    train_small(*(word for key, value in plain.items() for word in (f"--unet.{key}", value)))
+    assert run(commands.sample, "run", "--num_images", "2", "--steps", "3", "--output", "pictures") == 0
+    tensors = load_tensors(Path("run/model/diffusion_pytorch_model.safetensors"))
+    statistics = [tensor for name, tensor in tensors.items() if name.endswith("running_var")]
+    assert statistics
+    assert all((tensor != 1).all() for tensor in statistics)
+
+
 def test_tensorboard_when_asked(small, capsys):
     train_small("--train.log_with", "tensorboard", "--train.steps", "2")
     assert list(Path("run/tensorboard").rglob("events.*"))
@@ -242,7 +254,87 @@ def test_export_and_import(small, capsys):
     for name in ("00000.png", "00001.png"):
         a, b = (torch.tensor(list(Image.open(Path(folder, name)).tobytes())) for folder in "ab")
         assert (a.int() - b.int()).abs().max() <= 1
-    assert "not empty" in mistake(capsys, commands.export, "run", "out")
+    assert "is there already" in mistake(capsys, commands.export, "run", "out")
+    assert "says itself" in mistake(capsys, commands.import_, "out", "again", "--config", "small.yaml")
+
+
+def test_export_and_import_for_guided_diffusion(small, capsys):
+    levels = "[{channels: 32, blocks: 1}, {channels: 32, blocks: 1, attention: true}]"
+    train_small("--train.steps", "2", "--unet.levels", levels, "--unet.norm_groups", "32")
+    assert run(commands.export, "run", "model.pt") == 0
+    assert "num_classes=11" in capsys.readouterr().out
+    assert "is there already" in mistake(capsys, commands.export, "run", "model.pt")
+    assert "add --config FILE" in mistake(capsys, commands.import_, "model.pt", "back", "--attention_order", "new")
+    incomplete = mistake(
+        capsys, commands.import_, "model.pt", "back", "--attention_order", "new", "--config", "small.yaml"
+    )
+    assert "small.yaml: unet.levels, data.resolution and conditions.classes have to be said" in incomplete
+    assert not Path("back").exists()
+    back = ["back", "--attention_order", "new", "--config", "run/config.yaml"]
+    assert run(commands.import_, "model.pt", *back) == 0
+    for folder in ("back", "run"):
+        assert run(commands.sample, folder, "--num_images", "2", "--steps", "3", "--output", f"{folder}_pictures") == 0
+    for name in ("00000.png", "00001.png"):
+        assert Path("back_pictures", name).read_bytes() == Path("run_pictures", name).read_bytes()
+
+
+def test_a_learned_variance_is_not_drawn(small):
+    """An imported ADM answers with twice the channels; its pictures are those of the first half."""
+    train_small("--train.steps", "2")
+    config = settings_from(Path("run/config.yaml"), Config)
+    denoiser = Run("run").denoiser()
+    head = denoiser.unet.head[2]
+    wider = torch.nn.Conv2d(head.in_channels, 2, 3, padding=1)
+    with torch.no_grad():
+        wider.weight[:1], wider.bias[:1] = head.weight, head.bias
+    denoiser.unet.head[2] = wider
+    wide = Run("wide")
+    wide.begin(config.model_copy(update={"unet": config.unet.model_copy(update={"out_channels": 2})}))
+    wide.publish(denoiser)
+    for folder in ("run", "wide"):
+        assert run(commands.sample, folder, "--num_images", "2", "--steps", "3", "--output", f"{folder}_pictures") == 0
+    for name in ("00000.png", "00001.png"):
+        a, b = (torch.tensor(list(Image.open(f"{folder}_pictures/{name}").tobytes())) for folder in ("run", "wide"))
+        assert (a.int() - b.int()).abs().max() <= 1
+
+
+# ── describe ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def described(capsys, *argv) -> list[str]:
+    capsys.readouterr()
+    assert run(commands.describe, *argv) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_describe_shows_presets_files_and_runs(small, capsys):
+    heading, *rows, valid = described(capsys, "unet2015", "--size", "572")
+    assert heading.split() == ["size", "channels", "attention", "parameters", "GFLOP", "sees"]
+    assert rows[0].split() == ["level", "0", "568×568", "64", "148,288", "57.688", "5"]
+    assert rows[-1].split() == ["network", "388×388", "2", "31,030,658", "300.857", "204"]
+    assert "572, 588, 604, 620" in valid
+    lines = described(capsys, "configs/cifar10.yaml")
+    assert any(line.split()[:3] == ["level", "1", "16×16"] and "yes" in line for line in lines)
+    assert "35,746,307 parameters" in lines[-1]
+    lighter = described(capsys, "configs/cifar10.yaml", "--unet.skips", "level")
+    assert "35,746,307" not in lighter[-1]
+    train_small("--train.steps", "2")
+    of_the_run = described(capsys, "run")
+    assert "8×8" in of_the_run[1]
+    told = sum(parameter.numel() for parameter in Run("run").denoiser().parameters())
+    assert f"10 classes: {told:,} parameters" in of_the_run[-1]
+
+
+def test_describe_tells_mistakes_plainly(small, capsys):
+    for argv, expected in (
+        (["unet2016"], "did you mean unet2015?"),
+        (["unet2015", "--size", "20"], "--size: an input of (20, 20) is too small; each side needs 188"),
+        (["unet3d", "--size", "1,x"], "--size: 1,x is not one number"),
+        (["unet3d", "--size", "132,132"], "--size: expected x of shape"),
+        (["small.yml"], "small.yml: no such file; did you mean small.yaml?"),
+        (["small.yaml", "--unet.preset", "adm64"], "did you mean adm_64?"),
+    ):
+        assert expected in mistake(capsys, commands.describe, *argv)
 
 
 # ── mistakes ──────────────────────────────────────────────────────────────────────────────────────
@@ -264,6 +356,8 @@ def test_mistakes_are_one_line_and_exit_code_2(small, capsys):
         (["--sample.sampler", "dpm+"], "did you mean dpm++?"),
         (["--train.log_with", "tensorbord"], "did you mean tensorboard?"),
         (["--resume", "nowhere"], "nowhere: no such run folder"),
+        (["--unet.padding", "valid"], "unet.padding: valid, but a run trains on pictures and their labels; use same"),
+        (["--unet.resampling", "pol"], "--unet.resampling: input should be 'conv', "),
     ):
         config = ["--config", "small.yaml"] if argv[0] not in ("--config", "--resume") else []
         assert expected in mistake(capsys, commands.train, *config, *argv)

@@ -2,7 +2,9 @@ import pytest
 import torch
 from conftest import randomised, small_unet
 
+from diffunet.conditioning import PlaneEmbedding, TimeEmbedding, VectorEmbedding
 from diffunet.denoiser import ConditionsConfig, Denoiser, Guided
+from diffunet.unet import UNet
 
 
 @pytest.fixture
@@ -20,6 +22,27 @@ def test_withholding_is_not_telling(denoiser):
     expected = torch.where(told[:, None, None, None], denoiser(X_T, T, label=LABEL), denoiser(X_T, T))
     torch.testing.assert_close(mixed, expected, atol=1e-6, rtol=0)
     assert not torch.allclose(denoiser(X_T, T, label=LABEL), denoiser(X_T, T), atol=1e-3)
+
+
+def test_conditions_are_withheld_one_by_one():
+    unet = UNet(small_unet(plane_channels=2))
+    embeddings = {"pose": VectorEmbedding(32, width=4), "sketch": PlaneEmbedding(channels=1)}
+    denoiser = randomised(Denoiser(unet, TimeEmbedding(32, 8), **embeddings))
+    pose, sketch = torch.randn(4, 4), torch.randn(4, 1, 8, 8)
+    told = {"pose": torch.tensor([True, True, False, False]), "sketch": torch.tensor([True, False, True, False])}
+    found = denoiser(X_T, T, told=told, pose=pose, sketch=sketch)
+    for index, conditions in enumerate(({"pose": pose, "sketch": sketch}, {"pose": pose}, {"sketch": sketch}, {})):
+        expected = denoiser(X_T, T, **conditions)
+        torch.testing.assert_close(found[index], expected[index], atol=1e-6, rtol=0)
+        others = [other for other in range(4) if other != index]
+        assert not torch.isclose(found[others], expected[others], atol=1e-3).flatten(1).all(1).any()
+    with pytest.raises(TypeError, match="no embedding for condition scetch; did you mean sketch?"):
+        denoiser(X_T, T, told={"scetch": told["sketch"]})
+
+
+def test_without_a_vector_there_is_no_time():
+    with pytest.raises(ValueError, match="vector_dim is 0, .*; 32?"):
+        Denoiser.from_config(small_unet(vector_dim=0), ConditionsConfig())
 
 
 def test_a_condition_without_embedding_is_refused_with_the_nearest(denoiser):

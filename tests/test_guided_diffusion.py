@@ -14,7 +14,6 @@ from conftest import randomised
 
 from diffunet.denoiser import ConditionsConfig, Denoiser
 from diffunet.guided_diffusion import (
-    from_guided_diffusion_tensors,
     load_guided_diffusion,
     save_guided_diffusion,
     to_guided_diffusion_tensors,

@@ -75,19 +75,19 @@ def test_a_flow_matching_loop():
 
 
 def test_segmentation_with_cross_entropy_and_places_without_a_label():
-    """Bright places are one class; it is learned from the annotated half, and right in the other."""
+    """Bright places are one class; only left halves are annotated, yet right halves come out right too."""
     levels = [LevelConfig(channels=8, from_coarser=8), LevelConfig(channels=16, up=())]
     plain = {"block": "plain", "norm": "batch", "skips": "level", "resampling": "pool", "middle_blocks": 0}
     unet = UNet(UNetConfig(levels=levels, in_channels=1, out_channels=2, **plain))
-    image = torch.rand(4, 1, 20, 30)
-    truth = (image[:, 0] > 0.5).long()
-    sparse = truth.clone()
-    sparse[:, :, 15:] = -100
     optimiser = torch.optim.Adam(unet.parameters(), lr=1e-2)
     for _ in range(150):
+        image = torch.rand(4, 1, 20, 30)
+        truth = (image[:, 0] > 0.5).long()
+        truth[:, :, 15:] = -100
         optimiser.zero_grad()
-        F.cross_entropy(unet(image), sparse).backward()
+        F.cross_entropy(unet(image), truth).backward()
         optimiser.step()
+    image = torch.rand(4, 1, 20, 30)
     with torch.no_grad():
-        right = (unet(image).argmax(dim=1) == truth)[:, :, 15:].float().mean()
-    assert right > 0.9
+        found = unet.eval()(image).argmax(dim=1)
+    assert (found == (image[:, 0] > 0.5))[:, :, 15:].float().mean() > 0.9

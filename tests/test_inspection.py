@@ -40,7 +40,8 @@ def test_the_way_down_sees_what_arithmetic_says():
 def test_changing_a_place_outside_the_field_changes_nothing(name, padding):
     """The reach of the real network, along one axis: the widest over all phases, and not a place less."""
     changes = {"resampling": "conv"} if name == "ddpm_cifar10" else {}
-    config = thinned(UNetConfig(preset=name, dims=1, padding=padding, norm="none", middle_attention=False, **changes), 32)
+    changes |= {"dims": 1, "padding": padding, "norm": "none", "middle_attention": False}
+    config = thinned(UNetConfig(preset=name, **changes), 32)
     levels = tuple(level.model_copy(update={"attention": False, "blocks": 1}) for level in config.levels)
     config = config.model_copy(update={"levels": levels})
     unet = randomised(UNet(config)).double()

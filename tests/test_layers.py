@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,12 +10,16 @@ from diffunet.layers import (
     CrossAttention,
     Downsample,
     DownsampleEndPadded,
+    PlainBlock,
+    ScaleShift,
     SelfAttention,
     Upsample,
     centre,
     convolution,
+    for_relu,
     group_norm,
     join,
+    transposed_convolution,
 )
 
 NOTHING = Conditioning()
@@ -63,6 +69,37 @@ def test_resampling_halves_and_doubles(dims):
         assert Upsample(4, 4, conv)(down(x, NOTHING), NOTHING).shape == x.shape
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_transposed_convolution_doubles_and_without_borders_leaves_out_what_it_would_invent(dims):
+    x = torch.ones(1, 1, *[3] * dims)
+    along = {("same", 2): [1, 1, 1, 1, 1, 1], ("same", 3): [1, 2, 1, 2, 1, 1]}
+    along |= {("valid", 2): [1, 1, 1, 1, 1, 1], ("valid", 3): [1, 2, 1, 2, 1]}
+    for (padding, kernel_size), reached in along.items():
+        layer = transposed_convolution(dims, padding, 1, 1, kernel_size, bias=False)
+        torch.nn.init.ones_(layer.weight)
+        expected = torch.tensor(reached, dtype=torch.float)
+        for _ in range(dims - 1):
+            expected = expected[..., None] * torch.tensor(reached)
+        assert torch.equal(layer(x)[0, 0], expected)
+
+
+def test_plain_blocks_hear_the_vector_too():
+    """The norm and the modulation stand between the convolution and ReLU."""
+    modulated = partial(ScaleShift, vector_dim=5, norm=norm)
+    block = randomised(PlainBlock(4, 8, partial(convolution, 2, "same"), norm, modulated, dropout=0.0))
+    x, vector = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
+    h = F.group_norm(F.conv2d(x, block.conv.weight, block.conv.bias, padding=1), 4, *block.modulated.norm.parameters())
+    scale, shift = block.modulated.project(F.silu(vector)).chunk(2, dim=1)
+    expected = F.relu(h * (1 + scale[..., None, None]) + shift[..., None, None])
+    torch.testing.assert_close(block(x, Conditioning(vector=vector)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_start_before_a_relu_has_the_variance_of_he():
+    layer = for_relu(convolution(2, "same", 64, 192))
+    assert layer.weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.02)
+    assert not layer.bias.any()
+
+
 def test_end_padding_reads_from_the_first_place():
     down = DownsampleEndPadded(1, 1)
     torch.nn.init.ones_(down.conv.weight)
@@ -91,3 +128,13 @@ def test_cross_attention_is_a_softmax_over_the_tokens():
     expected = x + layer.to_out(read).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x, Conditioning(tokens=tokens)), expected, atol=1e-5, rtol=0)
     assert layer(x, NOTHING) is x
+
+    mask = torch.tensor([[True, False, True, True], [False] * 4])
+    scores = (q @ k.transpose(1, 2) / 8**0.5).masked_fill(~mask[:, None], -torch.inf)
+    read = F.softmax(scores[:1], dim=-1) @ v[:1]
+    expected = x[:1] + layer.to_out(read).transpose(1, 2).reshape(x[:1].shape)
+    masked = layer(x, Conditioning(tokens=tokens, token_mask=mask))
+    torch.testing.assert_close(masked[:1], expected, atol=1e-5, rtol=0)
+    assert torch.equal(masked[1], x[1])                    # nothing to read, and no NaN
+    masked.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())

@@ -1,7 +1,10 @@
 """The published networks: their sizes, their parameters to the last one, in every dimension and with either border."""
 
+from itertools import islice, pairwise
+
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from conftest import randomised, thinned
 from diffusers import UNet2DModel
@@ -23,7 +26,7 @@ def parameters(module) -> int:
 
 def conv(kernel_places: int, *widths: int, bias: bool = True) -> int:
     """Parameters of convolutions one after the other, through these widths."""
-    return sum(kernel_places * n * m + bias * m for n, m in zip(widths, widths[1:], strict=False))
+    return sum(kernel_places * n * m + bias * m for n, m in pairwise(widths))
 
 
 @pytest.fixture
@@ -41,6 +44,40 @@ def test_unet2015(weightless):
     assert parameters(unet) == down + up + conv(1, 64, 2) == 31_030_658
     convolutions = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
     assert len(convolutions) == 23
+
+
+def ronneberger(x, layers):
+    """Figure 1, arrow by arrow, with the weights of these convolutions in the order in which they are used."""
+    layers, kept = iter(layers), []
+
+    def double_convolution(x):
+        for layer in islice(layers, 2):
+            x = F.relu(F.conv2d(x, layer.weight, layer.bias))
+        return x
+
+    for depth in range(5):
+        x = double_convolution(F.max_pool2d(x, 2) if depth else x)
+        kept.append(x)
+    kept.pop()
+    for skip in reversed(kept):
+        layer = next(layers)
+        x = F.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
+        spare = [(there - here) // 2 for there, here in zip(skip.shape[2:], x.shape[2:], strict=True)]
+        cropped = skip[:, :, spare[0] : spare[0] + x.shape[2], spare[1] : spare[1] + x.shape[3]]
+        x = double_convolution(torch.cat([x, cropped], dim=1))
+    layer = next(layers)
+    return F.conv2d(x, layer.weight, layer.bias)
+
+
+def test_unet2015_computes_the_figure():
+    unet = UNet(thinned(preset("unet2015"), 8)).eval()
+    layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+    x = torch.randn(1, 1, 220, 252)
+    with torch.no_grad():
+        found, expected = unet(x), ronneberger(x, layers)
+    assert found.shape == (1, 2, 36, 68)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_unet3d(weightless):
@@ -83,10 +120,10 @@ def test_adm_64(weightless):
 
 
 def trainable(name: str, dims: int, padding: str) -> UNetConfig:
-    """A preset with thin levels of one block; without borders only its two finest, where all would need too much."""
+    """A preset with thin levels of one block; as an image all levels, and elsewhere the two finest of the deep ones."""
     changes = {"resampling": "conv"} if (name, padding) == ("ddpm_cifar10", "valid") else {}
     config = thinned(preset(name, dims=dims, padding=padding, **changes), 16 if dims < 3 else 32)
-    cut = padding == "valid" and (dims == 3 or (dims == 2 and config.block == "residual"))
+    cut = (config.block == "residual" and (dims, padding) != (2, "same")) or (dims, padding) == (3, "valid")
     levels = tuple(level.model_copy(update={"blocks": 1}) for level in config.levels)
     return config.model_copy(update={"levels": levels[:2] if cut else levels})
 

@@ -156,6 +156,41 @@ def test_what_it_was_not_built_for_is_refused_by_name():
         UNet(UNetConfig())
 
 
+def test_too_small_an_input_without_borders_is_refused_with_what_it_needs():
+    unet = UNet(UNetConfig(preset="unet2015", levels=[LevelConfig(channels=4), LevelConfig(channels=4, up=())]))
+    assert unet.smallest_size == 18
+    assert unet.output_size(18, 31) == (2, 14)
+    assert unet(torch.randn(1, 1, 18, 30)).shape == (1, 2, 2, 14)
+    for refused in (lambda: unet(torch.randn(1, 1, 20, 17)), lambda: unet.output_size(17, 20)):
+        with pytest.raises(ValueError, match="too small; each side needs 18"):
+            refused()
+
+
+def test_building_one_network_leaves_the_next_ones_start_as_it_was():
+    torch.manual_seed(0)
+    UNet(UNetConfig(levels=[LevelConfig(channels=7)], padding="valid", norm_groups=1))
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    UNet(UNetConfig(levels=[LevelConfig(channels=7)], padding="valid", norm_groups=1))
+    assert torch.equal(first, torch.rand(1))
+
+
+WRONG = {
+    "only 2 skips": {"levels": [LevelConfig(channels=4, down=(4,), up=(4, 4, 4))]},
+    "resampling average cannot change the channels": {
+        "levels": [LevelConfig(channels=4, from_coarser=2), LevelConfig(channels=4)],
+        "resampling": "average",
+    },
+    "conv_end_padded invents a border": {"padding": "valid", "resampling": "conv_end_padded"},
+}
+
+
+@pytest.mark.parametrize("reason", WRONG)
+def test_parts_that_do_not_go_together_are_refused(reason):
+    with pytest.raises(ValueError, match=reason):
+        UNetConfig(**WRONG[reason])
+
+
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 48, 64, 128, 256])
 def test_levels_for_a_resolution(size):
     levels = levels_for(size)
