@@ -412,7 +412,7 @@ def describe(argv: list[str] | None = None) -> int:
         parts = parts_of(config.unet, size)
     except ValueError as misfit:
         raise UserError(f"--size: {misfit}") from None
-    rows = [("", "size", "channels", "attention", "parameters", "GFLOP", "sees")]
+    rows = [("", "size", "channels", "attention", "parameters", "GFLOP", "receptive field")]
     for part in parts:
         shown = "×".join(map(str, part.size)), f"{part.channels:,}", "yes" if part.attention else ""
         cost = f"{part.parameters:,}", f"{part.flops / 1e9:,.3f}", f"{part.receptive_field:,}"

@@ -215,6 +215,9 @@ def _our_config(folder: str, model, scheduler: dict) -> Config:
     groups = model.attn_norm_num_groups or (None if scale_shift else model.norm_num_groups)
     if model.add_attention and groups != model.norm_num_groups:
         raise UserError(f"{folder}/unet/config.json: attn_norm_num_groups {groups} is not supported")
+    resampling = {there: here for here, there in DOWNSAMPLE_PADDING.items()}
+    if model.downsample_padding not in resampling:
+        raise UserError(f"{folder}/unet/config.json: downsample_padding {model.downsample_padding} is not supported")
     attention = [kind == "AttnDownBlock2D" for kind in model.down_block_types]
     for kinds, blocks in (
         (model.down_block_types, {"DownBlock2D", "AttnDownBlock2D"}),
@@ -245,7 +248,7 @@ def _our_config(folder: str, model, scheduler: dict) -> Config:
             dropout=model.dropout,
             norm_groups=model.norm_num_groups,
             norm_eps=model.norm_eps,
-            resampling={there: here for here, there in DOWNSAMPLE_PADDING.items()}[model.downsample_padding],
+            resampling=resampling[model.downsample_padding],
         ),
         conditions=ConditionsConfig(
             classes=classes, class_names=tuple(map(str, range(classes))), time_freq_shift=model.freq_shift

@@ -55,10 +55,10 @@ class LevelConfig(Settings):
     gradient_checkpointing: bool = False
     """Recompute the level's blocks in the backward pass: less memory, about a third more time."""
     down: Annotated[Widths, Field(min_length=1)] | None = None
-    """Channels of each block on the way down, finest network's input first; null: `blocks` times `channels`."""
+    """Channels of each block on the way down, in order; null: `blocks` times `channels`."""
     up: Widths | None = None
-    """Channels of each block on the way up; null: `channels`, as often as on the way down, and with a skip per block
-    once more."""
+    """Channels of each block on the way up, in order; null: `channels`, as often as on the way down, and once more
+    where each block has a skip."""
     from_coarser: int | None = Field(None, gt=0)
     """Channels in which the coarser level's output arrives here; null: as many as it has."""
 

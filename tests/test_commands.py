@@ -309,7 +309,7 @@ def described(capsys, *argv) -> list[str]:
 
 def test_describe_shows_presets_files_and_runs(small, capsys):
     heading, *rows, valid = described(capsys, "unet2015", "--size", "572")
-    assert heading.split() == ["size", "channels", "attention", "parameters", "GFLOP", "sees"]
+    assert heading.split() == ["size", "channels", "attention", "parameters", "GFLOP", "receptive", "field"]
     assert rows[0].split() == ["level", "0", "568×568", "64", "148,288", "57.688", "5"]
     assert rows[-1].split() == ["network", "388×388", "2", "31,030,658", "300.857", "204"]
     assert "572, 588, 604, 620" in valid

@@ -102,6 +102,7 @@ def test_what_the_other_side_cannot_express_is_refused_by_name(tmp_path):
     small = {"block_out_channels": (8, 8), "norm_num_groups": 8, "sample_size": 8}
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     for changes, message in (
+        ({"downsample_padding": 2}, "downsample_padding 2 is not supported"),
         ({"act_fn": "gelu"}, "act_fn 'gelu' is not supported, only 'silu'"),
         ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "block type SkipDownBlock2D"),
         ({"down_block_types": ("DownBlock2D", "AttnDownBlock2D")}, "attention on one side"),

@@ -162,5 +162,6 @@ def test_every_preset_trains_compiles_and_comes_back(name, dims, padding, tmp_pa
 def test_keys_go_over_a_preset_and_unknown_names_are_refused():
     assert preset("unet2015", padding="same").padding == "same"
     assert preset("unet2015", dims=3).levels == preset("unet2015").levels
+    assert all(name in UNetConfig.model_fields["preset"].description for name in PRESETS)
     with pytest.raises(ValueError, match="preset unet2016 is not one of .* did you mean unet2015?"):
         preset("unet2016")
