@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .conditioning import Conditioning
 from .layers import (
+    Conv,
     CrossAttention,
     Downsample,
     DownsampleEndPadded,
@@ -215,6 +216,37 @@ class Level(nn.Module):
         return self.exit(x, cond)
 
 
+def _resampling(config: UNetConfig, conv: Conv, parts: dict) -> tuple[Callable, Callable]:
+    """(channels) -> half the size, and (in_channels, out_channels) -> twice the size; `parts` are those of a block."""
+    transposed = partial(transposed_convolution, config.dims, config.padding)
+    return {
+        "conv": (
+            partial(Downsample, conv=conv),
+            partial(Upsample, conv=conv),
+        ),
+        "conv_end_padded": (
+            partial(DownsampleEndPadded, dims=config.dims),
+            partial(Upsample, conv=conv),
+        ),
+        "pool": (
+            lambda n: Untold(max_pool(config.dims)),
+            lambda n, m: Untold(transposed(n, m, bias=config.transposed_bias)),
+        ),
+        "pool_relu": (
+            lambda n: Untold(max_pool(config.dims)),
+            partial(PlainBlock, conv=partial(transposed, kernel_size=3), **parts),
+        ),
+        "average": (
+            lambda n: Untold(average_pool(config.dims)),
+            lambda n, m: Untold(nn.Upsample(scale_factor=2)),
+        ),
+        "residual": (
+            lambda n: ResidualBlock(n, n, conv, resize=average_pool(config.dims), **parts),
+            lambda n, m: ResidualBlock(n, m, conv, resize=nn.Upsample(scale_factor=2), **parts),
+        ),
+    }[config.resampling]
+
+
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015), by default of residual blocks with attention (Ho et al. 2020).
 
@@ -227,46 +259,17 @@ class UNet(nn.Module):
         if not config.levels:
             raise ValueError("a U-Net needs at least one level")
         self.config = config
-        dims, padding = config.dims, config.padding
-        conv = partial(convolution, dims, padding)
+        conv = partial(convolution, config.dims, config.padding)
         norm = {
             "group": partial(group_norm, config.norm_groups, config.norm_eps),
-            "batch": partial(batch_norm, dims, config.norm_eps),
+            "batch": partial(batch_norm, config.dims, config.norm_eps),
             "none": no_norm,
         }[config.norm]
         modulation = {"shift": Shift, "scale_shift": ScaleShift}[config.modulation]
         modulated = partial(modulation if config.vector_dim else Unmodulated, vector_dim=config.vector_dim, norm=norm)
-        told = {"norm": norm, "modulated": modulated, "dropout": config.dropout}
-        make = partial({"residual": ResidualBlock, "plain": PlainBlock}[config.block], conv=conv, **told)
-        transposed = partial(transposed_convolution, dims, padding)
-
-        # (channels) -> half the size; (in_channels, out_channels) -> twice the size
-        downsample, upsample = {
-            "conv": (
-                partial(Downsample, conv=conv),
-                partial(Upsample, conv=conv),
-            ),
-            "conv_end_padded": (
-                partial(DownsampleEndPadded, dims=dims),
-                partial(Upsample, conv=conv),
-            ),
-            "pool": (
-                lambda n: Untold(max_pool(dims)),
-                lambda n, m: Untold(transposed(n, m, bias=config.transposed_bias)),
-            ),
-            "pool_relu": (
-                lambda n: Untold(max_pool(dims)),
-                partial(PlainBlock, conv=partial(transposed, kernel_size=3), **told),
-            ),
-            "average": (
-                lambda n: Untold(average_pool(dims)),
-                lambda n, m: Untold(nn.Upsample(scale_factor=2)),
-            ),
-            "residual": (
-                lambda n: ResidualBlock(n, n, conv, resize=average_pool(dims), **told),
-                lambda n, m: ResidualBlock(n, m, conv, resize=nn.Upsample(scale_factor=2), **told),
-            ),
-        }[config.resampling]
+        parts = {"norm": norm, "modulated": modulated, "dropout": config.dropout}
+        make = partial({"residual": ResidualBlock, "plain": PlainBlock}[config.block], conv=conv, **parts)
+        downsample, upsample = _resampling(config, conv, parts)
         skipped_after = {
             "block": lambda widths: [(width,) for width in widths],
             "level": lambda widths: [widths] if widths else [],

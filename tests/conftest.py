@@ -16,6 +16,8 @@ from diffunet.unet import LevelConfig, UNetConfig
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)                               # as many processes as cores already
 
 
 @pytest.fixture(autouse=True)

@@ -73,7 +73,7 @@ def expected_spread(config: DiffusionConfig, sampler: str, steps: int) -> float:
     return variance**0.5 / SPREAD
 
 
-@pytest.mark.parametrize("config", schedules(), ids=name)
+@pytest.mark.parametrize("config", list(schedules()), ids=name)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_recover_mean_and_spread_of_a_gaussian(config, sampler):
     try:
@@ -93,7 +93,7 @@ def test_first_order_samplers_converge(sampler):
     assert found == pytest.approx(expected_spread(DiffusionConfig(), sampler, 1000), abs=0.012)
 
 
-@pytest.mark.parametrize("config", schedules(), ids=name)
+@pytest.mark.parametrize("config", list(schedules()), ids=name)
 def test_the_default_sampler_is_right_at_its_default_steps(config):
     x = draw(config, "dpm++", 25)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.004)
@@ -133,7 +133,7 @@ def test_one_generator_for_each_image_makes_it_independent_of_the_batch(sampler)
     torch.testing.assert_close(images(range(5))[3], images([3])[0])
 
 
-@pytest.mark.parametrize("config", schedules(), ids=name)
+@pytest.mark.parametrize("config", list(schedules()), ids=name)
 def test_the_exact_network_has_the_least_loss(config):
     """In closed form: the variance of the target given x_t, averaged over t."""
     diffusion = Diffusion(config)
