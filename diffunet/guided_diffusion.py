@@ -153,6 +153,7 @@ def save_guided_diffusion(denoiser: Denoiser, path: str | Path) -> dict:
     with whole_file(Path(path)) as file:
         torch.save({name: t.clone() for name, t in to_guided_diffusion_tensors(tensors, unet).items()}, file)
     width = unet.levels[0].channels
+    multiples = [level.channels / width for level in unet.levels]
     return {
         "in_channels": unet.in_channels,
         "model_channels": width,
@@ -160,7 +161,7 @@ def save_guided_diffusion(denoiser: Denoiser, path: str | Path) -> dict:
         "num_res_blocks": unet.levels[0].blocks,
         "attention_resolutions": tuple(2**depth for depth, level in enumerate(unet.levels) if level.attention),
         "dropout": unet.dropout,
-        "channel_mult": tuple(level.channels / width for level in unet.levels),
+        "channel_mult": tuple(int(m) if m.is_integer() else m for m in multiples),
         "dims": unet.dims,
         "num_classes": len(tensors[TABLE]) if TABLE in tensors else None,
         "num_heads": 1,

@@ -35,7 +35,13 @@ def test_stock_pipelines_of_diffusers(denoiser, pipeline, scheduler):
 
 def test_gaussian_diffusion_of_denoising_diffusion_pytorch(denoiser):
     peer = pytest.importorskip("denoising_diffusion_pytorch", reason="pip install denoising-diffusion-pytorch")
-    host = peer.GaussianDiffusion(ForLucidrains(denoiser, channels=3), image_size=8, timesteps=50, sampling_timesteps=5)
+    settings = {"image_size": 8, "timesteps": 50, "sampling_timesteps": 5, "objective": "pred_noise"}
+    host = peer.GaussianDiffusion(ForLucidrains(denoiser, channels=3), **settings)
+    image, noise, t = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.tensor([0, 10, 30, 49])
+    x_t = host.q_sample(image, t, noise)
+    expected = F.mse_loss(denoiser(x_t, t), noise)
+    torch.testing.assert_close(host.p_losses(image, t, noise=noise), expected, atol=1e-5, rtol=1e-5)
+
     optimiser = torch.optim.Adam(host.parameters(), lr=3e-3)
     images = torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     losses = []
