@@ -69,16 +69,16 @@ def no_norm(channels: int) -> nn.Module:
 def initialised(layer: nn.Module) -> nn.Module:
     """DDPM's start: uniform, variance 1 / fan_avg (that is Glorot & Bengio 2010), and no bias."""
     nn.init.xavier_uniform_(layer.weight)
-    return _without_bias(layer)
+    return _bias_at_zero(layer)
 
 
 def for_relu(layer: nn.Module) -> nn.Module:
     """The start for a ReLU behind it: normal, variance 2 / fan_in (He et al. 2015), and no bias."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return _without_bias(layer)
+    return _bias_at_zero(layer)
 
 
-def _without_bias(layer: nn.Module) -> nn.Module:
+def _bias_at_zero(layer: nn.Module) -> nn.Module:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
