@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial, wraps
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -19,10 +20,14 @@ from .frontend import add_flags, parse_flags, settings_from
 from .generation import Drawn, SampleConfig, generate, labels_to_draw, refuse_impossible
 from .presets import PRESETS
 from .settings import UserError, did_you_mean, unwatched
+from .storage import whole_file
 from .unet import UNet, UNetConfig
 
 SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
 """The configs: inside the installed package, or beside it in a checkout."""
+
+CLOSEST = 12
+"""Pairs in the picture of the drawn pictures that come closest to real ones."""
 
 MOST_REAL = 10_000
 """Real pictures that an evaluation looks at."""
@@ -290,10 +295,12 @@ def _output_folder(run: Run, wish: SampleConfig) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--output: {folder} is not empty; name another folder")
         return folder
-    number = 0
-    while (folder := run.folder / "pictures" / f"{number:03d}").exists():
-        number += 1
-    return folder
+    return _next_folder(run.folder / "pictures")
+
+
+def _next_folder(folder: Path) -> Path:
+    """The first of 000, 001, ... that is not there yet."""
+    return next(path for number in count() if not (path := folder / f"{number:03d}").exists())
 
 
 # ── evaluate, export, import ──────────────────────────────────────────────────────────────────────
@@ -301,22 +308,30 @@ def _output_folder(run: Run, wish: SampleConfig) -> Path:
 
 @told_plainly
 def evaluate(argv: list[str] | None = None) -> int:
-    """Draw pictures from a run and measure them against the pictures it was trained on."""
+    """Draw pictures from a run and measure them against the pictures it was trained on.
+
+    The figures go to RUN/evaluations, beside a picture of the drawn ones that come closest to real ones.
+    """
     from .data import open_pictures
-    from .evaluation import evaluate_digits, evaluate_pixels
+    from .evaluation import closest_pairs, evaluate_digits, evaluate_pixels
 
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
     run, config, wish = _run_and_wish(parser, argv)
     batches = list(_drawn(run.denoiser().to(_device()), config, wish, _bar(wish)))
     pixels = torch.cat([drawn.pixels for drawn in batches])
+    pictures = open_pictures(config.data, labelled=False)
+    real = pictures.images[list(range(min(len(pictures), MOST_REAL)))]
     if config.data.path == "digits" and config.conditions.classes:
         found = evaluate_digits(pixels, [label for drawn in batches for label in drawn.labels])
     else:
-        pictures = open_pictures(config.data, labelled=False)
-        real = pictures.images[list(range(min(len(pictures), MOST_REAL)))]
         found = evaluate_pixels(pixels, real, config.data.bit_depth)
     found |= {"sampler": wish.sampler, "steps": wish.steps, "guidance_scale": wish.guidance_scale, "seed": wish.seed}
+    folder = _next_folder(run.folder / "evaluations")
+    with whole_file(folder / "evaluation.json") as file:
+        file.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    draw_grid(closest_pairs(pixels, real, CLOSEST), config.data.bit_depth, folder / "closest.png", columns=2)
     print(json.dumps(found, indent=2))
+    print(f"{folder}/closest.png: drawn on the left, its nearest real picture on the right", file=sys.stderr)
     return 0
 
 

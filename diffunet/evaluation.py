@@ -1,6 +1,5 @@
 """How good pictures are, in numbers that anyone can compute again."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,35 +7,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .metrics import (
+    error_of,
+    floor_of,
+    frechet_distance,
+    kernel_distance,
+    memorised,
+    nearest_distances,
+    neighbourhoods,
+    splits,
+)
+
 DIGIT_LEVELS = 16
 """Digits are compared on scikit-learn's scale, 0 to 16."""
 COPY = 5.0
 """A drawn digit nearer than this to a real one, on that scale, counts as a copy."""
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets of features (N, D) (Heusel et al. 2017, equation 6)."""
+def compare(drawn: Tensor, real: Tensor) -> dict[str, float]:
+    """Every metric of two sets of features (N, D), with its standard error and its floor.
 
-    def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-        return features.mean(0), torch.cov(features.T)
-
-    (mean_a, cov_a), (mean_b, cov_b) = moments(a.double()), moments(b.double())
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * shared)
-
-
-def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distance from each row of a, (N, D), to its nearest row of b, (N,)."""
-    return torch.cat([torch.cdist(chunk, b).min(dim=1).values for chunk in a.split(256)])
-
-
-def floor_of(metric: Callable[[Tensor, Tensor], float], real: Tensor, splits: int = 5) -> float:
-    """What a metric says of two random halves of the real features, averaged over some splits."""
-    generator = torch.Generator().manual_seed(0)
-    halves = [real[torch.randperm(len(real), generator=generator)].chunk(2) for _ in range(splits)]
-    return float(np.mean([metric(one, other) for one, other in halves]))
+    The floor is what it says of as many real pictures (at most half of them) against the others.
+    """
+    found = {"num_images": len(drawn), "num_real": len(real)}
+    for metric in (frechet_distance, kernel_distance):
+        found[metric.__name__] = metric(drawn, real)
+        found[f"{metric.__name__}_error"] = error_of(metric, drawn, real)
+        found[f"{metric.__name__}_floor"] = floor_of(metric, real, len(drawn))
+    of_real = neighbourhoods(*next(splits(real, len(drawn), 1)))
+    for name, value in neighbourhoods(drawn, real).items():
+        found |= {name: value, f"{name}_floor": of_real[name]}
+    memory = {"memorised": memorised(drawn, real), "memorised_floor": floor_of(memorised, real, len(drawn))}
+    return found | memory
 
 
 def evaluate_pixels(drawn: Tensor, real: Tensor, bit_depth: int) -> dict[str, Any]:
@@ -45,15 +47,16 @@ def evaluate_pixels(drawn: Tensor, real: Tensor, bit_depth: int) -> dict[str, An
     Larger pictures are first averaged down to at most 16 pixels a side.
     """
     drawn, real = (_small(pictures, 2**bit_depth - 1) for pictures in (drawn, real))
-    return {
-        "num_images": len(drawn),
-        "num_real": len(real),
-        "features": f"{drawn.shape[1]} pixel values",
-        "frechet_distance": frechet_distance(drawn, real),
-        "frechet_distance_floor": floor_of(frechet_distance, real, splits=1),
-        "nearest_training_image": _median_nearest(drawn, real),
-        "nearest_training_image_floor": floor_of(_median_nearest, real, splits=1),
-    }
+    return {"features": f"{drawn.shape[1]} pixel values, averaged down to 16 a side"} | compare(drawn, real)
+
+
+def closest_pairs(drawn: Tensor, real: Tensor, number: int) -> Tensor:
+    """The drawn pictures nearest to a real one, nearest first, each before that one: (2 * number, C, H, W)."""
+    a, b = _small(drawn, 1), _small(real, 1)
+    near = [torch.cdist(chunk, b).min(dim=1) for chunk in a.split(256)]
+    order = torch.cat([found.values for found in near]).argsort()[:number]
+    pairs = torch.stack([drawn[order], real[torch.cat([found.indices for found in near])[order]]], dim=1)
+    return pairs.flatten(0, 1)
 
 
 def _small(pictures: Tensor, scale: int) -> Tensor:
@@ -61,10 +64,6 @@ def _small(pictures: Tensor, scale: int) -> Tensor:
     size = [min(side, 16) for side in pictures.shape[-2:]]
     chunks = [F.adaptive_avg_pool2d(chunk.float() / scale, size) for chunk in pictures.split(1024)]
     return torch.cat(chunks).flatten(1)
-
-
-def _median_nearest(a: Tensor, b: Tensor) -> float:
-    return float(nearest_distances(a, b).median())
 
 
 def evaluate_digits(drawn: Tensor, labels: list[int]) -> dict[str, Any]:
@@ -80,14 +79,11 @@ def evaluate_digits(drawn: Tensor, labels: list[int]) -> dict[str, Any]:
     real_pixels = torch.from_numpy(real).float()
     named = SVC(gamma=0.001, C=10).fit(real, names).predict(pixels.numpy())
     return {
-        "num_images": len(pixels),
-        "num_real": len(real),
         "features": "64 pixel values, 0 to 16",
+        **compare(pixels, real_pixels),
         "label_agreement": float(np.mean(named == np.array(labels))),
         "copies": _copies(pixels, real_pixels),
-        "copies_floor": floor_of(_copies, real_pixels),
-        "frechet_distance": frechet_distance(pixels, real_pixels),
-        "frechet_distance_floor": floor_of(frechet_distance, real_pixels),
+        "copies_floor": floor_of(_copies, real_pixels, len(pixels)),
     }
 
 

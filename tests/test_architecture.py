@@ -28,6 +28,7 @@ FLOORS = [
     "frontend",
     "checkpoint",
     "drawing",
+    "metrics",
     "evaluation",
     "interop",
     "guided_diffusion",

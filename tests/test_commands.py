@@ -94,6 +94,9 @@ def test_train_look_sample(small, capsys):
     capsys.readouterr()
     assert run(commands.evaluate, "run", "--num_images", "20", "--steps", "2") == 0
     found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((folder / "evaluations/000/evaluation.json").read_text())
+    width, height = Image.open(folder / "evaluations/000/closest.png").size
+    assert height > 5 * width
     assert 0 <= found["label_agreement"] <= 1
     assert found["frechet_distance"] > found["frechet_distance_floor"]
 

@@ -1,0 +1,104 @@
+"""Distances between two sets of features, each (N, D); what the features are is somebody else's business."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of the Gaussians fitted to two sets (Heusel et al. 2017, equation 6)."""
+
+    def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+        return features.mean(0), torch.cov(features.T)
+
+    (mean_a, cov_a), (mean_b, cov_b) = moments(a.double()), moments(b.double())
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * shared)
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Squared maximum mean discrepancy, unbiased, with the kernel (x·y / D + 1)³ (Bińkowski et al. 2018).
+
+    Unlike the Fréchet distance it is right at small counts: its mean over sets from one source is 0.
+    """
+    a, b = a.double(), b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def among(x: Tensor) -> Tensor:
+        values = kernel(x, x)
+        return (values.sum() - values.trace()) / (len(x) * (len(x) - 1))
+
+    return float(among(a) + among(b) - 2 * kernel(a, b).mean())
+
+
+def neighbourhoods(drawn: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
+    """How the sets cover each other, by balls that reach to the k-th nearest neighbour in one's own set.
+
+    precision: drawn pictures in a ball of a real one; recall: real ones in a ball of a drawn one
+    (Kynkäänniemi et al. 2019). density: real balls around a drawn picture, over k; coverage: real balls
+    that hold a drawn one (Naeem et al. 2020, less upset by outliers). All are 0 to 1 but the density.
+    """
+    k = min(k, len(drawn) - 1, len(real) - 1)
+    reach_real, reach_drawn = _reach(real, k), _reach(drawn, k)
+    inside_real, inside_drawn, near_real = [], torch.zeros(len(real), dtype=torch.bool), []
+    nearest = torch.full((len(real),), torch.inf)
+    for chunk, reach in zip(drawn.split(256), reach_drawn.split(256), strict=True):
+        distance = torch.cdist(chunk, real)                                       # (chunk, real)
+        inside_real.append((distance <= reach_real).any(dim=1))
+        near_real.append((distance <= reach_real).sum(dim=1))
+        inside_drawn |= (distance <= reach[:, None]).any(dim=0)
+        nearest = torch.minimum(nearest, distance.min(dim=0).values)
+    return {
+        "precision": float(torch.cat(inside_real).float().mean()),
+        "recall": float(inside_drawn.float().mean()),
+        "density": float(torch.cat(near_real).float().mean() / k),
+        "coverage": float((nearest <= reach_real).float().mean()),
+    }
+
+
+def _reach(features: Tensor, k: int) -> Tensor:
+    """The distance from each row to its k-th nearest other one."""
+    chunks = [torch.cdist(chunk, features).kthvalue(k + 1, dim=1).values for chunk in features.split(256)]
+    return torch.cat(chunks)
+
+
+def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distance from each row of a to its nearest row of b, (N,)."""
+    return torch.cat([torch.cdist(chunk, b).min(dim=1).values for chunk in a.split(256)])
+
+
+def memorised(drawn: Tensor, real: Tensor, share: float = 0.05) -> float:
+    """The share of drawn pictures nearer to a real one than all but `share` of the real ones are to another.
+
+    About `share` for new pictures from the same source, 1 for copies.
+    """
+    among_real = _reach(real, 1)
+    return float((nearest_distances(drawn, real) < among_real.quantile(share)).float().mean())
+
+
+def error_of(metric: Callable[[Tensor, Tensor], float], drawn: Tensor, real: Tensor, groups: int = 10) -> float:
+    """The standard error of a metric for the drawn pictures' being these: the jackknife over groups of them."""
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))
+    parts = order.tensor_split(min(groups, len(drawn)))
+    without = [metric(drawn[torch.cat(parts[:left] + parts[left + 1 :])], real) for left in range(len(parts))]
+    return float(np.sqrt((len(parts) - 1) * np.var(without)))
+
+
+def splits(real: Tensor, count: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """`count` real pictures (at most half of them) and the others, drawn anew `number` times, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    count = min(count, len(real) // 2)
+    for _ in range(number):
+        order = torch.randperm(len(real), generator=generator)
+        yield real[order[:count]], real[order[count:]]
+
+
+def floor_of(metric: Callable[[Tensor, Tensor], float], real: Tensor, count: int, number: int = 5) -> float:
+    """What a metric says of `count` real pictures against the others, averaged over some splits."""
+    return float(np.mean([metric(some, others) for some, others in splits(real, count, number)]))

@@ -1,0 +1,133 @@
+"""Metrics against numpy and scipy, closed forms, and sets whose answer is known."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from diffunet.metrics import (
+    error_of,
+    floor_of,
+    frechet_distance,
+    kernel_distance,
+    memorised,
+    nearest_distances,
+    neighbourhoods,
+)
+
+
+def test_frechet_distance_is_the_formula():
+    """With scipy's matrix square root, and for features with fewer examples than dimensions."""
+    generator = np.random.default_rng(0)
+    for number in (200, 5):
+        a, b = generator.normal(size=(number, 8)), 1 + 2 * generator.normal(size=(number + 3, 8))
+        cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+        root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+        expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+        found = frechet_distance(torch.from_numpy(a), torch.from_numpy(b))
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_frechet_distance_in_closed_form():
+    a = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, a + 2) == pytest.approx(12, abs=1e-6)
+    assert frechet_distance(a, 3 * a) == pytest.approx(12, rel=0.03)
+
+
+def test_nearest_distances():
+    found = nearest_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.0]]))
+    assert found.tolist() == [1, 4]
+
+
+def test_kernel_distance_is_the_formula():
+    """Sum by sum, as the paper's estimator is written."""
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(7, 4)), 0.5 + generator.normal(size=(5, 4))
+
+    def kernel(x, y):
+        return (x @ y / 4 + 1) ** 3
+
+    among_a = np.mean([kernel(a[i], a[j]) for i in range(7) for j in range(7) if i != j])
+    among_b = np.mean([kernel(b[i], b[j]) for i in range(5) for j in range(5) if i != j])
+    between = np.mean([kernel(x, y) for x in a for y in b])
+    found = kernel_distance(torch.from_numpy(a), torch.from_numpy(b))
+    assert found == pytest.approx(among_a + among_b - 2 * between, abs=1e-9)
+
+
+def test_kernel_distance_has_no_bias_at_small_counts():
+    """The Fréchet distance of two small sets from one source is far from 0; this one is 0 on average."""
+    sets = torch.randn(200, 2, 10, 4, generator=torch.Generator().manual_seed(0))
+    kernel = torch.tensor([kernel_distance(a, b) for a, b in sets])
+    assert abs(kernel.mean()) < 3 * kernel.std() / len(sets) ** 0.5
+    assert np.mean([frechet_distance(a, b) for a, b in sets]) > 1
+
+
+def test_neighbourhoods_are_the_definitions():
+    generator = np.random.default_rng(0)
+    drawn, real, k = generator.normal(size=(40, 3)), 0.3 + generator.normal(size=(60, 3)), 3
+
+    def reach(x):
+        return np.sort(np.linalg.norm(x[:, None] - x[None], axis=2), axis=1)[:, k]
+
+    distance = np.linalg.norm(drawn[:, None] - real[None], axis=2)
+    in_real, in_drawn = distance <= reach(real), distance <= reach(drawn)[:, None]
+    expected = {
+        "precision": in_real.any(axis=1).mean(),
+        "recall": in_drawn.any(axis=0).mean(),
+        "density": in_real.sum() / (k * 40),
+        "coverage": in_real.any(axis=0).mean(),
+    }
+    found = neighbourhoods(torch.from_numpy(drawn), torch.from_numpy(real), k)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_sets_that_miss_something():
+    """Half of the variety is lost: precise, but it covers half; noise beside the data: the reverse."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(400, 2, generator=generator)
+    real[::2, 0] += 20
+    collapsed = torch.randn(400, 2, generator=generator)
+    found = neighbourhoods(collapsed, real)
+    assert found["precision"] > 0.9
+    assert found["recall"] == pytest.approx(0.5, abs=0.05)
+    assert found["coverage"] == pytest.approx(0.5, abs=0.05)
+    polluted = torch.cat([real + 0.01, real - 100])
+    found = neighbourhoods(polluted, real)
+    assert found["precision"] == pytest.approx(0.5, abs=0.01)
+    assert found["recall"] > 0.95
+    assert found["density"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_memoriser_is_caught_and_new_pictures_are_not():
+    generator = torch.Generator().manual_seed(0)
+    real, new = torch.randn(2, 1000, 20, generator=generator)
+    assert memorised(real[:200] + 0.01 * new[:200], real) == 1
+    assert memorised(new, real) == pytest.approx(0.05, abs=0.03)
+    half = torch.cat([real[:200] + 0.01, new[:200]])
+    assert memorised(half, real) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_error_is_the_spread_over_new_sets():
+    """The jackknife within one set against many sets from the same source."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2000, 3, generator=generator)
+    sets = [1 + torch.randn(300, 3, generator=generator) for _ in range(60)]
+    spread = np.std([frechet_distance(drawn, real) for drawn in sets])
+    errors = [error_of(frechet_distance, drawn, real) for drawn in sets[:15]]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.3)
+
+
+def test_the_floor_has_the_count_of_the_drawn():
+    real = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    few, many = (floor_of(frechet_distance, real, count) for count in (20, 500))
+    assert few > 3 * many
+    assert floor_of(frechet_distance, real, 5000) == many
+    assert np.isfinite(floor_of(frechet_distance, real[:6], 500))
+
+
+def test_finite_at_small_counts():
+    few = torch.randn(3, 5)
+    for metric in (frechet_distance, kernel_distance, memorised):
+        assert np.isfinite(metric(few, few + 1))
+    assert all(np.isfinite(value) for value in neighbourhoods(few, few + 1).values())
