@@ -2,10 +2,9 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial, wraps
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 
@@ -13,18 +12,14 @@ import torch
 from torch import nn
 
 from .checkpoint import Run
-from .config import Config, ModelConfig
-from .denoiser import Denoiser
+from .config import Config
+from .console import config_file, told_plainly
 from .drawing import draw_curves, draw_grid, to_picture
 from .frontend import add_flags, parse_flags, settings_from
-from .generation import Drawn, SampleConfig, generate, labels_to_draw, refuse_impossible
-from .presets import PRESETS
+from .generation import Drawn, SampleConfig, generate, refuse_impossible
+from .network_commands import describe, export, import_
 from .settings import UserError, did_you_mean, unwatched
 from .storage import whole_file
-from .unet import UNet, UNetConfig
-
-SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
-"""The configs: inside the installed package, or beside it in a checkout."""
 
 CLOSEST = 12
 """Pairs in the picture of the drawn pictures that come closest to real ones."""
@@ -49,28 +44,6 @@ RESUMABLE = {
 """What may change when a run is resumed; anything else would make it another run."""
 
 
-def told_plainly(command: Callable) -> Callable:
-    """A command whose user's mistakes end in one line each and exit code 2, without a traceback."""
-
-    @wraps(command)
-    def wrapped(argv: list[str] | None = None) -> None:
-        try:
-            sys.exit(command(argv))
-        except UserError as mistake:
-            if os.environ.get("RANK", "0") == "0":
-                print(mistake, file=sys.stderr)
-            sys.exit(2)
-        except torch.OutOfMemoryError:
-            advice = "lower --train.batch_size, or raise --train.gradient_accumulation_steps"
-            print(f"out of memory: {advice}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
-
-    return wrapped
-
-
 # ── train ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -92,7 +65,7 @@ def train(argv: list[str] | None = None) -> int:
         config = settings_from(run.folder / "config.yaml", Config, flags | {"train.output": str(run.folder)})
         _refuse_another_run(former, config)
     else:
-        config = settings_from(_config_file(asked.config or "configs/digits.yaml"), Config, flags)
+        config = settings_from(config_file(asked.config or "configs/digits.yaml"), Config, flags)
         run = Run(config.train.output)
     if asked.print_config:
         print(config.to_yaml(), end="")
@@ -100,18 +73,6 @@ def train(argv: list[str] | None = None) -> int:
     if not asked.resume:
         run.refuse_to_overwrite(asked.overwrite)
     return _train(run, config, bool(asked.resume), asked.overwrite)
-
-
-def _config_file(name: str) -> Path:
-    """A config by path, or one of those that come with the program by its path in the project."""
-    path = Path(name)
-    shipped = SHIPPED / path.name
-    if not path.exists() and path.parent.name in ("", "configs") and shipped.exists():
-        return shipped
-    if not path.exists() and not path.parent.is_dir():
-        names = [file.name for file in SHIPPED.glob("*.yaml")]
-        raise UserError(f"{name}: no such file{did_you_mean(path.name, names)}")
-    return path
 
 
 def _refuse_another_run(former: Config, config: Config) -> None:
@@ -303,7 +264,7 @@ def _next_folder(folder: Path) -> Path:
     return next(path for number in count() if not (path := folder / f"{number:03d}").exists())
 
 
-# ── evaluate, export, import ──────────────────────────────────────────────────────────────────────
+# ── evaluate ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @told_plainly
@@ -335,140 +296,7 @@ def evaluate(argv: list[str] | None = None) -> int:
     return 0
 
 
-@told_plainly
-def export(argv: list[str] | None = None) -> int:
-    """Write a run as a folder that diffusers' DDPMPipeline loads, or a file for guided-diffusion."""
-    parser = argparse.ArgumentParser(prog="diffunet export", description=export.__doc__)
-    parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("to", metavar="FOLDER", help="the folder to write, or FILE.pt for guided-diffusion")
-    parser.add_argument("--label", help="class that the pipeline shall draw; all: keep the classes [default: not told]")
-    asked, _ = parse_flags(parser, argv)
-    run, to = Run(asked.run), Path(asked.to)
-    config = run.config()
-    if to.is_file() or (to.exists() and any(to.iterdir())):
-        raise UserError(f"{to}: is there already; name another")
-    if to.suffix == ".pt":
-        from .guided_diffusion import save_guided_diffusion
-
-        arguments = save_guided_diffusion(run.denoiser(), to)
-        print(f"{to}: UNetModel({', '.join(f'{key}={value!r}' for key, value in arguments.items())}) loads it")
-        return 0
-    from .interop import export as write_folder
-
-    names = config.conditions.class_names
-    label = "all" if asked.label == "all" else labels_to_draw(asked.label or "none", names)[0]
-    write_folder(run.denoiser(), config, label, to)
-    print(f"{to}: DDPMPipeline.from_pretrained({str(to)!r}) loads it")
-    return 0
-
-
-@told_plainly
-def import_(argv: list[str] | None = None) -> int:
-    """Make a run of a diffusers folder, a hub id, or a guided-diffusion checkpoint, for sample.py."""
-    parser = argparse.ArgumentParser(prog="diffunet import", description=import_.__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="a DDPMPipeline folder or hub id, or FILE.pt")
-    parser.add_argument("run", metavar="RUN", help="the run folder to make")
-    parser.add_argument("--config", metavar="FILE", help="what a .pt file does not say, such as configs/adm64.yaml")
-    parser.add_argument(
-        "--attention_order", choices=("new", "legacy"), help="of a .pt file: new for 64x64_diffusion.pt, else legacy"
-    )
-    asked, _ = parse_flags(parser, argv)
-    run = Run(asked.run)
-    run.refuse_to_overwrite(overwrite=False)
-    if asked.source.endswith(".pt"):
-        config, denoiser = _from_guided_diffusion(asked.source, asked.config, asked.attention_order)
-    elif asked.config or asked.attention_order:
-        raise UserError(f"{asked.source}: is no .pt file and says itself what --config and --attention_order would")
-    else:
-        from .interop import load_diffusers
-
-        config, denoiser = load_diffusers(asked.source)
-    run.begin(config)
-    run.publish(denoiser)
-    print(f"{run.folder}: python sample.py {run.folder} draws pictures")
-    return 0
-
-
-def _from_guided_diffusion(path: str, config_file: str | None, attention_order: str | None) -> tuple[Config, nn.Module]:
-    from .guided_diffusion import load_guided_diffusion
-
-    if config_file is None or attention_order is None:
-        raise UserError(f"{path}: says nothing of its network; add --config FILE and --attention_order new or legacy")
-    config = settings_from(_config_file(config_file), Config)
-    classes = config.conditions.classes
-    if not config.unet.levels or config.data.resolution is None or classes == "auto":
-        raise UserError(f"{config_file}: unet.levels, data.resolution and conditions.classes have to be said here")
-    names = config.conditions.class_names or tuple(map(str, range(classes)))
-    config = config.model_copy(
-        update={
-            "conditions": config.conditions.model_copy(update={"class_names": names}),
-            "data": config.data.model_copy(update={"channels": config.unet.in_channels, "bit_depth": 8}),
-        }
-    )
-    return config, load_guided_diffusion(path, config.unet, attention_order, config.conditions)
-
-
-# ── describe ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@told_plainly
-def describe(argv: list[str] | None = None) -> int:
-    """Show a network as a table: levels, sizes, channels, parameters, operations, receptive field."""
-    from .inspection import describe as parts_of
-    from .tiles import admissible_tiles
-
-    parser = argparse.ArgumentParser(prog="diffunet describe", description=describe.__doc__)
-    parser.add_argument("network", metavar="CONFIG", help="a YAML file, a run folder, or a preset such as unet2015")
-    parser.add_argument("--size", help="of the input, as 64 or 132,132,116 [default: the config's resolution, or 64]")
-    add_flags(parser, ModelConfig)
-    asked, flags = parse_flags(parser, argv)
-    config, size = _network_and_size(asked.network, asked.size, flags)
-    try:
-        parts = parts_of(config.unet, size)
-    except ValueError as misfit:
-        raise UserError(f"--size: {misfit}") from None
-    rows = [("", "size", "channels", "attention", "parameters", "GFLOP", "receptive field")]
-    for part in parts:
-        shown = "×".join(map(str, part.size)), f"{part.channels:,}", "yes" if part.attention else ""
-        cost = f"{part.parameters:,}", f"{part.flops / 1e9:,.3f}", f"{part.receptive_field:,}"
-        rows.append((part.name, *shown, *cost))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *rest in rows:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        print(name.ljust(widths[0]), *cells, sep="  ")
-    with torch.device("meta"):
-        denoiser = Denoiser.from_config(config.unet, config.conditions) if config.unet.vector_dim else None
-        unet = denoiser.unet if denoiser else UNet(config.unet)
-    if denoiser:
-        told = sum(p.numel() for p in denoiser.parameters())
-        print(f"with what it is told of the time and {config.conditions.classes or 'no'} classes: {told:,} parameters")
-    if config.unet.padding == "valid":
-        sides = admissible_tiles(unet, min(size), min(size) + 3 * 2 ** len(config.unet.levels))
-        print(f"valid borders: sides that every level halves evenly are {', '.join(map(str, sides[:4]))}, ...")
-    return 0
-
-
-def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tuple[ModelConfig, tuple[int, ...]]:
-    """A network by the name of a preset, a run or a file, and the size of its input."""
-    try:
-        sides = tuple(int(side) for side in size.split(",")) if size else None
-    except ValueError:
-        raise UserError(f"--size: {size} is not one number, or several with commas between") from None
-    if name in PRESETS:
-        config = settings_from(ModelConfig(unet=UNetConfig(preset=name)), ModelConfig, flags)
-        default = config.unet.dims * (64,)
-    elif Path(name).is_dir():
-        config = settings_from(Run(name).config(), Config, flags)
-        default = config.data.size
-    elif not Path(name).suffix:
-        near = did_you_mean(name, PRESETS)
-        raise UserError(f"{name}: neither a preset ({', '.join(PRESETS)}), nor a run, nor a file{near}")
-    else:
-        config = settings_from(_config_file(name), Config, flags)
-        default = config.data.size if config.data.resolution else (64, 64)
-        config = config.fitted(sides or default, config.data.channels or 3, config.conditions.class_names)
-    sides = sides or default
-    return config, sides * config.unet.dims if len(sides) == 1 else sides
+# ── all of them ───────────────────────────────────────────────────────────────────────────────────
 
 
 COMMANDS = {
@@ -490,6 +318,6 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: diffunet COMMAND ...; diffunet COMMAND --help tells more\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:10}{command.__doc__}")
+            print(f"  {name:10}{command.__doc__.splitlines()[0]}")
         return 0
     raise UserError(f"{argv[0]}: unknown command{did_you_mean(argv[0], COMMANDS)}")

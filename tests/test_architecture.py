@@ -32,6 +32,8 @@ FLOORS = [
     "evaluation",
     "interop",
     "guided_diffusion",
+    "console",
+    "network_commands",
     "commands",
 ]
 NETWORKS = {"conditioning", "layers", "presets", "unet", "inspection", "tiles", "encoders", "denoiser", "hosts"}

@@ -1,0 +1,48 @@
+"""What every command shares: mistakes told in one line, and the configs that come with the program."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import torch
+
+from .settings import UserError, did_you_mean
+
+SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
+"""The configs: inside the installed package, or beside it in a checkout."""
+
+
+def told_plainly(command: Callable) -> Callable:
+    """A command whose user's mistakes end in one line each and exit code 2, without a traceback."""
+
+    @wraps(command)
+    def wrapped(argv: list[str] | None = None) -> None:
+        try:
+            sys.exit(command(argv))
+        except UserError as mistake:
+            if os.environ.get("RANK", "0") == "0":
+                print(mistake, file=sys.stderr)
+            sys.exit(2)
+        except torch.OutOfMemoryError:
+            advice = "lower --train.batch_size, or raise --train.gradient_accumulation_steps"
+            print(f"out of memory: {advice}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+def config_file(name: str) -> Path:
+    """A config by path, or one of those that come with the program by its path in the project."""
+    path = Path(name)
+    shipped = SHIPPED / path.name
+    if not path.exists() and path.parent.name in ("", "configs") and shipped.exists():
+        return shipped
+    if not path.exists() and not path.parent.is_dir():
+        names = [file.name for file in SHIPPED.glob("*.yaml")]
+        raise UserError(f"{name}: no such file{did_you_mean(path.name, names)}")
+    return path
