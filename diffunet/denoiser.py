@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
         ValueError for a network without a vector, which could not be told the time.
         """
         if not unet.vector_dim:
-            raise ValueError(f"vector_dim is 0, so the network cannot be told the time; {4 * unet.levels[0].channels}?")
+            raise ValueError(f"vector_dim is 0, so it cannot be told the time; try {4 * unet.levels[0].channels}")
         embeddings = {}
         if conditions.classes:
             embeddings["label"] = LabelEmbedding(unet.vector_dim, conditions.classes)
