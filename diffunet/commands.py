@@ -24,6 +24,9 @@ from .storage import whole_file
 CLOSEST = 12
 """Pairs in the picture of the drawn pictures that come closest to real ones."""
 
+FEWEST = 3
+"""Drawn pictures from which a spread, and its error, can be told; of real ones twice as many, for their halves."""
+
 MOST_REAL = 10_000
 """Real pictures that an evaluation looks at."""
 
@@ -278,9 +281,12 @@ def evaluate(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
     run, config, wish = _run_and_wish(parser, argv)
+    pictures = open_pictures(config.data, labelled=False)
+    if wish.num_images < FEWEST or len(pictures) < 2 * FEWEST:
+        drawn = f"--num_images {wish.num_images} and {len(pictures)} real pictures"
+        raise UserError(f"{drawn}: too few to compare; at least {FEWEST} and {2 * FEWEST}")
     batches = list(_drawn(run.denoiser().to(_device()), config, wish, _bar(wish)))
     pixels = torch.cat([drawn.pixels for drawn in batches])
-    pictures = open_pictures(config.data, labelled=False)
     real = pictures.images[list(range(min(len(pictures), MOST_REAL)))]
     if config.data.path == "digits" and config.conditions.classes:
         found = evaluate_digits(pixels, [label for drawn in batches for label in drawn.labels])

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .conditioning import Conditioning
 from .layers import SelfAttention
-from .unet import UNet, UNetConfig, smallest_size, twin
+from .unet import UNet, UNetConfig, built_twin, smallest_size
 
 
 def features(unet: UNet, x: Tensor, cond: Conditioning = Conditioning()) -> dict[str, Tensor]:
@@ -49,13 +49,13 @@ def receptive_fields(config: UNetConfig) -> dict[str, int]:
     lies in the field of each place that becomes NaN. Places of different phase behind the resamplings see
     differently far; the largest field counts.
     """
-    path, coarsest = UNet(twin(config)).double(), len(config.levels) - 1
+    path, coarsest = built_twin(config), len(config.levels) - 1
     depths = {f"{way}.{depth}": depth for way in ("down", "up") for depth in range(coarsest + 1)}
     depths |= {"middle": coarsest, "output": 0}
     period = 2**coarsest
     side = smallest_size(config) + 2 * period
     while True:
-        poisoned = torch.zeros(period, 1, side, dtype=torch.float64)              # fast float32 kernels mix neighbours
+        poisoned = torch.zeros(period, 1, side, dtype=torch.float64)
         for phase in range(period):
             poisoned[phase, 0, side // 2 + phase] = torch.nan
         with torch.no_grad():
@@ -85,7 +85,7 @@ class Part:
     parameters: int
     flops: int
     """For one example, forward; a multiplication and its addition are two, as torch counts."""
-    receptive_field: int | None
+    receptive_field: int
 
 
 def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:

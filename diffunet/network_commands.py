@@ -60,9 +60,13 @@ def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tup
         sides = tuple(int(side) for side in size.split(",")) if size else None
     except ValueError:
         raise UserError(f"--size: {size} is not one number, or several with commas between") from None
+    if sides and min(sides) < 1:
+        raise UserError(f"--size: {size}: each side is at least 1")
     if name in PRESETS:
         config = settings_from(ModelConfig(unet=UNetConfig(preset=name)), ModelConfig, flags)
         default = config.unet.dims * (64,)
+        if config.conditions.classes == "auto":
+            raise UserError("--conditions.classes: auto, but a preset has no data that could be counted; give a number")
     elif Path(name).is_dir():
         config = settings_from(Run(name).config(), Config, flags)
         default = config.data.size

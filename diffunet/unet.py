@@ -402,12 +402,13 @@ def _output_side(config: UNetConfig, side: int) -> int:
     """What is left of a side; 0 if the network cannot take it."""
     try:
         with torch.no_grad():
-            return _built_twin(config)(torch.zeros(1, 1, side, dtype=torch.float64)).shape[2]
+            return built_twin(config)(torch.zeros(1, 1, side, dtype=torch.float64)).shape[2]
     except RuntimeError:
         return 0
 
 
 @cache
-def _built_twin(config: UNetConfig) -> UNet:
+def built_twin(config: UNetConfig) -> UNet:
+    """The network of `twin`, in fp64: fast fp32 kernels let neighbours mix."""
     with torch.device("cpu"), torch.random.fork_rng([]):                          # leaves no trace in other networks
         return UNet(twin(config)).double()

@@ -333,6 +333,8 @@ def test_describe_tells_mistakes_plainly(small, capsys):
         (["unet2016"], "did you mean unet2015?"),
         (["unet2015", "--size", "20"], "--size: an input of (20, 20) is too small; each side needs 188"),
         (["unet3d", "--size", "1,x"], "--size: 1,x is not one number"),
+        (["unet3d", "--size=-5"], "--size: -5: each side is at least 1"),
+        (["ddpm_cifar10", "--conditions.classes", "auto"], "--conditions.classes: auto, but a preset has no data"),
         (["unet3d", "--size", "132,132"], "--size: expected x of shape"),
         (["small.yml"], "small.yml: no such file; did you mean small.yaml?"),
         (["small.yaml", "--unet.preset", "adm64"], "did you mean adm_64?"),
@@ -380,6 +382,10 @@ def test_mistakes_at_sampling_cost_nothing(small, capsys):
     ):
         assert expected in mistake(capsys, commands.sample, *argv)
     assert not Path("run/pictures").exists()
+    for few in ("1", "2"):
+        line = mistake(capsys, commands.evaluate, "run", "--num_images", few)
+        assert f"--num_images {few} and 1797 real pictures: too few to compare; at least 3 and 6" in line
+    assert not Path("run/evaluations").exists()
     weights = Path("run/model/diffusion_pytorch_model.safetensors")
     assert load_tensors(weights)
     network = Path("run/model/config.json")
