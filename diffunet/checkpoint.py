@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from .averages import average_of, snapshot_near
 from .config import Config, ModelConfig
 from .denoiser import Denoiser
 from .frontend import settings_from
@@ -65,6 +66,23 @@ class Run:
     def denoiser(self) -> Denoiser:
         """The denoiser with the newest EMA weights, ready to sample. UserError if they are missing or do not fit."""
         return load_denoiser(self.folder / "model")
+
+    def averaged(self, length: float) -> Denoiser:
+        """The denoiser with an average of its weights of this length. UserError without snapshots to make it of."""
+        return self._with(average_of(self.folder, length))
+
+    def snapshot(self, share: float) -> Denoiser:
+        """The denoiser as it was after this share of the training so far. UserError if the run has no snapshots."""
+        tensors = snapshot_near(self.folder, share)
+        if tensors is None:
+            raise UserError(f"{self.folder}/averages: no snapshot yet that could guide; leave sample.guide out")
+        return self._with(tensors)
+
+    def _with(self, tensors: dict[str, Tensor]) -> Denoiser:
+        config = settings_from(self.folder / "model" / "config.json", ModelConfig)
+        denoiser = Denoiser.from_config(config.unet, config.conditions)
+        load_strictly(denoiser, tensors, self.folder / "averages")
+        return denoiser.eval().requires_grad_(False)
 
 
 def load_denoiser(folder: str | Path) -> Denoiser:

@@ -1,34 +1,26 @@
 """The commands: where networks, procedure and files meet. Each prints, draws, and knows no mathematics."""
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache, partial
-from itertools import count
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
 
+from .averages import list_snapshots
 from .checkpoint import Run
 from .config import Config
 from .console import config_file, told_plainly
-from .drawing import draw_curves, draw_grid, to_picture
+from .drawing import draw_curves, draw_grid, draw_strip
 from .frontend import add_flags, parse_flags, settings_from
-from .generation import Drawn, SampleConfig, generate, refuse_impossible
+from .generation import refuse_impossible
 from .network_commands import describe, export, import_
-from .settings import UserError, did_you_mean, unwatched
-from .storage import whole_file
+from .quality_commands import classifier, ema, evaluate
+from .sample_command import columns, draw, sample
+from .settings import UserError, did_you_mean
 
-CLOSEST = 12
-"""Pairs in the picture of the drawn pictures that come closest to real ones."""
-
-FEWEST = 3
-"""Drawn pictures from which a spread, and its error, can be told; of real ones twice as many, for their halves."""
-
-MOST_REAL = 10_000
-"""Real pictures that an evaluation looks at."""
+REHEARSED = 0.03
+"""Share of `train.minutes` in which the speed is measured before."""
 
 RESUMABLE = {
     "train.steps",
@@ -37,6 +29,7 @@ RESUMABLE = {
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.snapshots",
     "train.preview_every",
     "train.log_with",
     "data.path",
@@ -99,12 +92,11 @@ def _flat(values: dict, above: str = "") -> dict:
 
 def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
     from accelerate import Accelerator
-    from accelerate.utils import set_seed, tqdm
+    from accelerate.utils import tqdm
 
     from .data import open_pictures
-    from .denoiser import Denoiser
-    from .diffusion import Diffusion
-    from .training import Trainer
+    from .health import Health
+    from .training import TrainConfig, Trainer
 
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -121,25 +113,40 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
             progress=partial(tqdm, desc="decode", unit="picture", leave=False),
         )
     config = config.settled(pictures)
-    refuse_impossible(config.conditions.class_names, config.diffusion, config.sample)
-    set_seed(config.train.seed)
-    denoiser = Denoiser.from_config(config.unet, config.conditions)
+    objective = config.build_objective()
+    refuse_impossible(config.conditions.class_names, objective, config.sample)
+    trained, held_out = pictures.parted()
+    health = Health(objective, trained, held_out)
 
-    def preview(step: int, ema: nn.Module) -> None:
+    def preview(step: int, ema: nn.Module) -> dict[str, float]:
+        wish = config.sample
+        if wish.guide and not list_snapshots(run.folder):                     # nothing to guide by as yet
+            wish = wish.model_copy(update={"guide": None, "guidance_scale": 1.0})
         try:
-            pixels = torch.cat([drawn.pixels for drawn in _drawn(ema, config, config.sample)])
+            pixels = torch.cat([drawn.pixels for drawn in draw(run, ema, config, wish)])
         except UserError as broken:
             say(f"no preview at step {step}: {broken}")
-            return
-        draw_grid(pixels, config.data.bit_depth, run.folder / "samples" / f"step_{step:08d}.png", _columns(config))
+            return {}
+        draw_grid(pixels, config.data.bit_depth, run.folder / "samples" / f"step_{step:08d}.png", columns(config))
+        draw_strip(run.folder / "samples", config.data.size)
+        return health(ema, pixels, accelerator.device)
 
     def publish(ema: nn.Module) -> None:
         run.publish(ema)
         draw_curves(run.folder)
 
-    trainer = Trainer(
-        config.train, denoiser, Diffusion(config.diffusion), pictures, accelerator, preview=preview, publish=publish
-    )
+    def trainer_for(settings: TrainConfig) -> Trainer:
+        return Trainer(settings, _fresh(config), objective, trained, accelerator, preview=preview, publish=publish)
+
+    if config.train.minutes and not resuming:
+        seconds = 60 * config.train.minutes
+        endless = config.train.model_copy(update={"steps": sys.maxsize})
+        per_step = trainer_for(endless).rehearse(REHEARSED * seconds)
+        accelerator.free_memory()
+        steps = max(1, round(seconds / per_step))
+        say(f"{steps:,} steps of {per_step:.3g} s fit into {config.train.minutes:g} minutes")
+        config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    trainer = trainer_for(config.train)
     if resuming:
         trainer.resume()
         if trainer.step >= config.train.steps:
@@ -149,9 +156,10 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
         run.begin(config, overwrite)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("tensorboard" if config.train.log_with == "tensorboard" else "diffunet")
-    millions = sum(p.numel() for p in denoiser.parameters()) / 1e6
+    millions = sum(p.numel() for p in trainer.ema.model.parameters()) / 1e6
+    kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
     say(
-        f"{run.folder}: {len(pictures):,} pictures of {config.data.size[0]}×{config.data.size[1]}, "
+        f"{run.folder}: {len(pictures):,} pictures of {config.data.size[0]}×{config.data.size[1]}{kept}, "
         f"{len(config.conditions.class_names) or 'no'} classes, {millions:.1f} million parameters, "
         f"{accelerator.num_processes} × {accelerator.device.type}, precision {accelerator.mixed_precision}"
     )
@@ -164,15 +172,14 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
     return 0
 
 
-def _drawn(denoiser: nn.Module, config: Config, wish: SampleConfig, progress: Callable = unwatched) -> Iterator[Drawn]:
-    """The pictures that `wish` asks of a run's denoiser, batch by batch."""
-    return generate(denoiser, config.conditions.class_names, config.diffusion, config.data, wish, progress)
+def _fresh(config: Config) -> nn.Module:
+    """The denoiser as it is before any training: a function of the seed."""
+    from accelerate.utils import set_seed
 
+    from .denoiser import Denoiser
 
-def _columns(config: Config) -> int | None:
-    """One column of a grid for each class, while they are few."""
-    classes = len(config.conditions.class_names)
-    return classes if 2 <= classes <= 16 else None
+    set_seed(config.train.seed)
+    return Denoiser.from_config(config.unet, config.conditions)
 
 
 def _precision(wish: str) -> str:
@@ -196,112 +203,6 @@ def _tracker(name: str | None) -> str | None:
     return name
 
 
-# ── sample ────────────────────────────────────────────────────────────────────────────────────────
-
-
-@told_plainly
-def sample(argv: list[str] | None = None) -> int:
-    """Draw pictures from a run, from its EMA weights. Without options: what its last preview shows."""
-    parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
-    run, config, wish = _run_and_wish(parser, argv)
-    folder = _output_folder(run, wish)
-    batches = _drawn(run.denoiser().to(_device()), config, wish, _bar(wish))
-    records, pixels = [], []
-    for drawn in batches:
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture, seed, label in zip(drawn.pixels, drawn.seeds, drawn.labels, strict=True):
-            record = {"file_name": f"{len(records):05d}.png", "seed": seed}
-            if label is not None:
-                record |= {"label": label, "class": config.conditions.class_names[label]}
-            to_picture(picture, config.data.bit_depth).save(folder / record["file_name"])
-            records.append(record)
-        pixels.append(drawn.pixels)
-        (folder / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    draw_grid(torch.cat(pixels), config.data.bit_depth, folder / "grid.png", _columns(config))
-    print(f"{len(records)} pictures: {folder}")
-    return 0
-
-
-def _run_and_wish(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Run, Config, SampleConfig]:
-    """A run, and what to draw from it: as its own previews, with flags laid over."""
-    parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/digits")
-    add_flags(parser, SampleConfig)
-    asked, flags = parse_flags(parser, argv)
-    run = Run(asked.run)
-    config = run.config()
-    return run, config, settings_from(config.sample, SampleConfig, flags)
-
-
-def _device() -> torch.device:
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def _bar(wish: SampleConfig) -> Callable:
-    """One bar over all steps of all batches, which appears with the first."""
-    from tqdm import tqdm
-
-    total = -(-wish.num_images // wish.batch_size) * wish.steps
-    bar = cache(lambda: tqdm(total=total, desc="sample", unit="step", leave=False, dynamic_ncols=True))
-
-    def watched(steps):
-        for step in steps:
-            yield step
-            bar().update()
-
-    return watched
-
-
-def _output_folder(run: Run, wish: SampleConfig) -> Path:
-    """The folder that was asked for, if it is empty, or the next free one of the run."""
-    if wish.output:
-        folder = Path(wish.output)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"--output: {folder} is not empty; name another folder")
-        return folder
-    return _next_folder(run.folder / "pictures")
-
-
-def _next_folder(folder: Path) -> Path:
-    """The first of 000, 001, ... that is not there yet."""
-    return next(path for number in count() if not (path := folder / f"{number:03d}").exists())
-
-
-# ── evaluate ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@told_plainly
-def evaluate(argv: list[str] | None = None) -> int:
-    """Draw pictures from a run and measure them against the pictures it was trained on.
-
-    The figures go to RUN/evaluations, beside a picture of the drawn ones that come closest to real ones.
-    """
-    from .data import open_pictures
-    from .evaluation import closest_pairs, evaluate_digits, evaluate_pixels
-
-    parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
-    run, config, wish = _run_and_wish(parser, argv)
-    pictures = open_pictures(config.data, labelled=False)
-    if wish.num_images < FEWEST or len(pictures) < 2 * FEWEST:
-        drawn = f"--num_images {wish.num_images} and {len(pictures)} real pictures"
-        raise UserError(f"{drawn}: too few to compare; at least {FEWEST} and {2 * FEWEST}")
-    batches = list(_drawn(run.denoiser().to(_device()), config, wish, _bar(wish)))
-    pixels = torch.cat([drawn.pixels for drawn in batches])
-    real = pictures.images[list(range(min(len(pictures), MOST_REAL)))]
-    if config.data.path == "digits" and config.conditions.classes:
-        found = evaluate_digits(pixels, [label for drawn in batches for label in drawn.labels])
-    else:
-        found = evaluate_pixels(pixels, real, config.data.bit_depth)
-    found |= {"sampler": wish.sampler, "steps": wish.steps, "guidance_scale": wish.guidance_scale, "seed": wish.seed}
-    folder = _next_folder(run.folder / "evaluations")
-    with whole_file(folder / "evaluation.json") as file:
-        file.write_text(json.dumps(found, indent=2), encoding="utf-8")
-    draw_grid(closest_pairs(pixels, real, CLOSEST), config.data.bit_depth, folder / "closest.png", columns=2)
-    print(json.dumps(found, indent=2))
-    print(f"{folder}/closest.png: drawn on the left, its nearest real picture on the right", file=sys.stderr)
-    return 0
-
-
 # ── all of them ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -309,6 +210,8 @@ COMMANDS = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "ema": ema,
+    "classifier": classifier,
     "describe": describe,
     "export": export,
     "import": import_,

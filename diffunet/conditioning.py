@@ -111,6 +111,18 @@ class VectorEmbedding(nn.Module):
         return Conditioning(vector=vector if told is None else torch.where(told[:, None], vector, self.nothing))
 
 
+class AugmentationEmbedding(nn.Module):
+    """How a training image was distorted, as a vector; nothing said is not distorted, and adds nothing."""
+
+    def __init__(self, vector_dim: int, width: int):
+        super().__init__()
+        self.project = nn.Linear(width, vector_dim, bias=False)
+
+    def forward(self, augmentation: Tensor | None, told: Tensor | None = None) -> Conditioning:
+        """augmentation: (B, width), zeros for an image as it is. Never withheld, whatever `told` is: it happened."""
+        return Conditioning() if augmentation is None else Conditioning(vector=self.project(augmentation))
+
+
 class TokenEmbedding(nn.Module):
     """What an encoder of texts, or of anything in pieces, says: its tokens in the width of cross-attention."""
 

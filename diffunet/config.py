@@ -1,13 +1,17 @@
 """One configuration for a whole run, and what the data settle of it."""
 
-from typing import Self
+from typing import Literal, Self
 
 import yaml
 
+from .augmentation import KINDS
 from .data import DataConfig, Pictures
 from .denoiser import ConditionsConfig
-from .diffusion import DiffusionConfig
+from .diffusion import Diffusion, DiffusionConfig
+from .edm import EDM, EDMConfig
+from .flow import Flow, FlowConfig
 from .generation import SampleConfig
+from .objective import Objective
 from .settings import Settings, UserError
 from .training import TrainConfig
 from .unet import UNetConfig, levels_for
@@ -16,14 +20,20 @@ RUNS_NEED = {"dims": 2, "padding": "same", "token_dim": 0, "plane_channels": 0}
 """What the U-Net of a run has to be; as a library it is more."""
 
 
+OBJECTIVES = {"diffusion": Diffusion, "edm": EDM, "flow": Flow}
+"""What can be learnt; each has a section of its own."""
+
+
 class ModelConfig(Settings):
     """What decides a network."""
 
     unet: UNetConfig = UNetConfig()
     conditions: ConditionsConfig = ConditionsConfig()
 
-    def fitted(self, size: tuple[int, ...], channels: int, class_names: tuple[str, ...]) -> Self:
-        """With what follows from pictures of this size, their channels and their classes."""
+    def fitted(
+        self, size: tuple[int, ...], channels: int, class_names: tuple[str, ...], augmentation: int = 0
+    ) -> Self:
+        """With what follows from pictures of this size, their channels, classes and numbers of distortion."""
         levels = self.unet.levels or levels_for(min(size))
         unet = {
             "levels": levels,
@@ -32,7 +42,7 @@ class ModelConfig(Settings):
             "vector_dim": self.unet.vector_dim or 4 * levels[0].channels,
         }
         classes = len(class_names) if self.conditions.classes == "auto" else self.conditions.classes
-        conditions = {"classes": classes, "class_names": class_names}
+        conditions = {"classes": classes, "class_names": class_names, "augmentation": augmentation}
         return self.model_copy(
             update={
                 "unet": self.unet.model_copy(update=unet),
@@ -44,10 +54,18 @@ class ModelConfig(Settings):
 class Config(ModelConfig):
     """Everything that decides a run."""
 
+    objective: Literal["diffusion", "edm", "flow"] = "diffusion"
+    """What to learn: DDPM's diffusion, EDM's preconditioned one, or flow matching. The section of its name counts."""
     diffusion: DiffusionConfig = DiffusionConfig()
+    edm: EDMConfig = EDMConfig()
+    flow: FlowConfig = FlowConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+
+    def build_objective(self) -> Objective:
+        """The training objective that `objective` names, with its section."""
+        return OBJECTIVES[self.objective](getattr(self, self.objective))
 
     def settled(self, pictures: Pictures) -> "Config":
         """The config with everything filled in that follows from the pictures. UserError where they disagree."""
@@ -60,7 +78,8 @@ class Config(ModelConfig):
                 f"conditions.classes: {classes}, but {pictures.config.path} has {len(names) or 'no'} classes"
                 + (f"; use {len(names)}, or auto" if names else "; use 0, or name data.label_column")
             )
-        fitted = self.fitted(pictures.config.size, pictures.config.channels, names)
+        told = KINDS if self.data.augmentation else 0
+        fitted = self.fitted(pictures.config.size, pictures.config.channels, names, told)
         return fitted.model_copy(update={"data": pictures.config})
 
     def to_yaml(self) -> str:

@@ -1,9 +1,10 @@
-"""What every command shares: mistakes told in one line, and the configs that come with the program."""
+"""What every command shares: mistakes told in one line, the configs that come with the program, the device."""
 
 import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -34,6 +35,17 @@ def told_plainly(command: Callable) -> Callable:
             sys.exit(130)
 
     return wrapped
+
+
+def found_device() -> torch.device:
+    """The accelerator of this machine, or its CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def next_folder(folder: Path) -> Path:
+    """The first of 000, 001, ... that is not there yet."""
+    return next(path for number in count() if not (path := folder / f"{number:03d}").exists())
 
 
 def config_file(name: str) -> Path:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor, nn
 
-from .conditioning import Conditioning, LabelEmbedding, TimeEmbedding
+from .conditioning import AugmentationEmbedding, Conditioning, LabelEmbedding, TimeEmbedding
 from .settings import Settings, did_you_mean
 from .unet import UNet, UNetConfig
 
@@ -18,6 +18,8 @@ class ConditionsConfig(Settings):
     """Classes of the label condition; 0: no labels; auto: as many as the data have."""
     class_names: Annotated[tuple[str, ...], Strict(False)] = ()
     """Names of the classes, read from the data."""
+    augmentation: Annotated[int, Field(ge=0)] = 0
+    """Numbers that say how a training picture was distorted; settled by data.augmentation."""
     time_freq_shift: Literal[0, 1] = 0
     """1: the slowest of the time's sinusoids is exactly 1/10000, as in DDPM 2020; 0: a step short of it."""
 
@@ -46,6 +48,8 @@ class Denoiser(nn.Module):
         embeddings = {}
         if conditions.classes:
             embeddings["label"] = LabelEmbedding(unet.vector_dim, conditions.classes)
+        if conditions.augmentation:
+            embeddings["augmentation"] = AugmentationEmbedding(unet.vector_dim, conditions.augmentation)
         time = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, conditions.time_freq_shift)
         return cls(UNet(unet), time, **embeddings)
 
@@ -69,25 +73,35 @@ class Denoiser(nn.Module):
 
 
 class Guided(nn.Module):
-    """Classifier-free guidance (Ho & Salimans 2022, equation 6, in the scale of diffusers):
+    """Guidance: away from a worse model, `guide`, in the scale of diffusers:
 
-        unconditional + guidance_scale * (conditional - unconditional)
+        guide + guidance_scale * (model - guide)
 
-    1 is the conditional model itself, 0 the unconditional one. Outside `interval`, the lowest and highest
-    t at which to guide, the conditional model is used alone (Kynkäänniemi et al. 2024): guidance harms
-    at the highest noise and does nothing at the lowest.
+    Without a guide it is the model itself told no condition: classifier-free guidance (Ho & Salimans 2022,
+    equation 6). With one, such as an early state of the same training, it is autoguidance (Karras et al.
+    2024). 1 is the model itself, 0 the guide. Outside `interval`, the lowest and highest t at which to
+    guide, the model is used alone (Kynkäänniemi et al. 2024): guidance harms at the highest noise and does
+    nothing at the lowest.
     """
 
-    def __init__(self, model: nn.Module, guidance_scale: float, interval: tuple[float, float] = (0, float("inf"))):
+    def __init__(
+        self,
+        model: nn.Module,
+        guidance_scale: float,
+        interval: tuple[float, float] = (float("-inf"), float("inf")),
+        guide: nn.Module | None = None,
+    ):
         super().__init__()
         self.model = model
         self.guidance_scale = guidance_scale
         self.interval = interval
+        self.guide = guide
 
     def forward(self, x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """t: one number for the whole batch, as when sampling."""
-        conditional = self.model(x_t, t, **conditions)
+        answer = self.model(x_t, t, **conditions)
         lowest, highest = self.interval
         if self.guidance_scale == 1 or not lowest <= t <= highest:
-            return conditional
-        return torch.lerp(self.model(x_t, t), conditional, self.guidance_scale)
+            return answer
+        worse = self.model(x_t, t) if self.guide is None else self.guide(x_t, t, **conditions)
+        return torch.lerp(worse, answer, self.guidance_scale)

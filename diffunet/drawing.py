@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .storage import whole_file
 
 SMALLEST_TILE = 32
 """Pixels; smaller pictures are enlarged in a grid."""
+ROWS_OF_STRIP = 12
+"""Previews, at most, that are shown one below the other."""
 
 
 def to_picture(pixels: Tensor, bit_depth: int) -> Image.Image:
@@ -38,29 +40,75 @@ def draw_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = 
         to_picture(grid, 8).save(file, format="PNG")
 
 
+def draw_strip(folder: Path, size: tuple[int, int]) -> None:
+    """strip.png: the first row of each of a folder's previews step_*.png, one below the other, oldest first."""
+    grids = sorted(folder.glob("step_*.png"))
+    shown = [grids[round(place)] for place in np.linspace(0, len(grids) - 1, min(len(grids), ROWS_OF_STRIP))]
+    row_height = size[0] * max(1, SMALLEST_TILE // min(size)) + 2
+    rows = []
+    for path in shown:
+        with Image.open(path) as grid:
+            first_row = grid.convert("RGB").crop((0, 0, grid.width, row_height))
+        rows.append((path.stem.removeprefix("step_").lstrip("0"), first_row))
+    margin = 64
+    strip = Image.new("RGB", (margin + max(row.width for _, row in rows), row_height * len(rows)), "white")
+    for place, (step, row) in enumerate(rows):
+        strip.paste(row, (margin, place * row_height))
+        ImageDraw.Draw(strip).text((6, (place + 0.5) * row_height), step, fill="black", anchor="lm")
+    with whole_file(folder / "strip.png") as file:
+        strip.save(file, format="PNG")
+
+
 def draw_curves(folder: Path) -> None:
-    """curves.png from log.jsonl: the loss over the steps, and by noise level. Nothing if there is no log."""
+    """curves.png from log.jsonl: the losses, and the signs of health. Nothing if there is no log."""
     from matplotlib.figure import Figure
 
     if not (folder / "log.jsonl").exists():
         return
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    whole, bands = figure.subplots(1, 2)
-    names = sorted({name for line in lines for name in line if name.startswith("loss_t")}, key=_lowest_t)
-    for axes, drawn in ((whole, ["loss"]), (bands, names)):
-        for name in drawn:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            axes.plot([step for step, _ in points], [loss for _, loss in points], label=name.replace("loss_t", "t = "))
-        axes.set(xlabel="step", ylabel="loss", yscale="log")
+    names = dict.fromkeys(name for line in lines for name in line)
+    bands = sorted((name for name in names if name.startswith("loss_noise")), key=_lowest)
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    (whole, by_noise), (distance, colours) = figure.subplots(2, 2)
+
+    def draw(axes, name: str, label: str, **style) -> None:
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+
+    draw(whole, "loss", "training", linewidth=1)
+    draw(whole, "seen_loss", "averaged weights, pictures trained on", marker=".")
+    draw(whole, "held_out_loss", "averaged weights, pictures held out", marker=".")
+    whole.set(title="loss", yscale="log")
+    for number, name in enumerate(bands):
+        share = name.removeprefix("loss_noise")
+        draw(by_noise, name, f"{share} %", color=f"C{number}", linewidth=1)
+        draw(by_noise, f"held_out_{name}", f"{share} %, held out", color=f"C{number}", linestyle=":", marker=".")
+    by_noise.set(title="loss by noise, 0 % the cleanest", yscale="log")
+    seen = [line for line in lines if "kernel_distance" in line]
+    distance.errorbar(
+        [line["step"] for line in seen],
+        [line["kernel_distance"] for line in seen],
+        [line["kernel_distance_error"] for line in seen],
+        marker=".",
+        label=f"{seen[-1]['drawn_images']} drawn pictures" if seen else None,
+    )
+    distance.set(title="kernel distance of the pixels, 0 is best")
+    for name in (name for name in names if name.startswith("tint_")):
+        draw(colours, name, name.replace("_", " of channel "), marker=".")
+    for name in (name for name in names if name.startswith("contrast_")):
+        points = [(line["step"], line[name] - 1) for line in lines if name in line]
+        label = name.replace("_", " of channel ") + ", less 1"
+        colours.plot(*zip(*points, strict=True), label=label, marker=".", linestyle=":")
+    colours.set(title="colours, 0 is the data's")
+    for axes in (whole, by_noise, distance, colours):
+        axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    whole.set_title("loss")
-    bands.set_title("loss by noise level")
-    if names:
-        bands.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
     with whole_file(folder / "curves.png") as file:
         figure.savefig(file, format="png", dpi=100)
 
 
-def _lowest_t(name: str) -> int:
-    return int(name.removeprefix("loss_t").split("-")[0])
+def _lowest(name: str) -> int:
+    return int(name.removeprefix("loss_noise").split("-")[0])

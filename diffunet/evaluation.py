@@ -1,12 +1,19 @@
-"""How good pictures are, in numbers that anyone can compute again."""
+"""How good pictures are, as a record that anyone can make again: every figure with its error and its floor.
 
+The floor is what a metric says of as many real pictures (at most half of them) against the others.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .data import Pictures
+from .features import INCEPTION_SHA, Features, PixelFeatures, features_of
 from .metrics import (
     error_of,
     floor_of,
@@ -14,78 +21,175 @@ from .metrics import (
     kernel_distance,
     memorised,
     nearest_distances,
+    nearness,
     neighbourhoods,
     splits,
 )
+from .settings import UserError, unwatched
+from .storage import load_tensors, save_tensors, whole_file
 
-DIGIT_LEVELS = 16
-"""Digits are compared on scikit-learn's scale, 0 to 16."""
-COPY = 5.0
-"""A drawn digit nearer than this to a real one, on that scale, counts as a copy."""
+MOST_REAL = 50_000
+"""Real pictures that the Fréchet distance and the search for copies look at."""
+MOST_PAIRED = 5_000
+"""Pictures on either side where a metric compares each with each."""
+FEWEST = 3
+"""Drawn pictures from which a spread, and its error, can be told; of real ones twice as many, for their halves."""
+CERTAIN = 3.0
+"""Standard errors by which drawn pictures must be nearer to training pictures than others are, to say memorised."""
 
 
-def compare(drawn: Tensor, real: Tensor) -> dict[str, float]:
-    """Every metric of two sets of features (N, D), with its standard error and its floor.
+def evaluate_pictures(
+    drawn: Tensor, labels: list[int | None], real: Pictures, features: Features, progress: Callable = unwatched
+) -> dict[str, Any]:
+    """The record of drawn pictures, integers (N, C, H, W) with the classes that were asked for, against real ones."""
+    refuse_too_few(len(drawn), len(real))
+    parts = _parts(real)
+    digest = _digest(real, parts)
+    trained, held_out = _reference(real, parts, digest, features, progress)
+    seen = features(drawn)
+    whole = torch.cat([trained, held_out])
+    record = {
+        "features": {
+            "name": features.name,
+            "dimensions": seen.shape[1],
+            "resize": features.resize,
+            "weights_sha256": features.weights,
+        },
+        "real": {"num_images": len(whole), "held_out": len(held_out), "sha256": digest},
+        "metrics": compare(seen, whole, frechet_name(features, len(drawn), len(whole))),
+        "memorised": {"features": memory(seen, trained, held_out)},
+    }
+    if features.weights:
+        small = PixelFeatures(real.config.bit_depth)
+        record["memorised"]["pixels"] = memory(small(drawn), *(features_of(small, real.images, p) for p in parts))
+    if features.class_names and None not in labels and real.labels is not None:
+        record["named_as_asked"] = _faithfulness(drawn, labels, real, features)
+    return record
 
-    The floor is what it says of as many real pictures (at most half of them) against the others.
+
+def refuse_too_few(num_drawn: int, num_real: int) -> None:
+    """UserError where there are too few to compare."""
+    if num_drawn < FEWEST or num_real < 2 * FEWEST:
+        few = f"{num_drawn} drawn and {num_real} real pictures"
+        raise UserError(f"{few}: too few to compare; at least {FEWEST} and {2 * FEWEST}")
+
+
+def frechet_name(features: Features, num_drawn: int, num_real: int) -> str:
+    """What the Fréchet distance may be called: FID only in the features that define it, and with its counts.
+
+    It falls with the number of pictures, so "FID-50k" is that of 50,000 and of nothing less.
     """
-    found = {"num_images": len(drawn), "num_real": len(real)}
-    for metric in (frechet_distance, kernel_distance):
-        found[metric.__name__] = metric(drawn, real)
-        found[f"{metric.__name__}_error"] = error_of(metric, drawn, real)
-        found[f"{metric.__name__}_floor"] = floor_of(metric, real, len(drawn))
-    of_real = neighbourhoods(*next(splits(real, len(drawn), 1)))
-    for name, value in neighbourhoods(drawn, real).items():
-        found |= {name: value, f"{name}_floor": of_real[name]}
-    memory = {"memorised": memorised(drawn, real), "memorised_floor": floor_of(memorised, real, len(drawn))}
-    return found | memory
+    if not (features.weights or "").startswith(INCEPTION_SHA):
+        return "frechet_distance"
+
+    def thousands(count: int) -> str:
+        return f"{count / 1000:g}k"
+
+    against = "" if num_real >= MOST_REAL else f" against {thousands(num_real)}"
+    return f"FID-{thousands(num_drawn)}{against}"
 
 
-def evaluate_pixels(drawn: Tensor, real: Tensor, bit_depth: int) -> dict[str, Any]:
-    """Compares pictures, integers (N, C, H, W), with real ones in their pixels, 0 to 1 per channel.
+def compare(drawn: Tensor, real: Tensor, frechet: str = "frechet_distance") -> dict[str, dict[str, float]]:
+    """Every metric of two sets of features (N, D)."""
+    some_drawn, some_real = drawn[:MOST_PAIRED], _some(real, MOST_PAIRED)
+    found = {}
+    for name, metric, a, b in (
+        (frechet, frechet_distance, drawn, real),
+        ("kernel_distance", kernel_distance, some_drawn, some_real),
+    ):
+        value, error, floor = metric(a, b), float(error_of(metric, a, b)), floor_of(metric, b, len(a))
+        found[name] = {"value": value, "error": error, "floor": floor}
+    values = neighbourhoods(some_drawn, some_real)
+    errors = error_of(lambda a, b: list(neighbourhoods(a, b).values()), some_drawn, some_real)
+    of_real = neighbourhoods(*next(splits(some_real, len(some_drawn), 1)))
+    for (name, value), error in zip(values.items(), errors, strict=True):
+        found[name] = {"value": value, "error": float(error), "floor": of_real[name]}
+    return found
 
-    Larger pictures are first averaged down to at most 16 pixels a side.
+
+def memory(drawn: Tensor, trained: Tensor, held_out: Tensor) -> dict[str, Any]:
+    """How many drawn pictures are nearer to a training picture than 95 % of those are to each other.
+
+    Beside it the same of real pictures that were not trained on; far more than that is memorising.
     """
-    drawn, real = (_small(pictures, 2**bit_depth - 1) for pictures in (drawn, real))
-    return {"features": f"{drawn.shape[1]} pixel values, averaged down to 16 a side"} | compare(drawn, real)
+    near = nearness(trained)
+    share, error = memorised(drawn, trained, near)
+    found = {"value": share, "error": error, "near": near, "median_distance": _median(drawn, trained)}
+    usual, usual_error = memorised(held_out, trained, near) if len(held_out) else (0.05, 0.0)
+    found |= {"floor": usual, "floor_error": usual_error}
+    if len(held_out):
+        found["floor_median_distance"] = _median(held_out, trained)
+    return found | {"verdict": share - usual > CERTAIN * (error**2 + usual_error**2) ** 0.5}
 
 
-def closest_pairs(drawn: Tensor, real: Tensor, number: int) -> Tensor:
-    """The drawn pictures nearest to a real one, nearest first, each before that one: (2 * number, C, H, W)."""
-    a, b = _small(drawn, 1), _small(real, 1)
-    near = [torch.cdist(chunk, b).min(dim=1) for chunk in a.split(256)]
+def _median(a: Tensor, b: Tensor) -> float:
+    return float(nearest_distances(a, b).median())
+
+
+def _faithfulness(drawn: Tensor, labels: list[int], real: Pictures, features: Features) -> dict[str, float]:
+    """The share of drawn pictures that are named as was asked; floor: of real pictures kept from training."""
+    _, kept = real.parted()
+    found = {"value": float((features.named(drawn) == torch.tensor(labels)).float().mean())}
+    found["error"] = (found["value"] * (1 - found["value"]) / len(drawn)) ** 0.5
+    if len(kept):
+        batch = kept.__getitems__(list(range(len(kept))))
+        found["floor"] = float((features.named(batch["image"]) == batch["label"]).float().mean())
+    return found
+
+
+def closest_pairs(drawn: Tensor, real: Tensor, seen: Tensor, seen_real: Tensor, number: int) -> Tensor:
+    """The drawn pictures nearest to a real one in their features, nearest first, each before that one.
+
+    (2 * number, C, H, W).
+    """
+    near = [torch.cdist(chunk, seen_real).min(dim=1) for chunk in seen.split(256)]
     order = torch.cat([found.values for found in near]).argsort()[:number]
-    pairs = torch.stack([drawn[order], real[torch.cat([found.indices for found in near])[order]]], dim=1)
+    pairs = torch.stack([drawn[order], real[torch.cat([found.indices for found in near])[order].tolist()]], dim=1)
     return pairs.flatten(0, 1)
 
 
-def _small(pictures: Tensor, scale: int) -> Tensor:
-    """(N, features) in fp32."""
-    size = [min(side, 16) for side in pictures.shape[-2:]]
-    chunks = [F.adaptive_avg_pool2d(chunk.float() / scale, size) for chunk in pictures.split(1024)]
-    return torch.cat(chunks).flatten(1)
+# ── the real pictures ─────────────────────────────────────────────────────────────────────────────
 
 
-def evaluate_digits(drawn: Tensor, labels: list[int]) -> dict[str, Any]:
-    """Compares 8-bit digits (N, 1, 8, 8) with scikit-learn's 1,797 on its scale of 0 to 16.
-
-    A support vector machine trained on the real digits names the drawn ones.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.svm import SVC
-
-    real, names = load_digits(return_X_y=True)
-    pixels = (drawn.flatten(1).float() * (DIGIT_LEVELS / 255)).round()
-    real_pixels = torch.from_numpy(real).float()
-    named = SVC(gamma=0.001, C=10).fit(real, names).predict(pixels.numpy())
-    return {
-        "features": "64 pixel values, 0 to 16",
-        **compare(pixels, real_pixels),
-        "label_agreement": float(np.mean(named == np.array(labels))),
-        "copies": _copies(pixels, real_pixels),
-        "copies_floor": floor_of(_copies, real_pixels, len(pixels)),
-    }
+def _some(rows: Tensor, most: int) -> Tensor:
+    """At most so many of them, always the same."""
+    if len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
 
 
-def _copies(a: Tensor, b: Tensor) -> float:
-    return float((nearest_distances(a, b) < COPY).float().mean())
+def _parts(real: Pictures) -> list[list[int]]:
+    """Where the pictures trained on stand, and those held out: at most MOST_REAL of each."""
+    places = (torch.arange(len(p)) if p.places is None else p.places for p in real.parted())
+    return [_some(place, MOST_REAL).sort().values.tolist() for place in places]
+
+
+def _digest(real: Pictures, parts: list[list[int]]) -> str:
+    """The SHA-256 of all their pixels."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for first in range(0, len(part), 1024):
+            pixels = real.images[part[first : first + 1024]]
+            digest.update(f"{tuple(pixels.shape)}".encode() + pixels.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _reference(
+    real: Pictures, parts: list[list[int]], digest: str, features: Features, progress: Callable
+) -> list[Tensor]:
+    """Features of each part. What a network made of them is kept in a cache, by what it follows from."""
+    if not features.weights:
+        return [features_of(features, real.images, part) for part in parts]
+    told = "|".join(map(str, (digest, *map(len, parts), features.name, features.resize, features.weights)))
+    file = cache_folder() / f"features-{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+    if not file.exists():
+        found = [features_of(features, real.images, part, progress) for part in parts]
+        with whole_file(file) as partial:
+            save_tensors(partial, dict(zip(("trained", "held_out"), found, strict=True)))
+    kept = load_tensors(file)
+    return [kept["trained"], kept["held_out"]]
+
+
+def cache_folder() -> Path:
+    """Where features of real pictures are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"

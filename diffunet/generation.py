@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .data import DataConfig, to_pixels
 from .denoiser import Guided
-from .diffusion import DiffusionConfig, make_sampler, sample
+from .objective import Objective
+from .sampling import sample
 from .settings import Settings, UserError, did_you_mean, unwatched
 
 
@@ -24,9 +25,11 @@ class SampleConfig(Settings):
     guidance_scale: float = Field(1.0, ge=0)
     """Classifier-free guidance: 1 is none, more is nearer to the class and less varied."""
     guidance_interval: Annotated[tuple[float, float], Strict(False)] = (0.0, 1.0)
-    """Part of the time axis in which to guide, 0 clean to 1 noise."""
+    """Part of the noise axis in which to guide, 0 clean to 1 noise."""
+    guide: float | None = Field(None, gt=0, lt=1)
+    """What guidance leads away from: the run's own weights after this share of the training; null: from no class."""
     sampler: str = "dpm++"
-    """dpm++, sde-dpm++, unipc, ddim, ddpm or euler-a."""
+    """dpm++, and for diffusion sde-dpm++, unipc, ddim, ddpm, euler-a; for edm sde-dpm++; for flow unipc."""
     steps: int = Field(25, ge=1)
     """Network calls per picture (twice as many with guidance)."""
     seed: int = Field(0, ge=0)
@@ -67,30 +70,31 @@ def labels_to_draw(wish: str | None, class_names: tuple[str, ...]) -> list[int |
     return labels
 
 
-def refuse_impossible(class_names: tuple[str, ...], diffusion: DiffusionConfig, wish: SampleConfig) -> None:
+def refuse_impossible(class_names: tuple[str, ...], objective: Objective, wish: SampleConfig) -> None:
     """UserError for a label or a sampler that cannot be served."""
     labels_to_draw(wish.label, class_names)
-    make_sampler(wish.sampler, diffusion.scheduler(), wish.steps)
+    objective.sampler(wish.sampler, wish.steps)
 
 
 def generate(
     denoiser: nn.Module,
     class_names: tuple[str, ...],
-    diffusion: DiffusionConfig,
+    objective: Objective,
     data: DataConfig,
     wish: SampleConfig,
+    guide: nn.Module | None = None,
     progress: Callable = unwatched,
 ) -> Iterator[Drawn]:
-    """Draws the pictures that `wish` asks of a denoiser of such classes, noise and (settled) data, batch by batch.
+    """Draws the pictures that `wish` asks of a denoiser of such classes, objective and (settled) data, batch by batch.
 
+    `guide` is the denoiser that guidance leads away from, if it is not this one told nothing.
     UserError, before anything is drawn, for a label or a sampler that cannot be served.
     """
-    refuse_impossible(class_names, diffusion, wish)
-    scheduler = diffusion.scheduler()
+    refuse_impossible(class_names, objective, wish)
     labels = labels_to_draw(wish.label, class_names)
     device = next(denoiser.parameters()).device
-    total = diffusion.num_train_timesteps
-    model = Guided(denoiser, wish.guidance_scale, tuple(share * total for share in wish.guidance_interval))
+    lowest, highest = map(objective.time, wish.guidance_interval)
+    model = Guided(denoiser, wish.guidance_scale, (lowest, highest), guide)
     shape = (data.channels, *data.size)
     for first in range(0, wish.num_images, wish.batch_size):
         places = range(first, min(first + wish.batch_size, wish.num_images))
@@ -99,6 +103,6 @@ def generate(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
         conditions = {} if None in told else {"label": torch.tensor(told, device=device)}
-        sampler = make_sampler(wish.sampler, scheduler, wish.steps)
+        sampler = objective.sampler(wish.sampler, wish.steps)
         images = sample(model, sampler, noise, generators, progress, **conditions)
         yield Drawn(to_pixels(images, data.bit_depth).cpu(), seeds, told)

@@ -96,9 +96,12 @@ def export(denoiser: Denoiser, config: Config, label: int | str | None, folder: 
     """
     from diffusers import DDPMPipeline, UNet2DModel
 
+    if config.objective != "diffusion":
+        raise UserError(f"objective: DDPMPipeline cannot draw from a network trained with {config.objective}")
     unet, conditions = config.unet, config.conditions
     tensors = denoiser.state_dict()
     table = tensors.pop("embeddings.label.table.weight", None)
+    tensors.pop("embeddings.augmentation.project.weight", None)               # says nothing when drawing
     classes = None
     if table is not None and label == "all":
         classes = conditions.classes + 1

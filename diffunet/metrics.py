@@ -1,6 +1,7 @@
 """Distances between two sets of features, each (N, D); what the features are is somebody else's business."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,21 +74,33 @@ def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([torch.cdist(chunk, b).min(dim=1).values for chunk in a.split(256)])
 
 
-def memorised(drawn: Tensor, real: Tensor, share: float = 0.05) -> float:
-    """The share of drawn pictures nearer to a real one than all but `share` of the real ones are to another.
+def nearness(trained: Tensor, share: float = 0.05, sample: int = 2000) -> float:
+    """The distance within which only `share` of the training pictures have another one; of a sample of them."""
+    some = trained[torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))[:sample]]
+    to_another = [torch.cdist(chunk, trained).kthvalue(2, dim=1).values for chunk in some.split(256)]
+    return float(torch.cat(to_another).quantile(share))
 
-    About `share` for new pictures from the same source, 1 for copies.
+
+def memorised(pictures: Tensor, trained: Tensor, near: float) -> tuple[float, float]:
+    """The share of pictures that lie within `near` of a training picture, and its standard error.
+
+    1 for copies; for new pictures from the same source about the `share` of `nearness`.
     """
-    among_real = _reach(real, 1)
-    return float((nearest_distances(drawn, real) < among_real.quantile(share)).float().mean())
+    share = float((nearest_distances(pictures, trained) < near).float().mean())
+    number = len(pictures) + 4                                 # Agresti & Coull: no error of 0 at a share of 0 or 1
+    adjusted = (share * len(pictures) + 2) / number
+    return share, float(np.sqrt(adjusted * (1 - adjusted) / number))
 
 
-def error_of(metric: Callable[[Tensor, Tensor], float], drawn: Tensor, real: Tensor, groups: int = 10) -> float:
-    """The standard error of a metric for the drawn pictures' being these: the jackknife over groups of them."""
+def error_of(metric: Callable[[Tensor, Tensor], Any], drawn: Tensor, real: Tensor, groups: int = 10) -> Any:
+    """The standard error of a metric for the drawn pictures' being these: the jackknife over groups of them.
+
+    Of several metrics, where it gives an array.
+    """
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))
     parts = order.tensor_split(min(groups, len(drawn)))
     without = [metric(drawn[torch.cat(parts[:left] + parts[left + 1 :])], real) for left in range(len(parts))]
-    return float(np.sqrt((len(parts) - 1) * np.var(without)))
+    return np.sqrt((len(parts) - 1) * np.var(without, axis=0))
 
 
 def splits(real: Tensor, count: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:

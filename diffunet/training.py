@@ -4,11 +4,11 @@ Accelerate places, parallelises and scales. What a step does is ours, and a pure
 the step and the state in the checkpoint.
 """
 
-import copy
 import json
 import math
 import shutil
 import signal
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .averages import LENGTHS, Average, list_snapshots, power_share, save_snapshot
 from .interruption import Interruption
 from .randomness import Order, Randomness, seed_for
 from .settings import Settings, UserError
@@ -40,6 +41,8 @@ class TrainConfig(Settings):
     """The run folder."""
     steps: int = Field(100_000, ge=1)
     """Optimiser steps in all."""
+    minutes: float | None = Field(None, gt=0)
+    """Settle `steps` by this time instead: the speed is measured first. Previews and checkpoints come on top."""
     batch_size: int = Field(128, ge=1)
     """Examples in a step, all processes together."""
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -58,6 +61,8 @@ class TrainConfig(Settings):
     """The gradient is scaled down to this norm."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Decay per step of the weights' moving average, reached by way of (1 + step) / (10 + step)."""
+    snapshots: int = Field(16, ge=0)
+    """Snapshots of two more averages, from which `diffunet ema` makes one of any length; 0: none."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network; the loss is always fp32. auto: bf16 on a GPU that has it."""
     log_every: int = Field(50, ge=1)
@@ -67,7 +72,7 @@ class TrainConfig(Settings):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
     preview_every: int = Field(5000, ge=1)
-    """Steps between sample grids, drawn as the section `sample` says; there is one at the end too."""
+    """Steps between sample grids, drawn as the section `sample` says, and signs of health; also at the end."""
     log_with: str | None = None
     """A tracker that Accelerate knows, such as tensorboard or wandb."""
     seed: int = Field(0, ge=0)
@@ -98,8 +103,9 @@ class Data(Protocol):
 class Trainer:
     """Trains `model` on `objective` over `data` in the folder `config.output`.
 
-    `preview(step, ema_model)` and `publish(ema_model)` are called in the main process, at a preview and
-    at a checkpoint, after the log has a line for the step.
+    Two things are called in the main process only. `preview(step, ema_model)` shows how the model is doing,
+    and answers with numbers for the log. `publish(ema_model)` belongs to a checkpoint, when the log has a
+    line for the step.
     """
 
     def __init__(
@@ -109,7 +115,7 @@ class Trainer:
         objective: Any,
         data: Data,
         accelerator: "Accelerator",
-        preview: Callable[[int, nn.Module], None],
+        preview: Callable[[int, nn.Module], dict[str, float]],
         publish: Callable[[nn.Module], None],
     ):
         shares = accelerator.num_processes * config.gradient_accumulation_steps
@@ -129,7 +135,8 @@ class Trainer:
         self.share = config.batch_size // shares
         self.order = Order(len(data), config.batch_size, config.seed)
         model = model.to(accelerator.device)
-        self.ema = copy.deepcopy(model).requires_grad_(False).eval()
+        self.ema = Average(model, lambda step: 1 - config.ema_decay_at(step))
+        self.averages = {length: Average(model, power_share(length)) for length in LENGTHS if config.snapshots}
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -140,6 +147,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
         self._logged = 0                                       # step of the newest line of the log
         self._seconds = 0.0                                    # spent in steps since then
+        self._spent = {"steps": 0.0, "previews": 0.0}          # seconds in all, of this process
         self._window: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
 
     @property
@@ -153,6 +161,7 @@ class Trainer:
         from accelerate.utils import tqdm
 
         config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
         batches = self._batches()
         with (
             Interruption(self.accelerator) as interruption,
@@ -167,15 +176,46 @@ class Trainer:
                 last = self.step == config.steps
                 stop = interruption.requested()
                 saving = last or stop or self.step % config.checkpoint_every == 0
-                if (saving or self.step % config.log_every == 0) and (line := self._log()):
+                previewing = last or self.step % config.preview_every == 0
+                if self.accelerator.is_main_process and self._is_snapshot(self.step):
+                    save_snapshot(self.folder, self.step, self.averages)
+                seen = self._preview() if previewing else {}
+                if (saving or previewing or self.step % config.log_every == 0) and (line := self._log(seen)):
                     bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s")
-                if (last or self.step % config.preview_every == 0) and self.accelerator.is_main_process:
-                    self.preview(self.step, self.ema)
                 if saving:
                     self.save()
                 if stop and not last:
                     return interruption.signal or signal.SIGTERM
         return None
+
+    def rehearse(self, seconds: float) -> float:
+        """Trains for about so long without leaving a trace in the folder; seconds per step, agreed by all processes."""
+        batches = self._batches()
+
+        def step_seconds() -> float:
+            started = time.monotonic()
+            self._train_step([next(batches) for _ in range(self.config.gradient_accumulation_steps)])
+            self.step += 1
+            return time.monotonic() - started
+
+        def agreed(took: list[float]) -> float:
+            median = torch.tensor(statistics.median(took), device=self.accelerator.device)
+            return float(self.accelerator.reduce(median, "mean"))
+
+        first = agreed([step_seconds() for _ in range(4)][1:])                # the very first one warms up
+        return agreed([step_seconds() for _ in range(3 + int(seconds / first))])
+
+    def _is_snapshot(self, step: int) -> bool:
+        wanted, steps = self.config.snapshots, self.config.steps
+        return step * wanted // steps > (step - 1) * wanted // steps
+
+    def _preview(self) -> dict[str, float]:
+        if not self.accelerator.is_main_process:
+            return {}
+        started = time.monotonic()
+        seen = self.preview(self.step, self.ema.model)
+        self._spent["previews"] += time.monotonic() - started
+        return seen
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         """This process's share of every part of every batch from the present step on."""
@@ -227,10 +267,8 @@ class Trainer:
         self.optimizer.zero_grad()
         if finite:
             self._count("grad_norm", norm.detach().reshape(1))
-            averaged, current = list(self.ema.parameters()), list(self._bare_model.parameters())
-            torch._foreach_lerp_(averaged, current, 1 - config.ema_decay_at(self.step))
-            for kept, buffer in zip(self.ema.buffers(), self._bare_model.buffers(), strict=True):
-                kept.copy_(buffer)
+            for average in (self.ema, *self.averages.values()):
+                average.update(self._bare_model, self.step)
         self.skipped += not finite
         self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + 1
         if self.non_finite_in_a_row == NON_FINITE_LIMIT:
@@ -248,14 +286,15 @@ class Trainer:
         total[0] = total[0] + values.where(finite, 0).sum()
         total[1] = total[1] + finite.sum()
 
-    def _log(self) -> dict[str, float]:
-        """Writes the means since the last line. Empty in all but the main process."""
+    def _log(self, seen: dict[str, float]) -> dict[str, float]:
+        """Writes the means since the last line, and what a preview saw. Empty in all but the main process."""
         names = sorted(self._window)
         totals = torch.tensor([self._window[name] for name in names], device=self.accelerator.device)
         totals = self.accelerator.reduce(totals, "sum").tolist()
-        images_per_second = (self.step - self._logged) * self.config.batch_size / self._seconds
+        steps, seconds = self.step - self._logged, self._seconds
         self._window.clear()
         self._logged, self._seconds = self.step, 0.0
+        self._spent["steps"] += seconds
         if not self.accelerator.is_main_process:
             return {}
         means = {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
@@ -264,7 +303,10 @@ class Trainer:
             **{"loss": math.nan, **means},
             "learning_rate": self.config.learning_rate_at(self.step - 1),
             "skipped": self.skipped,
-            "images_per_second": round(images_per_second, 1),
+            "images_per_second": round(steps * self.config.batch_size / seconds, 1),
+            "minutes_left": round((self.config.steps - self.step) * seconds / steps / 60, 2),
+            **({"preview_share": round(self._spent["previews"] / sum(self._spent.values()), 4)} if seen else {}),
+            **seen,
         }
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({k: v for k, v in line.items() if v == v}) + "\n")
@@ -289,13 +331,14 @@ class Trainer:
         }
         with whole_folder(checkpoints / f"step_{self.step:08d}") as folder:
             save_tensors(folder / "model.safetensors", self._bare_model.state_dict())
-            save_tensors(folder / "ema.safetensors", self.ema.state_dict())
+            for name, average in self._averages_by_name().items():
+                save_tensors(folder / f"{name}.safetensors", average.model.state_dict())
             save_tensors(
                 folder / "optimizer.safetensors",
                 {f"{names[i]}:{key}": value for i, entry in moments.items() for key, value in entry.items()},
             )
             (folder / "state.json").write_text(json.dumps(state, indent=2))
-        self.publish(self.ema)
+        self.publish(self.ema.model)
         for old in list_checkpoints(self.folder)[: -self.config.keep_checkpoints]:
             old.rename(old.with_name(f".{old.name}.removed"))  # so that a half removed one is no checkpoint
         for remains in checkpoints.glob(".step_*"):
@@ -314,7 +357,9 @@ class Trainer:
                 "a run can be resumed only on its own data"
             )
         load_strictly(self._bare_model, load_tensors(newest / "model.safetensors"), newest / "model.safetensors")
-        load_strictly(self.ema, load_tensors(newest / "ema.safetensors"), newest / "ema.safetensors")
+        for name, average in self._averages_by_name().items():
+            file = newest / f"{name}.safetensors"
+            load_strictly(average.model, load_tensors(file), file)
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in load_tensors(newest / "optimizer.safetensors").items():
             parameter, _, key = name.rpartition(":")
@@ -331,7 +376,14 @@ class Trainer:
         self._logged = self.step
         if self.accelerator.is_main_process:
             _forget_after(self.folder / "log.jsonl", self.step)
+            for step, snapshot in list_snapshots(self.folder).items():
+                if step > self.step:
+                    snapshot.unlink()
         self.accelerator.wait_for_everyone()
+
+
+    def _averages_by_name(self) -> dict[str, Average]:
+        return {"ema": self.ema} | {f"average_{length}": average for length, average in self.averages.items()}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -76,6 +76,24 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
+MEAN, SPREAD = 0.2, 0.3
+"""Of the pixels of Gaussian data, whose exact denoiser has a closed form."""
+
+
+def gaussian_posterior(
+    x_t: torch.Tensor, scale: torch.Tensor, sigma: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The conditional means of x_0 and of the noise, given x_t = scale x_0 + sigma noise, in fp64."""
+    away = (x_t.double() - scale * MEAN) / (scale**2 * SPREAD**2 + sigma**2)
+    return MEAN + scale * SPREAD**2 * away, sigma * away
+
+
+def gaussian_noise(count: int = 40) -> torch.Tensor:
+    """Noise to draw from whose own mean and spread are exact, (count, 1, 32, 32)."""
+    noise = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    return (noise - noise.mean()) / noise.std()
+
+
 SMALL_RUN = """
 unet: {levels: [{channels: 8, blocks: 1}, {channels: 16, blocks: 1, attention: true}], norm_groups: 8, dropout: 0.1}
 conditions: {classes: auto}

@@ -7,7 +7,7 @@ from conftest import write_picture
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from diffunet.data import DataConfig, open_pictures, to_model, to_pixels
+from diffunet.data import DataConfig, Pictures, open_pictures, to_model, to_pixels
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
 
@@ -213,3 +213,38 @@ def test_flips_are_whole_pictures_and_follow_the_position():
     half = Randomness.at(0, 0, slice(100, 200), 200, torch.device("cpu"))
     later = {name: values[100:] for name, values in batch.items()}
     assert torch.equal(pictures.prepare(later, half)["image"], flipped[100:])
+
+
+def test_pictures_held_out_are_never_trained_on():
+    pictures = open_pictures(DataConfig(held_out=0.1), labelled=True)
+    trained, held_out = pictures.parted()
+    assert (len(trained), len(held_out)) == (1618, 179)
+    assert sorted([*trained.places.tolist(), *held_out.places.tolist()]) == list(range(1797))
+    batch = held_out.__getitems__([3, 0])
+    places = held_out.places[[3, 0]]
+    assert torch.equal(batch["image"], pictures.images[places])
+    assert torch.equal(batch["label"], pictures.labels[places])
+    assert len(held_out.places.unique()) == 179
+    again, _ = open_pictures(DataConfig(held_out=0.1), labelled=False).parted()
+    assert torch.equal(again.places, trained.places)
+    few, none = open_pictures(DataConfig(held_out=0.0), labelled=True).parted()
+    assert (len(few), len(none)) == (1797, 0)
+
+
+def test_no_more_are_held_out_than_needed():
+    images = torch.zeros(30_000, 1, 1, 1, dtype=torch.uint8)
+    config = DataConfig(resolution=1, channels=1, bit_depth=8, held_out=0.5)
+    trained, held_out = Pictures(config, images, None).parted()
+    assert (len(trained), len(held_out)) == (29_000, 1000)
+
+
+def test_distortions_are_told():
+    pictures = open_pictures(DataConfig(augmentation=0.3), labelled=True)
+    batch = pictures.__getitems__(list(range(200)))
+    found = pictures.prepare(batch, Randomness(torch.Generator().manual_seed(0)))
+    plain = open_pictures(DataConfig(), labelled=True).prepare(batch, Randomness())
+    assert found["augmentation"].shape == (200, 8)
+    same = (found["image"] == plain["image"]).flatten(1).all(1)
+    assert torch.equal(same, (found["augmentation"] == 0).all(1))
+    assert "augmentation" not in plain
+    assert torch.equal(found["label"], batch["label"])

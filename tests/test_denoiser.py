@@ -58,6 +58,27 @@ def test_guidance_is_the_equation(denoiser):
         torch.testing.assert_close(guided, unconditional + scale * (conditional - unconditional), atol=1e-5, rtol=1e-5)
 
 
+def test_autoguidance_is_the_equation_told_the_same(denoiser):
+    torch.manual_seed(1)
+    guide = randomised(Denoiser.from_config(small_unet(), ConditionsConfig(classes=3)))
+    t = torch.tensor(500)
+    better, worse = denoiser(X_T, t, label=LABEL), guide(X_T, t, label=LABEL)
+    found = Guided(denoiser, 2.5, guide=guide)(X_T, t, label=LABEL)
+    torch.testing.assert_close(found, worse + 2.5 * (better - worse), atol=1e-5, rtol=1e-5)
+
+
+def test_a_distortion_is_told_and_none_is_nothing():
+    config = ConditionsConfig(classes=3, augmentation=8)
+    denoiser = randomised(Denoiser.from_config(small_unet(), config))
+    plain = denoiser(X_T, T, label=LABEL)
+    torch.testing.assert_close(denoiser(X_T, T, label=LABEL, augmentation=torch.zeros(4, 8)), plain)
+    distorted = denoiser(X_T, T, label=LABEL, augmentation=torch.ones(4, 8))
+    assert not torch.allclose(distorted, plain, atol=1e-3)
+    never = torch.zeros(4, dtype=torch.bool)                                   # withholds the label, not what happened
+    withheld = denoiser(X_T, T, told=never, label=LABEL, augmentation=torch.ones(4, 8))
+    torch.testing.assert_close(withheld, denoiser(X_T, T, augmentation=torch.ones(4, 8)))
+
+
 def test_guidance_only_in_its_interval(denoiser):
     guided = Guided(denoiser, 3.0, interval=(200, 800))
     for t, inside in ((199, False), (200, True), (800, True), (801, False)):

@@ -2,13 +2,14 @@ import itertools
 
 import pytest
 import torch
+from conftest import MEAN, SPREAD, gaussian_noise, gaussian_posterior
 from diffusers.training_utils import compute_snr
 
-from diffunet.diffusion import SAMPLERS, Diffusion, DiffusionConfig, make_sampler, sample
+from diffunet.diffusion import Diffusion, DiffusionConfig
 from diffunet.randomness import Randomness
+from diffunet.sampling import sample
 from diffunet.settings import UserError
 
-MEAN, SPREAD = 0.2, 0.3
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
@@ -35,19 +36,14 @@ class GaussianDenoiser:
     def __call__(self, x_t, t):
         assert torch.equal(t, t.round()), "a network is trained on whole steps only"
         a = self.alpha_bar[t.long()].reshape(-1, 1, 1, 1)
-        away = (x_t.double() - a.sqrt() * MEAN) / (a * SPREAD**2 + 1 - a)
-        x_0 = MEAN + a.sqrt() * SPREAD**2 * away
-        noise = (1 - a).sqrt() * away
+        x_0, noise = gaussian_posterior(x_t, a.sqrt(), (1 - a).sqrt())
         v = a.sqrt() * noise - (1 - a).sqrt() * x_0
         return {"epsilon": noise, "sample": x_0, "v_prediction": v}[self.config.prediction_type].float()
 
 
 def draw(config: DiffusionConfig, sampler: str, steps: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(40, 1, 32, 32, generator=generator)
-    noise = (noise - noise.mean()) / noise.std()
-    sampler = make_sampler(sampler, config.scheduler(), steps)
-    return sample(GaussianDenoiser(config), sampler, noise, generator)
+    sampler = Diffusion(config).sampler(sampler, steps)
+    return sample(GaussianDenoiser(config), sampler, gaussian_noise(), torch.Generator().manual_seed(1))
 
 
 def expected_spread(config: DiffusionConfig, sampler: str, steps: int) -> float:
@@ -74,7 +70,7 @@ def expected_spread(config: DiffusionConfig, sampler: str, steps: int) -> float:
 
 
 @pytest.mark.parametrize("config", list(schedules()), ids=name)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", Diffusion.samplers)
 def test_samplers_recover_mean_and_spread_of_a_gaussian(config, sampler):
     try:
         x = draw(config, sampler, 100)
@@ -113,7 +109,7 @@ REFUSED = {
 @pytest.mark.parametrize(("sampler", "steps", "changes", "message"), REFUSED.values(), ids=REFUSED)
 def test_wrong_combinations_are_refused_by_name(sampler, steps, changes, message):
     with pytest.raises(UserError, match=message):
-        make_sampler(sampler, DiffusionConfig(**changes).scheduler(), steps)
+        Diffusion(DiffusionConfig(**changes)).sampler(sampler, steps)
 
 
 def test_zero_snr_with_epsilon_is_refused_by_name():
@@ -121,14 +117,14 @@ def test_zero_snr_with_epsilon_is_refused_by_name():
         DiffusionConfig(rescale_betas_zero_snr=True, prediction_type="epsilon")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", Diffusion.samplers)
 def test_one_generator_for_each_image_makes_it_independent_of_the_batch(sampler):
     config = DiffusionConfig()
 
     def images(seeds):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators])
-        return sample(GaussianDenoiser(config), make_sampler(sampler, config.scheduler(), 10), noise, generators)
+        return sample(GaussianDenoiser(config), Diffusion(config).sampler(sampler, 10), noise, generators)
 
     torch.testing.assert_close(images(range(5))[3], images([3])[0])
 
@@ -165,34 +161,3 @@ def test_min_snr_weights(prediction):
 def test_min_snr_is_finite_without_any_signal(prediction):
     config = DiffusionConfig(prediction_type=prediction, min_snr_gamma=5.0, rescale_betas_zero_snr=True)
     assert Diffusion(config)._weight(torch.tensor([999])).isfinite().all()
-
-
-def test_the_loss_is_fp32_and_split_by_noise():
-    diffusion = Diffusion(DiffusionConfig())
-    dtypes = []
-
-    def model(x_t, t):
-        dtypes.append(x_t.dtype)
-        return torch.zeros_like(x_t, dtype=torch.bfloat16)
-
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = diffusion.loss(model, torch.zeros(64, 1, 4, 4))
-    assert dtypes == [torch.float32]
-    assert losses["loss"].dtype == torch.float32
-    bands = torch.stack([losses[band] for band in ("loss_t0-249", "loss_t250-499", "loss_t500-749", "loss_t750-999")])
-    assert (bands.isfinite().sum(0) == 1).all()
-    torch.testing.assert_close(bands.nan_to_num().sum(0), losses["loss"])
-
-
-def test_conditions_are_withheld_at_their_rate():
-    diffusion = Diffusion(DiffusionConfig(condition_dropout=0.25))
-    seen = []
-
-    def model(x_t, t, told, label):
-        seen.append(told)
-        return x_t
-
-    for _ in range(50):
-        diffusion.loss(model, torch.zeros(64, 1, 2, 2), label=torch.zeros(64))
-    assert 1 - torch.cat(seen).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    Diffusion(DiffusionConfig()).loss(lambda x_t, t: x_t, torch.zeros(4, 1, 2, 2))       # nothing to withhold

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffunet.drawing import draw_curves, draw_grid, to_picture
+from diffunet.drawing import draw_curves, draw_grid, draw_strip, to_picture
 
 
 def test_pictures_are_their_pixels(tmp_path):
@@ -32,12 +32,39 @@ def test_a_grid_shows_every_picture_enlarged(tmp_path):
     assert centres == [10, 50, 90, 130, 170, 210]
 
 
+def test_the_strip_shows_the_first_row_of_each_preview(tmp_path):
+    for step, value in ((5, 40), (10, 90), (2000, 200)):
+        grid = torch.full((6, 1, 8, 8), value, dtype=torch.uint8)
+        grid[3:] = 250                                                         # the second row
+        draw_grid(grid, 8, tmp_path / f"step_{step:08d}.png", columns=3)
+        draw_strip(tmp_path, (8, 8))
+    strip = np.array(Image.open(tmp_path / "strip.png"))
+    assert strip.shape == (3 * 34, 64 + 3 * 34 + 2, 3)
+    assert [strip[18 + 34 * row, 64 + 18 + 34 * column, 0] for row in range(3) for column in range(3)] == [
+        value for value in (40, 90, 200) for _ in range(3)
+    ]
+    assert (strip[:, :64] < 128).any()                                         # the step is written there
+    for step in range(100):
+        draw_grid(torch.full((3, 1, 8, 8), step, dtype=torch.uint8), 8, tmp_path / "many" / f"step_{step:08d}.png", 3)
+    draw_strip(tmp_path / "many", (8, 8))
+    shown = np.array(Image.open(tmp_path / "many" / "strip.png"))[18::34, 64 + 18, 0]
+    assert len(shown) == 12
+    assert (shown[0], shown[-1]) == (0, 99)
+
+
 def test_curves_are_drawn_and_grow(tmp_path):
     draw_curves(tmp_path)                                                      # no log, no picture, no error
     assert not (tmp_path / "curves.png").exists()
-    lines = [{"step": step, "loss": 1 / step, "loss_t0-499": 0.5, "loss_t500-999": 2 / step} for step in (1, 2, 3)]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw_curves(tmp_path)
-    picture = np.array(Image.open(tmp_path / "curves.png").convert("RGB"))
-    assert picture.shape[0] > 200
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    lines = [{"step": n, "loss": 1 / n, "loss_noise0-50": 0.5, "loss_noise50-100": 2 / n} for n in (1, 2, 3)]
+
+    def colours() -> int:
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        draw_curves(tmp_path)
+        picture = np.array(Image.open(tmp_path / "curves.png").convert("RGB"))
+        assert picture.shape[0] > 200
+        return len(np.unique(picture[400:].reshape(-1, 3), axis=0))
+
+    empty = colours()
+    seen = {"kernel_distance": 0.1, "kernel_distance_error": 0.02, "drawn_images": 9, "tint_0": 0.1, "contrast_0": 0.9}
+    lines[1] |= seen | {"held_out_loss": 0.4, "seen_loss": 0.3, "held_out_loss_noise0-50": 0.4}
+    assert colours() > empty + 10

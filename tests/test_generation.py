@@ -4,12 +4,12 @@ from conftest import randomised, small_unet
 
 from diffunet.data import DataConfig
 from diffunet.denoiser import ConditionsConfig, Denoiser
-from diffunet.diffusion import DiffusionConfig
+from diffunet.diffusion import Diffusion, DiffusionConfig
 from diffunet.generation import SampleConfig, generate, labels_to_draw
 from diffunet.settings import UserError
 
 NAMES = ("cat", "dog", "1")
-DIFFUSION = DiffusionConfig(prediction_type="v_prediction", beta_schedule="cosine")
+DIFFUSION = Diffusion(DiffusionConfig(prediction_type="v_prediction", beta_schedule="cosine"))
 DATA = DataConfig(resolution=(8, 6), channels=1, bit_depth=8)
 
 

@@ -7,8 +7,8 @@ from conftest import randomised, small_unet
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
 from diffunet.denoiser import ConditionsConfig, Denoiser
-from diffunet.diffusion import sample
 from diffunet.hosts import ForDiffusers, ForLucidrains
+from diffunet.sampling import sample
 from diffunet.unet import LevelConfig, UNet, UNetConfig
 
 

@@ -10,8 +10,8 @@ from diffunet.checkpoint import Run
 from diffunet.config import Config
 from diffunet.data import DataConfig
 from diffunet.denoiser import ConditionsConfig, Denoiser
-from diffunet.diffusion import sample
 from diffunet.interop import export, load_diffusers
+from diffunet.sampling import sample
 from diffunet.settings import UserError
 
 

@@ -1,14 +1,19 @@
 import json
 import math
+import shutil
+import time
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from diffunet.averages import exponent, list_snapshots
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
 from diffunet.storage import load_tensors
 from diffunet.training import NON_FINITE_LIMIT, TrainConfig, Trainer, list_checkpoints
+
+SPEED = {"images_per_second", "minutes_left", "preview_share"}
 
 
 class Points:
@@ -56,7 +61,7 @@ def trainer(folder, objective=None, **changes):
         objective or Fit(),
         Points(),
         Accelerator(cpu=True),
-        preview=lambda step, ema: None,
+        preview=lambda step, ema: {"seen": step / 2},
         publish=lambda ema: None,
     )
 
@@ -67,9 +72,9 @@ def states(folder, step):
 
 
 def log(folder):
-    """log.jsonl without the speed."""
+    """log.jsonl without the speed and what follows from it."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]
 
 
 def fit_and_record(run):
@@ -87,11 +92,11 @@ def fit_and_record(run):
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
-    trainer(tmp_path / "whole").fit()
-    first = trainer(tmp_path / "halves")
+    trainer(tmp_path / "whole", preview_every=6).fit()
+    first = trainer(tmp_path / "halves", preview_every=6)
     first.config = first.config.model_copy(update={"steps": 6})                # ends as if it had been stopped there
     first.fit()
-    second = trainer(tmp_path / "halves")
+    second = trainer(tmp_path / "halves", preview_every=6)
     second.resume()
     assert second.step == 6
     second.fit()
@@ -136,8 +141,57 @@ def test_ema_is_the_sum_of_the_past(tmp_path):
     expected = past[0] * math.prod(decays)
     for n, weights in enumerate(past[1:]):
         expected = expected + weights * (1 - decays[n]) * math.prod(decays[n + 1 :])
-    torch.testing.assert_close(run.ema[0].weight, expected, atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(run.ema[0].weight, past[-1], atol=1e-4)
+    torch.testing.assert_close(run.ema.model[0].weight, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(run.ema.model[0].weight, past[-1], atol=1e-4)
+
+
+def test_the_kept_averages_are_part_of_the_step_and_of_the_run(tmp_path):
+    """Each in closed form, and a snapshot of them at equal shares of the training."""
+    run = trainer(tmp_path, snapshots=4)
+    past = fit_and_record(run)[1:]
+    for length, average in run.averages.items():
+        expected = 0
+        for step, weights in enumerate(past):
+            share = 1 - (1 - 1 / (step + 1)) ** (exponent(length) + 1)
+            expected = (1 - share) * expected + share * weights
+        torch.testing.assert_close(average.model[0].weight, expected, atol=1e-6, rtol=1e-5)
+    assert list(list_snapshots(tmp_path)) == [3, 6, 9, 12]
+    assert trainer(tmp_path / "without", snapshots=0).averages == {}
+
+
+def test_snapshots_after_the_checkpoint_are_forgotten(tmp_path):
+    trainer(tmp_path, snapshots=6, checkpoint_every=9).fit()
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000012")
+    before = {step: file.read_bytes() for step, file in list_snapshots(tmp_path).items()}
+    resumed = trainer(tmp_path, snapshots=6, checkpoint_every=9)
+    resumed.resume()
+    assert list(list_snapshots(tmp_path)) == [2, 4, 6, 8]
+    resumed.fit()
+    assert {step: file.read_bytes() for step, file in list_snapshots(tmp_path).items()} == before
+
+
+def test_what_a_preview_saw_is_in_the_log(tmp_path):
+    trainer(tmp_path, preview_every=5).fit()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {line["step"]: line.get("seen") for line in lines if "seen" in line} == {5: 2.5, 10: 5.0, 12: 6.0}
+    assert all(0 <= line["preview_share"] < 1 for line in lines if "seen" in line)
+    assert lines[-1]["minutes_left"] == 0
+    assert lines[0]["minutes_left"] >= 0
+
+
+def test_a_rehearsal_measures_a_step_and_leaves_no_trace(tmp_path):
+    run = trainer(tmp_path / "rehearsed", steps=10**9, learning_rate=0.01)
+    step = run._train_step
+
+    def slow(parts):
+        time.sleep(0.02)
+        step(parts)
+
+    run._train_step = slow
+    per_step = run.rehearse(0.2)
+    assert 0.02 <= per_step < 0.1
+    assert 8 <= run.step <= 20
+    assert not any((tmp_path / "rehearsed").iterdir())
 
 
 def test_learning_rates_are_functions_of_the_step():
@@ -189,4 +243,4 @@ def test_it_learns(tmp_path):
     run = trainer(tmp_path, steps=300, learning_rate=0.03, ema_decay=0.9, checkpoint_every=300, log_every=100)
     run.fit()
     x = torch.tensor([[-0.8], [0.5]])
-    assert run.ema(x).flatten().tolist() == pytest.approx([-2.4, 1.5], abs=0.25)
+    assert run.ema.model(x).flatten().tolist() == pytest.approx([-2.4, 1.5], abs=0.25)

@@ -1,0 +1,102 @@
+"""Signs of how a run is doing, cheap enough to look at while it trains. docs/training.md says how to read them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .data import Pictures, to_model
+from .features import PixelFeatures
+from .metrics import error_of, kernel_distance
+from .objective import BANDS, Objective, in_bands
+
+LOOKED_AT = 256
+"""Pictures, at most, on which the losses are measured: held out, and as many trained on."""
+COMPARED = 1000
+"""Real pictures, at most, that drawn ones are compared with."""
+CHUNK = 64
+
+
+class Health:
+    """What to measure of a model with this objective, trained on some pictures while others were held out.
+
+    The noise is the same every time, so that two moments of a run, or two runs, can be compared.
+    """
+
+    def __init__(self, objective: Objective, trained: Pictures, held_out: Pictures):
+        self.objective = objective
+        self.bit_depth = trained.config.bit_depth
+        number = min(LOOKED_AT, len(held_out), len(trained))
+        self.looked_at = {"held_out_loss": _some(held_out, number), "seen_loss": _some(trained, number)}
+        self.real = _some(trained, COMPARED)["image"]
+
+    def __call__(self, model: Callable, drawn: Tensor, device: torch.device) -> dict[str, float]:
+        """Numbers for the log, of a model on a device and pictures that it drew, integers (N, C, H, W).
+
+        held_out_loss, seen_loss: unweighted, of pictures it never saw and of such as it did; `_error`: standard
+        error of their difference; held_out_loss_noise0-25, ...: by noise, in percent.
+        tint_0, ...: mean of drawn less real, by channel, from 0 to 1; contrast_0, ...: their spreads' quotient.
+        kernel_distance, ..._error: of the pixels of the `drawn_images` drawn ones and of real ones; 0 is best.
+        """
+        return self.losses(model, device) | self.colours(drawn) | self.distance(drawn)
+
+    def losses(self, model: Callable, device: torch.device) -> dict[str, float]:
+        found: dict[str, float] = {}
+        errors = {}
+        for name, batch in self.looked_at.items():
+            if not len(batch["image"]):
+                return {}
+            by_band = self._errors(model, batch, device)                          # (BANDS, N)
+            errors[name] = by_band.mean(0)
+            found[name] = float(errors[name].mean())
+            if name == "held_out_loss":
+                middles = (torch.arange(BANDS) + 0.5) / BANDS
+                for band, values in zip(in_bands(middles), by_band, strict=True):
+                    found[f"{name}_{band}"] = float(values.mean())
+        if len(errors["seen_loss"]) > 1:
+            variance = sum(error.var() / len(error) for error in errors.values())
+            found["held_out_loss_error"] = float(variance**0.5)
+        return found
+
+    @torch.no_grad()
+    def _errors(self, model: Callable, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+        """(BANDS, N): each picture once in each range of u, evenly spread within."""
+        generator = torch.Generator().manual_seed(0)
+        image = to_model(batch["image"], self.bit_depth)
+        within = (torch.arange(len(image)) + 0.5) / len(image)
+        bands = []
+        for band in range(BANDS):
+            u, noise = (band + within) / BANDS, torch.randn(image.shape, generator=generator)
+            errors = []
+            for rows in torch.arange(len(image)).split(CHUNK):
+                asked = self.objective.question(*(part[rows].to(device) for part in (image, noise, u)))
+                conditions = {"label": batch["label"][rows].to(device)} if "label" in batch else {}
+                errors.append(self.objective.error(model, asked, **conditions).cpu())
+            bands.append(torch.cat(errors))
+        return torch.stack(bands)
+
+    def colours(self, drawn: Tensor) -> dict[str, float]:
+        brightest = 2**self.bit_depth - 1
+        sets = [pictures.float().div(brightest).transpose(0, 1).flatten(1) for pictures in (drawn, self.real)]
+        (mean, spread), (real_mean, real_spread) = ((pixels.mean(1), pixels.std(1)) for pixels in sets)
+        found = {f"tint_{channel}": float(off) for channel, off in enumerate(mean - real_mean)}
+        ratio = spread / real_spread.clamp(min=1e-6)
+        return found | {f"contrast_{channel}": float(times) for channel, times in enumerate(ratio)}
+
+    def distance(self, drawn: Tensor) -> dict[str, float]:
+        if len(drawn) < 4 or len(self.real) < 4:
+            return {}
+        a, b = map(PixelFeatures(self.bit_depth), (drawn, self.real))
+        return {
+            "kernel_distance": kernel_distance(a, b),
+            "kernel_distance_error": float(error_of(kernel_distance, a, b)),
+            "drawn_images": len(drawn),
+        }
+
+
+def _some(pictures: Pictures, most: int) -> dict[str, Tensor]:
+    """A batch of at most so many, always the same."""
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1))
+    if not len(order):
+        return {"image": torch.empty(0)}
+    return pictures.__getitems__(order[:most].tolist())
