@@ -98,15 +98,20 @@ def list_snapshots(folder: Path) -> dict[int, Path]:
     return {int(file.stem.removeprefix("step_")): file for file in sorted((folder / "averages").glob("step_*"))}
 
 
-def average_of(folder: Path, length: float) -> dict[str, Tensor]:
-    """The weights of a run averaged with this length up to its newest snapshot. UserError if it has none."""
+def average_of(folder: Path, length: float, until: float = 1.0) -> dict[str, Tensor]:
+    """The weights of a run averaged with this length, as of this share of the training so far.
+
+    UserError if it has no snapshots to make it of.
+    """
     if not SHORTEST <= length <= LONGEST:
         raise UserError(f"an average's length is from {SHORTEST} to {LONGEST} of the training, not {length}")
     snapshots = list_snapshots(folder)
     if not snapshots:
         raise UserError(f"{folder}/averages: no snapshots; train with --train.snapshots 16")
+    last = _nearest(snapshots, until)
+    snapshots = {step: file for step, file in snapshots.items() if step <= last}
     mixed: dict[str, Tensor] = {}
-    for (step, kept), share in mixture(list(snapshots), max(snapshots), length).items():
+    for (step, kept), share in mixture(list(snapshots), last, length).items():
         for name, tensor in _of_length(snapshots[step], kept).items():
             if tensor.is_floating_point():
                 mixed[name] = mixed.get(name, 0) + share * tensor.double()
@@ -120,9 +125,12 @@ def snapshot_near(folder: Path, share: float) -> dict[str, Tensor] | None:
     snapshots = list_snapshots(folder)
     if not snapshots:
         return None
-    step = min(snapshots, key=lambda step: abs(step - share * max(snapshots)))
-    found = _of_length(snapshots[step], min(LENGTHS))
+    found = _of_length(snapshots[_nearest(snapshots, share)], min(LENGTHS))
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+
+
+def _nearest(snapshots: dict[int, Path], share: float) -> int:
+    return min(snapshots, key=lambda step: abs(step - share * max(snapshots)))
 
 
 def _of_length(snapshot: Path, length: float) -> dict[str, Tensor]:

@@ -67,9 +67,12 @@ class Run:
         """The denoiser with the newest EMA weights, ready to sample. UserError if they are missing or do not fit."""
         return load_denoiser(self.folder / "model")
 
-    def averaged(self, length: float) -> Denoiser:
-        """The denoiser with an average of its weights of this length. UserError without snapshots to make it of."""
-        return self._with(average_of(self.folder, length))
+    def averaged(self, length: float, until: float = 1.0) -> Denoiser:
+        """The denoiser with an average of its weights of this length, as of this share of the training so far.
+
+        UserError without snapshots to make it of.
+        """
+        return self._with(average_of(self.folder, length, until))
 
     def snapshot(self, share: float) -> Denoiser:
         """The denoiser as it was after this share of the training so far. UserError if the run has no snapshots."""

@@ -163,6 +163,9 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
         f"{len(config.conditions.class_names) or 'no'} classes, {millions:.1f} million parameters, "
         f"{accelerator.num_processes} × {accelerator.device.type}, precision {accelerator.mixed_precision}"
     )
+    snapshots = config.train.snapshots * sum(2 * 2 * p.numel() for p in trainer.ema.model.parameters())
+    if snapshots > 2**30:
+        say(f"train.snapshots: {config.train.snapshots} of them will take {snapshots / 2**30:.1f} GiB")
     ended_by = trainer.fit()
     accelerator.end_training()
     if ended_by:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .data import Pictures
-from .features import INCEPTION_SHA, Features, PixelFeatures, features_of
+from .extractors import INCEPTION_SHA, Features, PixelFeatures, features_of
 from .metrics import (
     error_of,
     floor_of,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .data import Pictures, to_model
-from .features import PixelFeatures
+from .extractors import PixelFeatures
 from .metrics import error_of, kernel_distance
 from .objective import BANDS, Objective, in_bands
 

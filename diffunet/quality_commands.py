@@ -20,7 +20,7 @@ from .console import found_device, next_folder, told_plainly
 from .data import DataConfig, Pictures, open_pictures, to_model
 from .drawing import draw_grid
 from .evaluation import closest_pairs, evaluate_pictures, refuse_too_few
-from .features import DigitFeatures, Features, PixelFeatures, load_features, sha256
+from .extractors import DigitFeatures, Features, PixelFeatures, load_features, sha256
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import SampleConfig
 from .sample_command import draw, sampling_bar

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import diffunet
+
 PACKAGE = Path(__file__).parent.parent / "diffunet"
 FLOORS = [
     "settings",
@@ -36,7 +38,7 @@ FLOORS = [
     "drawing",
     "metrics",
     "classifier",
-    "features",
+    "extractors",
     "evaluation",
     "health",
     "interop",
@@ -73,6 +75,11 @@ def imports(module: str) -> set[str]:
 
 def test_every_file_has_its_floor():
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(FLOORS)
+
+
+def test_no_file_hides_a_name_of_the_package():
+    """`diffunet.x` is the file x.py once that is imported, whatever else is called so."""
+    assert not set(FLOORS) & set(diffunet.__all__)
 
 
 def test_files_import_only_from_below():

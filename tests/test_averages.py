@@ -74,6 +74,14 @@ def test_any_length_follows_from_the_snapshots(run, length):
     assert (found - expected).norm() < 0.02 * differ
 
 
+def test_an_average_as_of_an_earlier_time(run):
+    folder, path, _ = run
+    expected = torch.from_numpy(profile(0.15, 200)) @ path[:200]
+    found = average_of(folder, 0.15, until=0.5)["weight"][0].double()
+    torch.testing.assert_close(found, expected, atol=4e-3, rtol=0)
+    assert not torch.allclose(found, average_of(folder, 0.15)["weight"][0].double(), atol=4e-3)
+
+
 def test_weights_that_stand_still_stay():
     shares = mixture([25 * n for n in range(1, 17)], 400, 0.02)
     assert sum(shares.values()) == pytest.approx(1)

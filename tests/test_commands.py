@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from diffunet import commands, network_commands
 from diffunet.checkpoint import Run
 from diffunet.config import Config
-from diffunet.features import sha256
+from diffunet.extractors import sha256
 from diffunet.frontend import settings_from
 from diffunet.storage import load_tensors
 

@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 
 from diffunet.data import DataConfig, open_pictures
 from diffunet.evaluation import closest_pairs, compare, evaluate_pictures, frechet_name, memory
-from diffunet.features import INCEPTION_SHA, DigitFeatures, PixelFeatures
+from diffunet.extractors import INCEPTION_SHA, DigitFeatures, PixelFeatures
 from diffunet.metrics import frechet_distance
 from diffunet.settings import UserError
 

@@ -25,7 +25,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision="fp16" if cuda else "no")  # what its amp=True means
     pictures = common.load_pictures(asked.data, asked.resolution).to(accelerator.device)
-    budget = common.Budget(asked.minutes)
+    budget = common.Budget(asked)
 
     size = {"dim": 8, "dim_mults": (1, 2)} if asked.tiny else {"dim": 64, "dim_mults": (1, 2, 4, 8)}
     network = Unet(**size, channels=pictures.shape[1], flash_attn=cuda)
@@ -37,8 +37,9 @@ def main() -> None:
     diffusion, optimizer = accelerator.prepare(diffusion, optimizer)
 
     # A mirrored digit is no digit; everything else is mirrored, as is its default.
-    batches = common.batches(pictures, asked.batch_size, flip=asked.data != "digits")
-    for _ in budget:
+    batches = common.Batches(pictures, asked.batch_size, flip=asked.data != "digits")
+    # `ema` holds the network as well.
+    for _ in budget.spend(optimizer=optimizer, ema=ema, batches=batches, scaler=accelerator.scaler):
         images = 0
         for _ in range(ACCUMULATED):
             batch = next(batches)

@@ -44,7 +44,7 @@ def main() -> None:
     torch.manual_seed(asked.seed)
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     pictures = common.load_pictures(asked.data, asked.resolution).to(accelerator.device)
-    budget = common.Budget(asked.minutes)
+    budget = common.Budget(asked)
 
     def rate(step: int) -> float:
         """The example's schedule: 500 steps up, then half a cosine down to 0 at the last step.
@@ -66,8 +66,10 @@ def main() -> None:
     ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True)
 
     # A mirrored digit is no digit; everything else is mirrored, as the example's README does.
-    batches = common.batches(pictures, asked.batch_size, flip=asked.data != "digits")
-    for _ in budget:
+    batches = common.Batches(pictures, asked.batch_size, flip=asked.data != "digits")
+    for _ in budget.spend(
+        network=network, optimizer=optimizer, schedule=schedule, ema=ema, batches=batches, scaler=accelerator.scaler
+    ):
         clean = next(batches) * 2 - 1
         noise = torch.randn_like(clean)  # fp32, as the pictures; training in bf16, the example would round both to it
         t = torch.randint(0, noise_scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
@@ -83,11 +85,9 @@ def main() -> None:
     ema.copy_to(network.parameters())
     pipeline = DDPMPipeline(accelerator.unwrap_model(network), noise_scheduler)
     pipeline.set_progress_bar_config(desc="steps", leave=False)
-    generator = torch.Generator(accelerator.device).manual_seed(asked.seed)
 
     def sample(number: int) -> Tensor:
-        drawn = pipeline(number, generator, num_inference_steps=asked.steps_to_draw, output_type="pt")
-        return drawn.images
+        return pipeline(number, num_inference_steps=asked.steps_to_draw, output_type="pt").images
 
     seconds = common.draw(sample, asked)
     common.report("diffusers", asked, accelerator, network, budget, "ddpm", seconds)

@@ -1,7 +1,7 @@
 """What is worth having: each lever alone on the built-in digits, over several training seeds.
 
-    python benchmarks/digits/levers.py                      # about an hour on two CPU cores; goes on where it stopped
-    python benchmarks/digits/levers.py --seeds 0            # a third of it; several at once share the folder
+    python benchmarks/levers.py                      # about an hour on two CPU cores; goes on where it stopped
+    python benchmarks/levers.py --seeds 0            # a third of it; several at once share the folder
 
 Trains configs/digits.yaml with one change at a time, draws pictures and measures them with the commands
 that everybody has, printed as they are run. The table goes to FOLDER/levers.md.

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from diffunet import evaluation
 from diffunet.classifier import Classifier, ClassifierConfig, save_classifier
 from diffunet.data import DataConfig, Pictures
-from diffunet.features import PixelFeatures, features_of, load_features, sha256
+from diffunet.extractors import PixelFeatures, features_of, load_features, sha256
 from diffunet.settings import UserError
 
 CPU = torch.device("cpu")
