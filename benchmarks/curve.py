@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=250, help="pictures drawn together")
     parser.add_argument("--features", help="as for diffunet evaluate")
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--stop_after", type=float, help="minutes after which to save and end; the same command goes on")
+    parser.add_argument("--stop_after", type=float, help="minutes after which to save and end")
     asked, flags = parser.parse_known_args()
     if asked.stop_after:
         alarm = threading.Timer(60 * asked.stop_after, os.kill, (os.getpid(), signal.SIGTERM))

@@ -4,7 +4,6 @@ Each answers to integers (N, C, H, W) with features (N, D), and says what it is,
 SHA-256 of its weights, so that a figure can be made again.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from .classifier import load_classifier
 from .settings import UserError, did_you_mean, unwatched
+from .storage import sha256_of_file
 
 KNOWN = ("pixels", "inception", "dinov2")
 """Features by name; a folder that `diffunet classifier` wrote is taken as well."""
@@ -86,7 +86,7 @@ class NetworkFeatures:
 
     def __init__(self, name: str, resize: str, weights: Path, network: Callable, device: torch.device):
         """`network` answers to uint8 (B, 3, H, W) with (B, D)."""
-        self.name, self.resize, self.weights = name, resize, sha256(weights)
+        self.name, self.resize, self.weights = name, resize, sha256_of_file(weights)
         self.network, self.device = network, device
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ class ClassifierFeatures:
         self.classifier = load_classifier(folder).to(device)
         config = self.classifier.config
         self.name = f"classifier {folder.name}, accuracy {config.accuracy:.4f}"
-        self.weights = sha256(folder / "classifier.safetensors")
+        self.weights = sha256_of_file(folder / "classifier.safetensors")
         self.class_names = config.class_names
         self.device = device
 
@@ -201,12 +201,6 @@ def _dinov2(folder: str, device: torch.device) -> NetworkFeatures:
 def _colour(pixels: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) of grey, coloured or transparent pictures; transparency is left out."""
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
-
-
-def sha256(file: Path) -> str:
-    """Of a file's contents."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def features_of(features: Features, pixels: Any, indices: list[int], progress: Callable = unwatched) -> Tensor:

@@ -14,18 +14,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .averages import LONGEST, SHORTEST
-from .checkpoint import WEIGHTS, Run
+from .checkpoint import Run
 from .config import Config
 from .console import found_device, next_folder, told_plainly
 from .data import DataConfig, Pictures, open_pictures, to_model
 from .drawing import draw_grid
 from .evaluation import closest_pairs, evaluate_pictures, refuse_too_few
-from .extractors import DigitFeatures, Features, PixelFeatures, load_features, sha256
+from .extractors import DigitFeatures, Features, PixelFeatures, load_features
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import SampleConfig
 from .sample_command import draw, sampling_bar
 from .settings import Settings, UserError
-from .storage import whole_file
+from .storage import sha256_of_weights, whole_file
 from .training import TrainConfig
 
 CLOSEST = 12
@@ -95,7 +95,9 @@ def measure(
     pixels = torch.cat([batch.pixels for batch in batches])
     labels = [label for batch in batches for label in batch.labels]
     how = wish.model_dump(mode="json", include=set(SampleConfig.model_fields) - {"output", "batch_size"})
-    drawn = {**how, "objective": config.objective, "weights_sha256": sha256(run.folder / "model" / WEIGHTS)}
+    drawn = {**how, "objective": config.objective, "weights_sha256": sha256_of_weights(denoiser)}
+    if wish.guide:
+        drawn["guide_sha256"] = sha256_of_weights(run.snapshot(wish.guide))
     return _record(drawn, pixels, labels, pictures, features), pixels
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and tensors that fit or are named. Nothing here is ever unpickled."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -67,6 +69,21 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or not safetensors ({error})") from error
+
+
+def sha256_of_file(file: Path) -> str:
+    """Of a file's contents."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sha256_of_weights(module: nn.Module) -> str:
+    """Of a module's tensors with their names: the same wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_json(path: Path) -> dict:

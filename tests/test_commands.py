@@ -16,9 +16,8 @@ from sklearn.datasets import load_digits
 from diffunet import commands, network_commands
 from diffunet.checkpoint import Run
 from diffunet.config import Config
-from diffunet.extractors import sha256
 from diffunet.frontend import settings_from
-from diffunet.storage import load_tensors
+from diffunet.storage import load_tensors, sha256_of_file, sha256_of_weights
 
 
 @pytest.fixture
@@ -123,7 +122,7 @@ def test_evaluate_writes_one_record_and_shows_it(small, capsys):
     shown = capsys.readouterr().out
     record = json.loads(Path("run/evaluations/000/evaluation.json").read_text())
     assert record["drawn"] | {"num_images": 20, "steps": 2, "seed": 5, "sampler": "dpm++"} == record["drawn"]
-    assert record["drawn"]["weights_sha256"] == sha256(Path("run/model/diffusion_pytorch_model.safetensors"))
+    assert record["drawn"]["weights_sha256"] == sha256_of_weights(Run("run").denoiser())
     assert record["real"] | {"path": "digits", "num_images": 1797, "held_out": 89} == record["real"]
     assert record["features"] == {
         "name": "64 pixels, 0 to 16", "dimensions": 64, "resize": "none", "weights_sha256": None
@@ -257,7 +256,7 @@ def test_a_classifier_is_trained_and_compared_by(small, capsys):
     assert run(commands.evaluate, "run", *how) == 0
     record = json.loads(Path("run/evaluations/000/evaluation.json").read_text())
     assert record["features"]["dimensions"] == 512
-    assert record["features"]["weights_sha256"] == sha256(Path("namer/classifier.safetensors"))
+    assert record["features"]["weights_sha256"] == sha256_of_file(Path("namer/classifier.safetensors"))
     assert record["named_as_asked"]["floor"] == pytest.approx(accuracy)
     assert record["memorised"].keys() == {"features", "pixels"}
     assert Path("run/evaluations/000/closest_in_features.png").exists()

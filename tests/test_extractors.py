@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from diffunet import evaluation
 from diffunet.classifier import Classifier, ClassifierConfig, save_classifier
 from diffunet.data import DataConfig, Pictures
-from diffunet.extractors import PixelFeatures, features_of, load_features, sha256
+from diffunet.extractors import PixelFeatures, features_of, load_features
 from diffunet.settings import UserError
+from diffunet.storage import sha256_of_file
 
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (6, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -49,7 +50,7 @@ def test_inception_is_torch_fidelitys(inception):
     grey = features(PIXELS[:, :1])
     torch.testing.assert_close(grey, network(PIXELS[:, :1].repeat(1, 3, 1, 1))[0])
     torch.testing.assert_close(features(torch.cat([PIXELS, PIXELS[:, :1]], dim=1)), network(PIXELS)[0])
-    assert features.weights == sha256(file)
+    assert features.weights == sha256_of_file(file)
     assert evaluation.frechet_name(features, 50_000, 50_000) == "frechet_distance"       # random weights: no FID
 
 
@@ -116,7 +117,7 @@ def test_a_classifier_from_a_folder(tmp_path):
     torch.testing.assert_close(features(PIXELS), classifier.features(image))
     assert torch.equal(features.named(PIXELS), classifier(image).argmax(1))
     assert features.class_names == ("cat", "dog")
-    assert features.weights == sha256(tmp_path / "c" / "classifier.safetensors")
+    assert features.weights == sha256_of_file(tmp_path / "c" / "classifier.safetensors")
     assert "0.75" in features.name
     with pytest.raises(UserError, match="trained on pictures of 3×12×10, not 3×12×12"):
         features(torch.zeros(1, 3, 12, 12, dtype=torch.uint8))

@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from diffunet.settings import UserError
-from diffunet.storage import load_json, load_strictly, load_tensors, save_tensors, whole_file, whole_folder
+from diffunet.storage import (
+    load_json,
+    load_strictly,
+    load_tensors,
+    save_tensors,
+    sha256_of_weights,
+    whole_file,
+    whole_folder,
+)
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):
@@ -65,3 +73,12 @@ def test_weights_that_do_not_fit_are_named():
         assert torch.equal(layer.weight, before)
     load_strictly(layer, fitting, "file")
     assert not layer.weight.any()
+
+
+def test_the_hash_of_weights_is_that_of_their_values_and_names():
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    assert sha256_of_weights(first) != sha256_of_weights(second)
+    second.load_state_dict(first.state_dict())
+    assert sha256_of_weights(first) == sha256_of_weights(second)
+    assert sha256_of_weights(first) != sha256_of_weights(torch.nn.Sequential(first))
+    assert sha256_of_weights(first.half()) != sha256_of_weights(second)

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--piece_minutes", type=float, default=float("inf"))
     parser.add_argument("--rehearse", action="store_true")
     asked = parser.parse_args()
-    rehearsal = REHEARSAL if asked.rehearse else dict.fromkeys(REHEARSAL, [])
+    rehearsal = REHEARSAL if asked.rehearse else {part: [] for part in REHEARSAL}
     folder, images = asked.folder, str(asked.num_images)
     end = time.monotonic() + 60 * asked.piece_minutes
     classifier = folder / "classifier"
