@@ -62,7 +62,7 @@ def evaluate_pictures(
     if features.weights:
         small = PixelFeatures(real.config.bit_depth)
         record["memorised"]["pixels"] = memory(small(drawn), *(features_of(small, real.images, p) for p in parts))
-    if features.class_names and None not in labels and real.labels is not None:
+    if real.class_names and features.class_names == real.class_names and None not in labels:
         record["named_as_asked"] = _faithfulness(drawn, labels, real, features)
     return record
 

@@ -1,5 +1,6 @@
 """Signs of how a run is doing, cheap enough to look at while it trains. docs/training.md says how to read them."""
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -37,8 +38,11 @@ class Health:
         error of their difference; held_out_loss_noise0-25, ...: by noise, in percent.
         tint_0, ...: mean of drawn less real, by channel, from 0 to 1; contrast_0, ...: their spreads' quotient.
         kernel_distance, ..._error: of the pixels of the `drawn_images` drawn ones and of real ones; 0 is best.
+        health_seconds: what all this took.
         """
-        return self.losses(model, device) | self.colours(drawn) | self.distance(drawn)
+        began = time.monotonic()
+        signs = self.losses(model, device) | self.colours(drawn) | self.distance(drawn)
+        return signs | {"health_seconds": round(time.monotonic() - began, 2)}
 
     def losses(self, model: Callable, device: torch.device) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -275,7 +275,7 @@ def checkpoint(folder: Path, step: int = 12) -> dict[str, bytes]:
 
 def log_without_speed(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    speed = {"images_per_second", "minutes_left", "preview_share"}
+    speed = {"images_per_second", "minutes_left", "preview_share", "health_seconds"}
     return [{name: value for name, value in line.items() if name not in speed} for line in lines]
 
 
