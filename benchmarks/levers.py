@@ -14,15 +14,20 @@ from pathlib import Path
 
 from diffunet import commands
 
+PLAIN = ["--guidance_scale", "1.08", "--guide", "null"]
+"""How to draw where nothing else is said: classifier-free guidance, little of it."""
+
+FIRST = "v_prediction, as digits.yaml"
+
 TRAINED = {
-    "digits.yaml": [],
+    FIRST: [],
     "epsilon": ["--diffusion.prediction_type", "epsilon"],
     "min-SNR, gamma 5": ["--diffusion.min_snr_gamma", "5"],
     "EDM": ["--objective", "edm", "--edm.sigma_data", "0.75", "--edm.condition_dropout", "0.05"],
     "flow matching": ["--objective", "flow", "--flow.condition_dropout", "0.05"],
     "told augmentation 0.12": ["--data.augmentation", "0.12"],
 }
-"""A training for each, with the guidance of digits.yaml."""
+"""A training for each."""
 
 DRAWN = {
     "guidance 1 (none)": ["--guidance_scale", "1"],
@@ -62,7 +67,7 @@ def run(*words: str) -> None:
 def measure(folder: Path, lever: str, seed: int, asked: argparse.Namespace, *flags: str, of: str) -> None:
     output = folder / "records" / f"{lever}, seed {seed}".replace("/", ":")
     if not (output / "evaluation.json").exists():
-        how = ["--num_images", str(asked.num_images), "--seed", str(1000 * seed), "--output", str(output)]
+        how = ["--num_images", str(asked.num_images), "--seed", str(1000 * seed), "--output", str(output), *PLAIN]
         run("evaluate", str(folder / f"{of}, seed {seed}"), *how, "--batch_size", "250", *flags)
 
 
@@ -78,7 +83,7 @@ def table(folder: Path) -> str:
         columns.append([record["named_as_asked"]["value"] for record in records])
         columns.append([record["memorised"]["features"]["value"] for record in records])
         lines.append(f"| {' | '.join([lever, *map(shown, columns), str(len(records))])} |")
-    averages = [json.loads(file.read_text()) for file in folder.glob("digits.yaml, seed */model/average.json")]
+    averages = [json.loads(file.read_text()) for file in folder.glob(f"{FIRST}, seed */model/average.json")]
     for length in LENGTHS if averages else []:
         values = [average["frechet_distances"][str(float(length))] for average in averages]
         lines.append(f"| average of length {length} | {shown(values)} | | | | | | | {len(values)} |")
@@ -105,11 +110,11 @@ def main() -> None:
                 run("train", "--train.output", str(training), "--train.seed", str(seed), *quiet, *flags)
             measure(folder, lever, seed, asked, of=lever)
         for lever, flags in DRAWN.items():
-            measure(folder, lever, seed, asked, *flags, of="digits.yaml")
-        training = folder / f"digits.yaml, seed {seed}"
+            measure(folder, lever, seed, asked, *flags, of=FIRST)
+        training = folder / f"{FIRST}, seed {seed}"
         if not (training / "model" / "average.json").exists():
             how = ["--num_images", str(asked.num_images), "--seed", str(1000 * seed), "--batch_size", "250"]
-            run("ema", str(training), *LENGTHS, *how)
+            run("ema", str(training), *LENGTHS, *how, *PLAIN)
         (folder / "levers.md").write_text(table(folder), encoding="utf-8")
     print(table(folder))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffunet import commands
 from diffunet.unet import LevelConfig, UNetConfig
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,40 @@ train: {output: run, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, l
         log_every: 2, checkpoint_every: 4, preview_every: 6}
 sample: {num_images: 4, guidance_scale: 1.5}
 """
+
+
+@pytest.fixture
+def small(in_a_new_folder):
+    """A folder with small.yaml."""
+    Path("small.yaml").write_text(SMALL_RUN)
+    return in_a_new_folder
+
+
+def run(command, *argv):
+    """Calls a command; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        command([str(word) for word in argv])
+    return ended.value.code or 0
+
+
+def mistake(capsys, command, *argv) -> str:
+    """The one line with which a command refuses."""
+    capsys.readouterr()
+    assert run(command, *argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def train_small(*argv):
+    """Trains SMALL_RUN, with flags laid over, in the folder that `small` made."""
+    assert run(commands.train, "--config", "small.yaml", *argv) == 0
+
+
+def checkpoint(folder: Path, step: int = 12) -> dict[str, bytes]:
+    """The bytes of a checkpoint and of the published weights."""
+    files = [*(folder / "checkpoints" / f"step_{step:08d}").iterdir(), *(folder / "model").iterdir()]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def program(*arguments: str | Path, processes: int = 1, **options) -> subprocess.Popen:
