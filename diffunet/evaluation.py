@@ -15,8 +15,10 @@ from torch import Tensor
 from .data import Pictures
 from .extractors import INCEPTION_SHA, Features, PixelFeatures, features_of
 from .metrics import (
+    Gaussian,
     error_of,
     floor_of,
+    frechet_between,
     frechet_distance,
     kernel_distance,
     memorised,
@@ -92,18 +94,28 @@ def frechet_name(features: Features, num_drawn: int, num_real: int) -> str:
 def compare(drawn: Tensor, real: Tensor, frechet: str = "frechet_distance") -> dict[str, dict[str, float]]:
     """Every metric of two sets of features (N, D)."""
     some_drawn, some_real = drawn[:MOST_PAIRED], _some(real, MOST_PAIRED)
-    found = {}
-    for name, metric, a, b in (
-        (frechet, frechet_distance, drawn, real),
-        ("kernel_distance", kernel_distance, some_drawn, some_real),
-    ):
-        value, error, floor = metric(a, b), float(error_of(metric, a, b)), floor_of(metric, b, len(a))
-        found[name] = {"value": value, "error": error, "floor": floor}
+    of_real = Gaussian(real)
+
+    def to_real(some: Tensor, _: Tensor) -> float:
+        return frechet_between(Gaussian(some), of_real)
+
+    found = {
+        frechet: {
+            "value": to_real(drawn, real),
+            "error": float(error_of(to_real, drawn, real)),
+            "floor": floor_of(frechet_distance, real, len(drawn)),
+        },
+        "kernel_distance": {
+            "value": kernel_distance(some_drawn, some_real),
+            "error": float(error_of(kernel_distance, some_drawn, some_real)),
+            "floor": floor_of(kernel_distance, some_real, len(some_drawn)),
+        },
+    }
     values = neighbourhoods(some_drawn, some_real)
     errors = error_of(lambda a, b: list(neighbourhoods(a, b).values()), some_drawn, some_real)
-    of_real = neighbourhoods(*next(splits(some_real, len(some_drawn), 1)))
+    floors = neighbourhoods(*next(splits(some_real, len(some_drawn), 1)))
     for (name, value), error in zip(values.items(), errors, strict=True):
-        found[name] = {"value": value, "error": float(error), "floor": of_real[name]}
+        found[name] = {"value": value, "error": float(error), "floor": floors[name]}
     return found
 
 

@@ -1,6 +1,7 @@
 """Distances between two sets of features, each (N, D); what the features are is somebody else's business."""
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,17 +9,29 @@ import torch
 from torch import Tensor
 
 
+class Gaussian:
+    """The Gaussian fitted to features (N, D), in fp64."""
+
+    def __init__(self, features: Tensor):
+        features = features.double()
+        self.mean, self.cov = features.mean(0), torch.cov(features.T)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of the covariance."""
+        values, vectors = torch.linalg.eigh(self.cov)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet_between(a: Gaussian, b: Gaussian) -> float:
+    """The Fréchet distance of two Gaussians (Heusel et al. 2017, equation 6)."""
+    shared = torch.linalg.eigvalsh(b.root @ a.cov @ b.root).clamp(min=0).sqrt().sum()
+    return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * shared)
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets (Heusel et al. 2017, equation 6)."""
-
-    def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-        return features.mean(0), torch.cov(features.T)
-
-    (mean_a, cov_a), (mean_b, cov_b) = moments(a.double()), moments(b.double())
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * shared)
+    """The Fréchet distance of the Gaussians fitted to two sets."""
+    return frechet_between(Gaussian(a), Gaussian(b))
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:

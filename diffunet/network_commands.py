@@ -93,6 +93,8 @@ def export(argv: list[str] | None = None) -> int:
     config = run.config()
     if to.is_file() or (to.exists() and any(to.iterdir())):
         raise UserError(f"{to}: is there already; name another")
+    if to.suffix == ".pt" and asked.label:
+        raise UserError(f"--label: {to.name} keeps all classes, as guided-diffusion does; leave it out")
     if to.suffix == ".pt":
         from .guided_diffusion import save_guided_diffusion
 

@@ -226,6 +226,7 @@ def test_export_and_import_for_guided_diffusion(small, capsys):
     assert run(commands.export, "run", "model.pt") == 0
     assert "num_classes=11" in capsys.readouterr().out
     assert "is there already" in mistake(capsys, commands.export, "run", "model.pt")
+    assert "other.pt keeps all classes" in mistake(capsys, commands.export, "run", "other.pt", "--label", "3")
     assert "add --config FILE" in mistake(capsys, commands.import_, "model.pt", "back", "--attention_order", "new")
     incomplete = mistake(
         capsys, commands.import_, "model.pt", "back", "--attention_order", "new", "--config", "small.yaml"

@@ -131,3 +131,25 @@ def test_finite_at_small_counts():
     for metric in (frechet_distance, kernel_distance, memorised):
         assert np.isfinite(metric(few, few + 1))
     assert all(np.isfinite(value) for value in neighbourhoods(few, few + 1).values())
+
+
+def test_they_are_torch_fidelitys():
+    """What others compute of the same features: FID, KID as one set, precision and recall."""
+    pytest.importorskip("torch_fidelity", reason='pip install -e ".[evaluate]"')
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kernel_poly, mmd2
+    from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = 0.3 + 1.2 * torch.randn(300, 24, generator=generator)
+    real = torch.randn(400, 24, generator=generator)
+    statistics = [fid_features_to_statistics(features.double()) for features in (drawn, real)]
+    fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(drawn, real) == pytest.approx(fid, abs=1e-4)
+    same = drawn[:300].double().numpy(), real[:300].double().numpy()             # theirs needs as many of each
+    pairs = ((a, b) for a, b in ((same[0], same[0]), same, (same[1], same[1])))
+    kernels = [kernel_poly(a, b, kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1) for a, b in pairs]
+    assert kernel_distance(drawn, real[:300]) == pytest.approx(mmd2(*kernels), abs=1e-4)
+    found = neighbourhoods(drawn, real, k=3)
+    precision, recall = calculate_precision_recall_full(drawn, real, neighborhood=3)
+    assert (found["precision"], found["recall"]) == pytest.approx((precision, recall), abs=1e-4)
