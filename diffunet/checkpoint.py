@@ -15,6 +15,8 @@ from .unet import UNet, UNetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file name that diffusers gives to the weights of a model."""
+AVERAGE = "average.json"
+"""Beside weights whose average was chosen after the training: its length, and what it was chosen by."""
 
 
 class Run:
@@ -62,6 +64,7 @@ class Run:
         """Puts these weights into model/."""
         with whole_file(self.folder / "model" / WEIGHTS) as file:
             save_tensors(file, ema.state_dict())
+        (self.folder / "model" / AVERAGE).unlink(missing_ok=True)             # it told of other weights
 
     def denoiser(self) -> Denoiser:
         """The denoiser with the newest EMA weights, ready to sample. UserError if they are missing or do not fit."""

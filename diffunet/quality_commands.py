@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .averages import LONGEST, SHORTEST
-from .checkpoint import Run
+from .checkpoint import AVERAGE, Run
 from .config import Config
 from .console import found_device, next_folder, told_plainly
 from .data import DataConfig, Pictures, open_pictures, to_model
@@ -232,7 +232,7 @@ def ema(argv: list[str] | None = None) -> int:
             print(f"{length:8.3f}  {found['value']:.4g} ± {found['error']:.2g}", flush=True)
         best = min(distances, key=distances.__getitem__)
     run.publish(averages[best].cpu())
-    with whole_file(run.folder / "model" / "average.json") as file:
+    with whole_file(run.folder / "model" / AVERAGE) as file:
         file.write_text(json.dumps({"length": best, "frechet_distances": distances}, indent=2), encoding="utf-8")
     print(f"{run.folder}/model: now averaged over {best} of the training; --resume makes it the usual average again")
     return 0

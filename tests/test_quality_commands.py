@@ -87,6 +87,8 @@ def test_an_average_is_chosen_after_the_training(small, capsys):
     assert told["length"] == float(min(distances, key=distances.__getitem__))
     assert set(distances) == {"0.05", "0.2"}
     assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
+    assert run(commands.train, "--resume", "run", "--train.steps", "14") == 0
+    assert not Path("run/model/average.json").exists()                         # these are the usual weights again
     assert "0.9: a length is a number from 0.02 to 0.25" in mistake(capsys, commands.ema, "run", "0.9")
     train_small("--train.output", "without", "--train.snapshots", "0", "--train.steps", "2")
     assert "no snapshots; train with --train.snapshots 16" in mistake(capsys, commands.ema, "without", "0.1")
