@@ -30,6 +30,7 @@ from diffunet.quality_commands import choose_features, measure
 from diffunet.settings import unwatched
 from diffunet.training import list_checkpoints
 
+WALL = "wall_minutes_with_start_and_previews"
 ON_THE_WAY = 0.1
 """Length of the average by which a training is measured before its end."""
 
@@ -87,7 +88,7 @@ def points_of(folder: Path, asked: argparse.Namespace, seed: int) -> list[dict]:
                 "machine": machine(),
                 "steps": round(point * config.train.steps),
                 "images": round(point * config.train.steps * config.train.batch_size),
-                "wall_minutes_with_start_and_previews": round(wall, 3),
+                WALL: round(wall, 3),
                 "preview_share": lines[-1]["preview_share"],
                 **record,
             }
@@ -101,13 +102,15 @@ def table(lines: list[dict]) -> str:
     for line in lines:
         groups[line["minutes"] * line["point"], line["minutes"]].append(line)
     names = [*lines[0]["metrics"], *(["named_as_asked"] if "named_as_asked" in lines[0] else [])]
-    heads = ["minutes", "of a training of", "steps", *names, "too near to a training picture", "seeds"]
+    heads = ["minutes", "of a training of", "took", "steps", *names, "too near to a training picture", "seeds"]
     rows = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for (minutes, whole), group in sorted(groups.items()):
         values = [[line["metrics"].get(name, line.get(name))["value"] for line in group] for name in names]
         values.append([line["memorised"]["features"]["value"] for line in group])
+        took = shown([line["point"] * line[WALL] for line in group])
         steps = f"{statistics.mean(line['steps'] for line in group):,.0f}"
-        rows.append(f"| {' | '.join([f'{minutes:g}', f'{whole:g}', steps, *map(shown, values), str(len(group))])} |")
+        cells = [f"{minutes:g}", f"{whole:g}", took, steps, *map(shown, values), str(len(group))]
+        rows.append(f"| {' | '.join(cells)} |")
     last = lines[-1]
     about = (
         f"{last['machine']}. {last['drawn']['num_images']:,} pictures ({last['drawn']['sampler']}, "
@@ -123,18 +126,22 @@ def shown(values: list[float]) -> str:
 
 
 def draw(lines: list[dict], path: Path) -> None:
-    """The first metric against the minutes; one dot for each training, the line through their means."""
+    """The first metric against the minutes that it took, start and previews included; a dot for each training."""
     name = next(iter(lines[0]["metrics"]))
-    minutes = [line["minutes"] * line["point"] for line in lines]
+    asked = [line["minutes"] * line["point"] for line in lines]
+    took = [line[WALL] * line["point"] for line in lines]
     values = [line["metrics"][name]["value"] for line in lines]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(minutes, values, "o", alpha=0.6)
-    places = sorted(set(minutes))
-    means = [statistics.mean(v for m, v in zip(minutes, values, strict=True) if m == place) for place in places]
-    axes.plot(places, means, "-")
+    axes.plot(took, values, "o", alpha=0.6)
+
+    def mean(numbers: list[float], place: float) -> float:
+        return statistics.mean(number for m, number in zip(asked, numbers, strict=True) if m == place)
+
+    places = sorted(set(asked))
+    axes.plot([mean(took, place) for place in places], [mean(values, place) for place in places], "-")
     axes.axhline(lines[-1]["metrics"][name]["floor"], linestyle=":", color="grey", label="real pictures, as many")
-    axes.set(xlabel="minutes of training", ylabel=name.replace("_", " "), xscale="log", yscale="log")
+    axes.set(xlabel="minutes", ylabel=name.replace("_", " "), xscale="log", yscale="log")
     axes.set_title(lines[-1]["machine"], fontsize="small")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

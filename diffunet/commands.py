@@ -19,7 +19,7 @@ from .quality_commands import classifier, ema, evaluate
 from .sample_command import columns, draw, sample
 from .settings import UserError, did_you_mean
 
-REHEARSED = 0.03
+REHEARSED = 0.05
 """Share of `train.minutes` in which the speed is measured before."""
 
 RESUMABLE = {
@@ -171,6 +171,8 @@ def _train(run: Run, config: Config, resuming: bool, overwrite: bool) -> int:
     if ended_by:
         say(f"saved at step {trainer.step}; python train.py --resume {run.folder} goes on")
         return 128 + ended_by
+    if config.train.minutes and not resuming:
+        say(f"{trainer.spent['steps'] / 60:.2f} minutes of training where {config.train.minutes:g} were asked for")
     say(f"pictures: {run.folder}/samples, curves: {run.folder}/curves.png; python sample.py {run.folder} draws more")
     return 0
 

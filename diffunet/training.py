@@ -42,7 +42,7 @@ class TrainConfig(Settings):
     steps: int = Field(100_000, ge=1)
     """Optimiser steps in all."""
     minutes: float | None = Field(None, gt=0)
-    """Settle `steps` by this time instead: the speed is measured first. Previews and checkpoints come on top."""
+    """Settle `steps` by about this time: the speed is measured first. Previews and checkpoints come on top."""
     batch_size: int = Field(128, ge=1)
     """Examples in a step, all processes together."""
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -147,7 +147,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
         self._logged = 0                                       # step of the newest line of the log
         self._seconds = 0.0                                    # spent in steps since then
-        self._spent = {"steps": 0.0, "previews": 0.0}          # seconds in all, of this process
+        self.spent = {"steps": 0.0, "previews": 0.0}           # seconds in all, of this process
         self._window: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
 
     @property
@@ -214,7 +214,7 @@ class Trainer:
             return {}
         started = time.monotonic()
         seen = self.preview(self.step, self.ema.model)
-        self._spent["previews"] += time.monotonic() - started
+        self.spent["previews"] += time.monotonic() - started
         return seen
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
@@ -294,7 +294,7 @@ class Trainer:
         steps, seconds = self.step - self._logged, self._seconds
         self._window.clear()
         self._logged, self._seconds = self.step, 0.0
-        self._spent["steps"] += seconds
+        self.spent["steps"] += seconds
         if not self.accelerator.is_main_process:
             return {}
         means = {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
@@ -305,7 +305,7 @@ class Trainer:
             "skipped": self.skipped,
             "images_per_second": round(steps * self.config.batch_size / seconds, 1),
             "minutes_left": round((self.config.steps - self.step) * seconds / steps / 60, 2),
-            **({"preview_share": round(self._spent["previews"] / sum(self._spent.values()), 4)} if seen else {}),
+            **({"preview_share": round(self.spent["previews"] / sum(self.spent.values()), 4)} if seen else {}),
             **seen,
         }
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
