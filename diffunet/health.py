@@ -100,7 +100,5 @@ class Health:
 
 def _some(pictures: Pictures, most: int) -> dict[str, Tensor]:
     """A batch of at most so many, always the same."""
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1))
-    if not len(order):
-        return {"image": torch.empty(0)}
-    return pictures.__getitems__(order[:most].tolist())
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1))[:most].tolist()
+    return pictures.__getitems__(order) if order else {"image": torch.empty(0)}

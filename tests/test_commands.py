@@ -103,11 +103,11 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_is_uninterrupted_to_the_byte(small, processes):
     """With dropout, flips and gradient accumulation; SIGKILL at whatever step it is."""
-    arguments = [ROOT / "train.py", "--config", "small.yaml", "--train.output"]
+    arguments = [ROOT / "train.py", "--config", "small.yaml", "--train.checkpoint_every", "2", "--train.output"]
     whole = program(*arguments, "whole", processes=processes)
     assert whole.wait(120) == 0, whole.stdout.read()
     killed = program(*arguments, "killed", processes=processes)
-    wait_for(Path("killed/checkpoints/step_00000004"), killed)
+    wait_for(Path("killed/checkpoints/step_00000002"), killed)
     kill_all(killed, signal.SIGKILL)
     killed.wait()
     assert not Path("killed/checkpoints/step_00000012").exists()

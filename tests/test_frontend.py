@@ -99,6 +99,7 @@ def test_help_tells_default_and_range(capsys):
     assert "Peak learning rate of AdamW. [default: 0.0002; > 0]" in text
     assert "epsilon | sample | v_prediction" in text
     for name, section in Config.model_fields.items():
-        for key, field in section.annotation.model_fields.items():
-            assert f"--{name}.{key} " in text
-            assert field.description, f"{name}.{key} has no docstring"
+        for key, field in getattr(section.annotation, "model_fields", {"": section}).items():
+            flag = ".".join(filter(None, (name, key)))
+            assert f"--{flag} " in text
+            assert field.description, f"{flag} has no docstring"

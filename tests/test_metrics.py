@@ -12,6 +12,7 @@ from diffunet.metrics import (
     kernel_distance,
     memorised,
     nearest_distances,
+    nearness,
     neighbourhoods,
 )
 
@@ -101,11 +102,28 @@ def test_sets_that_miss_something():
 
 def test_a_memoriser_is_caught_and_new_pictures_are_not():
     generator = torch.Generator().manual_seed(0)
-    real, new = torch.randn(2, 1000, 20, generator=generator)
-    assert memorised(real[:200] + 0.01 * new[:200], real) == 1
-    assert memorised(new, real) == pytest.approx(0.05, abs=0.03)
-    half = torch.cat([real[:200] + 0.01, new[:200]])
-    assert memorised(half, real) == pytest.approx(0.5, abs=0.05)
+    trained, new = torch.randn(2, 1000, 20, generator=generator)
+    near = nearness(trained)
+    to_another = torch.cdist(trained, trained).fill_diagonal_(torch.inf).min(dim=1).values
+    assert (to_another <= near).float().mean() == pytest.approx(0.05, abs=0.002)
+    assert memorised(trained[:200] + 0.01 * new[:200], trained, near)[0] == 1
+    share, error = memorised(new, trained, near)
+    assert abs(share - 0.05) < 4 * error
+    half = torch.cat([trained[:200] + 0.01, new[:200]])
+    assert memorised(half, trained, near)[0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_error_of_a_share_is_that_of_counting():
+    """Over many draws, and never 0."""
+    trained = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    near = nearness(trained, share=0.3)
+    found = [
+        memorised(torch.randn(100, 4, generator=torch.Generator().manual_seed(seed)), trained, near)
+        for seed in range(1, 60)
+    ]
+    spread = np.std([share for share, _ in found])
+    assert np.mean([error for _, error in found]) == pytest.approx(spread, rel=0.3)
+    assert memorised(trained[:50], trained, near) == (1.0, pytest.approx(0.026, abs=0.003))
 
 
 def test_the_error_is_the_spread_over_new_sets():
@@ -128,8 +146,9 @@ def test_the_floor_has_the_count_of_the_drawn():
 
 def test_finite_at_small_counts():
     few = torch.randn(3, 5)
-    for metric in (frechet_distance, kernel_distance, memorised):
+    for metric in (frechet_distance, kernel_distance):
         assert np.isfinite(metric(few, few + 1))
+    assert np.isfinite(memorised(few, few + 1, nearness(few + 1))).all()
     assert all(np.isfinite(value) for value in neighbourhoods(few, few + 1).values())
 
 
