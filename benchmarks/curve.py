@@ -141,9 +141,10 @@ def draw(lines: list[dict], path: Path) -> None:
     places = sorted(set(asked))
     axes.plot([mean(took, place) for place in places], [mean(values, place) for place in places], "-")
     axes.axhline(lines[-1]["metrics"][name]["floor"], linestyle=":", color="grey", label="real pictures, as many")
-    axes.set(xlabel="minutes", ylabel=name.replace("_", " "), xscale="log", yscale="log")
+    axes.set(xlabel="minutes", ylabel=name.replace("_", " "))
     axes.set_title(lines[-1]["machine"], fontsize="small")
-    axes.grid(alpha=0.3, which="both")
+    axes.set(xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=100)
 
