@@ -141,11 +141,11 @@ def _median(a: Tensor, b: Tensor) -> float:
 def _faithfulness(drawn: Tensor, labels: list[int], real: Pictures, features: Features) -> dict[str, float]:
     """The share of drawn pictures that are named as was asked; floor: of real pictures kept from training."""
     _, kept = real.parted()
-    found = {"value": float((features.named(drawn) == torch.tensor(labels)).float().mean())}
+    found = {"value": float((features.named(drawn) == torch.tensor(labels)).double().mean())}
     found["error"] = (found["value"] * (1 - found["value"]) / len(drawn)) ** 0.5
     if len(kept):
         batch = kept.__getitems__(list(range(len(kept))))
-        found["floor"] = float((features.named(batch["image"]) == batch["label"]).float().mean())
+        found["floor"] = float((features.named(batch["image"]) == batch["label"]).double().mean())
     return found
 
 

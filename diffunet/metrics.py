@@ -69,10 +69,10 @@ def neighbourhoods(drawn: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
         inside_drawn |= (distance <= reach[:, None]).any(dim=0)
         nearest = torch.minimum(nearest, distance.min(dim=0).values)
     return {
-        "precision": float(torch.cat(inside_real).float().mean()),
-        "recall": float(inside_drawn.float().mean()),
-        "density": float(torch.cat(near_real).float().mean() / k),
-        "coverage": float((nearest <= reach_real).float().mean()),
+        "precision": float(torch.cat(inside_real).double().mean()),
+        "recall": float(inside_drawn.double().mean()),
+        "density": float(torch.cat(near_real).double().mean() / k),
+        "coverage": float((nearest <= reach_real).double().mean()),
     }
 
 
@@ -99,7 +99,7 @@ def memorised(pictures: Tensor, trained: Tensor, near: float) -> tuple[float, fl
 
     1 for copies; for new pictures from the same source about the `share` of `nearness`.
     """
-    share = float((nearest_distances(pictures, trained) < near).float().mean())
+    share = float((nearest_distances(pictures, trained) < near).double().mean())
     number = len(pictures) + 4                                 # Agresti & Coull: no error of 0 at a share of 0 or 1
     adjusted = (share * len(pictures) + 2) / number
     return share, float(np.sqrt(adjusted * (1 - adjusted) / number))
