@@ -131,14 +131,14 @@ def test_told_distortions_are_trained_resumed_and_exported(small):
 
 
 def test_minutes_settle_the_steps_and_leave_an_ordinary_run(small, capsys):
-    train_small("--train.minutes", "0.05", "--train.output", "timed")
+    rarely = ["--train.preview_every", "1000", "--train.checkpoint_every", "1000"]
+    train_small(*rarely, "--train.minutes", "0.05", "--train.output", "timed")
     steps = Run("timed").config().train.steps
     said = capsys.readouterr().out
     assert f"{steps:,} steps of" in said
     assert "minutes of training where 0.05 were asked for" in said
     assert steps > 12
-    how = ["--train.preview_every", "6", "--train.steps", str(steps)]
-    train_small(*how, "--train.output", "untimed")
+    train_small(*rarely, "--train.steps", str(steps), "--train.output", "untimed")
     assert checkpoint(Path("timed"), steps) == checkpoint(Path("untimed"), steps)
 
 
