@@ -161,3 +161,17 @@ def test_min_snr_weights(prediction):
 def test_min_snr_is_finite_without_any_signal(prediction):
     config = DiffusionConfig(prediction_type=prediction, min_snr_gamma=5.0, rescale_betas_zero_snr=True)
     assert Diffusion(config)._weight(torch.tensor([999])).isfinite().all()
+
+
+def test_the_weight_is_in_the_loss_and_not_in_its_parts():
+    weighted = Diffusion(DiffusionConfig(prediction_type="v_prediction", min_snr_gamma=5.0))
+    plain = Diffusion(DiffusionConfig(prediction_type="v_prediction"))
+    image = torch.randn(64, 1, 4, 4)
+
+    def losses(diffusion):
+        return diffusion.loss(lambda x_t, t: x_t, image, Randomness(torch.Generator().manual_seed(0)))
+
+    t = (torch.rand(64, generator=torch.Generator().manual_seed(0)) * 1000).long()
+    found, unweighted = losses(weighted), losses(plain)
+    torch.testing.assert_close(found.pop("loss"), unweighted.pop("loss") * weighted._weight(t))
+    torch.testing.assert_close(found, unweighted, equal_nan=True)
