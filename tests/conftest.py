@@ -144,8 +144,7 @@ def program(*arguments: str | Path, processes: int = 1, **options) -> subprocess
     """Starts the program in a process of its own, or under torchrun in several."""
     launcher = [sys.executable]
     if processes > 1:
-        port = str(29500 + os.getpid() % 1000)
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*launcher, *map(str, arguments)],
