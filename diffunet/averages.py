@@ -42,14 +42,14 @@ class Average:
 def exponent(length: float) -> float:
     """The gamma of the profile t^gamma whose spread is `length`.
 
-    Of such a profile on [0, 1] the variance is (gamma + 1) / ((gamma + 2)² (gamma + 3)) (EDM2, equation 122).
+    Of such a profile on [0, 1] the variance is (gamma + 1) / ((gamma + 2)² (gamma + 3)) (EDM2, appendix C).
     """
     inverse = length**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def power_share(length: float) -> Callable[[int], float]:
-    """How far the average of this length goes towards the weights at step 0, 1, ... (EDM2, equation 127)."""
+    """How far the average of this length goes towards the weights at step 0, 1, ... (EDM2, appendix C)."""
     gamma = exponent(length)
     return lambda step: 1 - (1 - 1 / (step + 1)) ** (gamma + 1)
 

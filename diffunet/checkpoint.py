@@ -75,20 +75,14 @@ class Run:
 
         UserError without snapshots to make it of.
         """
-        return self._with(average_of(self.folder, length, until))
+        return _denoiser_with(average_of(self.folder, length, until), self.folder / "model", self.folder / "averages")
 
     def snapshot(self, share: float) -> Denoiser:
         """The denoiser as it was after this share of the training so far. UserError if the run has no snapshots."""
         tensors = snapshot_near(self.folder, share)
         if tensors is None:
             raise UserError(f"{self.folder}/averages: no snapshot yet that could guide; leave sample.guide out")
-        return self._with(tensors)
-
-    def _with(self, tensors: dict[str, Tensor]) -> Denoiser:
-        config = settings_from(self.folder / "model" / "config.json", ModelConfig)
-        denoiser = Denoiser.from_config(config.unet, config.conditions)
-        load_strictly(denoiser, tensors, self.folder / "averages")
-        return denoiser.eval().requires_grad_(False)
+        return _denoiser_with(tensors, self.folder / "model", self.folder / "averages")
 
 
 def load_denoiser(folder: str | Path) -> Denoiser:
@@ -96,9 +90,14 @@ def load_denoiser(folder: str | Path) -> Denoiser:
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS}: missing; the run has no checkpoint yet")
-    config = settings_from(folder / "config.json", ModelConfig)
+    return _denoiser_with(load_tensors(folder / WEIGHTS), folder, folder / WEIGHTS)
+
+
+def _denoiser_with(tensors: dict[str, Tensor], model: Path, source: Path) -> Denoiser:
+    """The denoiser of a model/ folder with tensors that came from `source`, ready to sample."""
+    config = settings_from(model / "config.json", ModelConfig)
     denoiser = Denoiser.from_config(config.unet, config.conditions)
-    load_strictly(denoiser, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    load_strictly(denoiser, tensors, source)
     return denoiser.eval().requires_grad_(False)
 
 

@@ -59,7 +59,7 @@ def test_the_exact_network_has_the_least_loss(config):
 
 
 def test_input_and_target_have_unit_variance():
-    """What the preconditioning is for (equations 114 and 117), where the data has the spread it was told."""
+    """What the preconditioning is for (appendix B.6), where the data has the spread it was told."""
     objective = EDM(EDMConfig(sigma_data=SPREAD))
     image, noise = SPREAD * torch.randn(20, 1, 64, 64), torch.randn(20, 1, 64, 64)
     asked = objective.question(image, noise, torch.linspace(0.01, 0.99, 20))
