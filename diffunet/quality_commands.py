@@ -78,8 +78,9 @@ def _evaluate_run(run: Run, flags: dict[str, str]) -> tuple[dict, dict[str, Tens
     own = EvaluationConfig(**config.sample.model_dump(), data=config.data)
     wish = settings_from(own, EvaluationConfig, flags)
     pictures = open_pictures(wish.data, labelled=config.conditions.classes != 0, say=_quietly)
-    if pictures.config.bit_depth != config.data.bit_depth or pictures.config.channels != config.data.channels:
-        raise UserError(f"--data: the run draws {config.data.channels} channels of {config.data.bit_depth} bits")
+    for key in ("size", "channels", "bit_depth"):
+        if (found := getattr(pictures.config, key)) != (drawn := getattr(config.data, key)):
+            raise UserError(f"--data: pictures of {key} {found}, but the run draws {key} {drawn}")
     features = choose_features(wish.features, wish.weights, pictures)
     record, pixels = measure(run, run.denoiser(), config, wish, pictures, features)
     folder = Path(wish.output) if wish.output else next_folder(run.folder / "evaluations")
@@ -96,7 +97,7 @@ def measure(
     labels = [label for batch in batches for label in batch.labels]
     how = wish.model_dump(mode="json", include=set(SampleConfig.model_fields) - {"output", "batch_size"})
     drawn = {**how, "objective": config.objective, "weights_sha256": sha256_of_weights(denoiser)}
-    if wish.guide:
+    if wish.guide and wish.guidance_scale != 1:
         drawn["guide_sha256"] = sha256_of_weights(run.snapshot(wish.guide))
     return _record(drawn, pixels, labels, pictures, features), pixels
 

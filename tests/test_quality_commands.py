@@ -30,6 +30,8 @@ def test_evaluate_writes_one_record_and_shows_it(small, capsys):
     distance = record["metrics"]["frechet_distance"]
     assert distance["value"] > distance["floor"]
     assert f"{distance['value']:.4g} ± " in shown
+    other = mistake(capsys, commands.evaluate, "run", "--num_images", "20", "--data.resolution", "16")
+    assert other == "--data: pictures of size (16, 16), but the run draws size (8, 8)"
     width, height = Image.open("run/evaluations/000/closest_in_pixels.png").size
     assert height > 5 * width
 
