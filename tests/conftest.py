@@ -1,21 +1,17 @@
-"""What the tests share: small networks, small pictures, and the program as its users start it."""
+"""What the tests share: small networks, small pictures, and the commands called in this process."""
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
+from trials.program import SMALL_RUN
 
 from diffunet import commands
 from diffunet.unet import LevelConfig, UNetConfig
 
-ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)                               # as many processes as cores already
@@ -95,17 +91,6 @@ def gaussian_noise(count: int = 40) -> torch.Tensor:
     return (noise - noise.mean()) / noise.std()
 
 
-SMALL_RUN = """
-unet: {levels: [{channels: 8, blocks: 1}, {channels: 16, blocks: 1, attention: true}], norm_groups: 8, dropout: 0.1}
-conditions: {classes: auto}
-diffusion: {prediction_type: v_prediction, beta_schedule: cosine}
-data: {path: digits, random_flip: true}
-train: {output: run, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, learning_rate: 1e-3, ema_decay: 0.9,
-        log_every: 2, checkpoint_every: 4, preview_every: 6, snapshots: 3}
-sample: {num_images: 4, guidance_scale: 1.5}
-"""
-
-
 @pytest.fixture
 def small(in_a_new_folder):
     """A folder with small.yaml."""
@@ -138,29 +123,6 @@ def checkpoint(folder: Path, step: int = 12) -> dict[str, bytes]:
     """The bytes of a checkpoint and of the published weights."""
     files = [*(folder / "checkpoints" / f"step_{step:08d}").iterdir(), *(folder / "model").iterdir()]
     return {path.name: path.read_bytes() for path in files}
-
-
-def program(*arguments: str | Path, processes: int = 1, **options) -> subprocess.Popen:
-    """Starts the program in a process of its own, or under torchrun in several."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*launcher, *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **options,
-    )
-
-
-def kill_all(process: subprocess.Popen, number: signal.Signals) -> None:
-    """Sends a signal to the process and to all that it started; torchrun gives each a session of its own."""
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.send_signal(number)
 
 
 def write_picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 10), seed: int = 0, **options) -> Path:

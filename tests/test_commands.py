@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, checkpoint, kill_all, mistake, program, run, train_small, write_picture
+from conftest import checkpoint, mistake, run, train_small, write_picture
 from PIL import Image
+from trials.program import ROOT, kill_all, program
 
 from diffunet import commands
 from diffunet.checkpoint import Run

@@ -5,7 +5,8 @@ import sys
 import numpy
 import pytest
 import torch
-from conftest import program, randomised, thinned
+from conftest import randomised, thinned
+from trials.program import program
 
 from diffunet.conditioning import Conditioning
 from diffunet.tiles import Tiled, admissible_tiles

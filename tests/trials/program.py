@@ -1,0 +1,44 @@
+"""The program as its users start it, and a run small enough to be broken often."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent.parent
+
+SMALL_RUN = """
+unet: {levels: [{channels: 8, blocks: 1}, {channels: 16, blocks: 1, attention: true}], norm_groups: 8, dropout: 0.1}
+conditions: {classes: auto}
+diffusion: {prediction_type: v_prediction, beta_schedule: cosine}
+data: {path: digits, random_flip: true}
+train: {output: run, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, learning_rate: 1e-3, ema_decay: 0.9,
+        log_every: 2, checkpoint_every: 4, preview_every: 6, snapshots: 3}
+sample: {num_images: 4, guidance_scale: 1.5}
+"""
+
+
+def program(*arguments: str | Path, processes: int = 1, **options) -> subprocess.Popen:
+    """Starts the program in a process of its own, or under torchrun in several."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*launcher, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def kill_all(process: subprocess.Popen, number: signal.Signals) -> None:
+    """Sends a signal to the process and to all that it started; torchrun gives each a session of its own."""
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.send_signal(number)
