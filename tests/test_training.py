@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from diffunet.averages import exponent, list_snapshots
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
+from diffunet.state import list_checkpoints
 from diffunet.storage import load_tensors
-from diffunet.training import NON_FINITE_LIMIT, TrainConfig, Trainer, list_checkpoints
+from diffunet.training import NON_FINITE_LIMIT, TrainConfig, Trainer
 
 SPEED = {"images_per_second", "minutes_left", "preview_share"}
 
@@ -23,6 +24,10 @@ class Points:
 
     def __init__(self):
         self.x = torch.linspace(-1, 1, 40)[:, None]
+
+    @property
+    def fingerprint(self):
+        return str(self.x.sum().item())
 
     def __len__(self):
         return len(self.x)
@@ -231,12 +236,17 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000009", "step_00000012"]
 
 
-def test_other_data_are_refused(tmp_path):
+def test_other_data_are_refused_unless_forced(tmp_path, capsys):
     trainer(tmp_path).fit()
-    run = trainer(tmp_path, steps=20)
-    run.data.x = run.data.x[:-1]
-    with pytest.raises(UserError, match=r"data.path: 39 examples, but .*step_00000012 was trained on 40"):
-        run.resume()
+    for others in (torch.linspace(-1, 1, 39)[:, None], torch.linspace(0, 1, 40)[:, None]):
+        run = trainer(tmp_path, steps=20)
+        run.data.x = others
+        message = rf"data.path: {len(others)} examples, and .*step_00000012 was trained on 40 others; .* --force"
+        with pytest.raises(UserError, match=message):
+            run.resume()
+        run.resume(force=True)
+        assert "going on by force" in capsys.readouterr().out
+        assert run.step == 12
 
 
 def test_it_learns(tmp_path):
