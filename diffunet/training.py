@@ -257,7 +257,7 @@ class Trainer:
         return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum"))
 
     def _say(self, text: str) -> None:
-        from accelerate.utils import tqdm
+        from tqdm import tqdm
 
         if self.accelerator.is_main_process:
             tqdm.write(text)
