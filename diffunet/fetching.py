@@ -48,8 +48,8 @@ def fetch(
         except UserError as mistake:                           # from a worker its traceback comes along, as text
             said = str(mistake).splitlines()[-1]
             raise UserError(said.partition("UserError: ")[2] or said) from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not (data.workers and _tells_of_a_death(error)):
                 raise
             deaths += 1
             if deaths == WORKER_DEATHS:
@@ -77,6 +77,12 @@ def _parts(
     if data.workers and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)          # torch's handler raises amid a step; `next` tells, too
     return parts
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """Whether it says that a process has gone, by itself or by a broken connection, rather than what one came upon."""
+    came_upon = str(error).startswith("Caught ")
+    return "DataLoader worker (pid" in str(error) if isinstance(error, RuntimeError) else not came_upon
 
 
 def _as_it_is(batch):
