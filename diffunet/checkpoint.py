@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from .averages import average_of, snapshot_near
@@ -14,7 +15,7 @@ from .denoiser import Denoiser
 from .frontend import settings_from
 from .settings import UserError, did_you_mean
 from .state import list_checkpoints
-from .storage import load_json, load_strictly, load_tensors, save_tensors, whole_file
+from .storage import load_json, load_strictly, load_tensors, refuse_misfits, save_tensors, whole_file
 from .unet import UNet, UNetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -143,14 +144,23 @@ def load_denoiser(folder: str | Path) -> Denoiser:
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS}: missing; the run has no checkpoint yet")
-    return _denoiser_with(load_tensors(folder / WEIGHTS), folder, folder / WEIGHTS)
+    try:
+        tensors = load_tensors(folder / WEIGHTS)
+    except UserError as damage:
+        raise UserError(f"{damage}; if it is a run's, python train.py --resume RUN writes it anew") from None
+    return _denoiser_with(tensors, folder, folder / WEIGHTS)
 
 
 def _denoiser_with(tensors: dict[str, Tensor], model: Path, source: Path) -> Denoiser:
     """The denoiser of a model/ folder with tensors that came from `source`, ready to sample."""
     config = settings_from(model / "config.json", ModelConfig)
+    try:
+        with torch.device("meta"):                             # so that an absurd size is refused before it is made
+            refuse_misfits(Denoiser.from_config(config.unet, config.conditions).state_dict(), tensors, source)
+    except ValueError as impossible:
+        raise UserError(f"{model / 'config.json'}: {impossible}") from None
     denoiser = Denoiser.from_config(config.unet, config.conditions)
-    load_strictly(denoiser, tensors, source)
+    denoiser.load_state_dict(tensors)
     return denoiser.eval().requires_grad_(False)
 
 

@@ -67,7 +67,8 @@ def draw_curves(folder: Path) -> None:
         return
     names = dict.fromkeys(name for line in lines for name in line)
     bands = sorted((name for name in names if name.startswith("loss_noise")), key=_lowest)
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = Figure(figsize=(12, 8))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
     (whole, by_noise), (distance, colours) = figure.subplots(2, 2)
 
     def draw(axes, name: str, label: str | None, **style) -> None:

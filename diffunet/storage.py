@@ -187,7 +187,12 @@ def load_json(path: Path) -> dict:
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
     """Copies tensors into a module; UserError names the first missing, extra or misshapen one."""
-    expected = module.state_dict()
+    refuse_misfits(module.state_dict(), tensors, source)
+    module.load_state_dict(tensors)
+
+
+def refuse_misfits(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: Path | str) -> None:
+    """UserError names the first missing, extra or misshapen tensor."""
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is not part of this network" for name in tensors if name not in expected]
     problems += [
@@ -198,4 +203,3 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: Path | 
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{source}: {problems[0]}{more}; the weights do not match the configuration")
-    module.load_state_dict(tensors)

@@ -1,1 +1,1 @@
-"""Breaking things for real: `python -m trials` tells how to do it for hours, the tests do it for seconds."""
+"""Breaking things for real, for as long as it takes: `python -m trials`. The tests do the same for seconds."""

@@ -47,7 +47,7 @@ def survive(folder: Path, kills: int, steps: int, seed: int = 0, processes: int 
         met[_kill(process, run, aim, chance, seconds)] += 1
         assert not before or any(map(is_whole, list_checkpoints(run))), f"kill {number}: no complete checkpoint is left"
     _finish(program(*again, processes=processes), or_complete=True)
-    differing = _differences(folder / "whole", run)
+    differing = differences(folder / "whole", run)
     assert not differing, f"not the run that was never killed: {', '.join(differing)}"
     return {"kills": kills, **met, "steps": steps, "processes": processes, "bytes compared": _bytes(run)}
 
@@ -89,7 +89,7 @@ def _finish(process: subprocess.Popen, or_complete: bool = False) -> None:
     assert process.returncode == 0 or (or_complete and "complete at step" in said), said
 
 
-def _differences(whole: Path, killed: Path) -> list[str]:
+def differences(whole: Path, killed: Path) -> list[str]:
     """The files of a run that differ, apart from speeds and from what tells its name."""
     names = {file.relative_to(folder) for folder in (whole, killed) for file in _lasting(folder)}
     differing = [
