@@ -31,6 +31,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def shown(text: object, most: int = 200) -> str:
+    """Words from elsewhere as a message can hold them: one line, nothing unprintable, and the end of much left out."""
+    text = str(text)
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def unwatched(steps: Iterable, **about) -> Iterable:
     """The progress bar of those who do not watch: `steps` itself."""
     return steps

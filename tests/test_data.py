@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,7 +168,8 @@ def test_parquet(tmp_path):
     for number in range(4):
         write_picture(tmp_path / f"{number}.png", size=(8, 8), seed=number)
     files = [str(tmp_path / f"{number}.png") for number in range(4)]
-    columns = {"img": files, "kind": ["b", "a", "b", "b"], "grade": [0, 2, 1, 0]}
+    images = [{"bytes": Path(file).read_bytes(), "path": file} for file in files]
+    columns = {"img": images, "kind": ["b", "a", "b", "b"], "grade": [0, 2, 1, 0]}
     rows = datasets.Dataset.from_dict(columns).cast_column("img", datasets.Image())
     (tmp_path / "set").mkdir()
     rows.to_parquet(tmp_path / "set" / "train-0.parquet")
