@@ -231,8 +231,9 @@ def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
     for index, row in zip(surveyed, files.select(surveyed)["image"], strict=True):
         try:
             with open_picture(row) as image:
-                kinds[channels_of(image), depth_of(image), image.mode] += 1
+                kind = channels_of(image), depth_of(image), image.mode
                 turned = image.getexif().get(0x0112, 1) >= 5           # may decode, after which the depth is lost
+                kinds[kind] += 1
                 sizes[image.size if turned else image.size[::-1]] += 1
         except UNREADABLE as error:
             broken.append(f"{name_of(row, index)} ({reason_of(error)})")                  # said when it is decoded

@@ -26,7 +26,7 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)      #
 
 def name_of(row: dict | None, index: int) -> str:
     """What to call a picture, {bytes, path}, in a message."""
-    return shown(row["path"]) if row and row["path"] else f"row {index}"
+    return shown(row["path"], 4096) if row and row["path"] else f"row {index}"
 
 
 def reason_of(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Where pictures come from: the rows of a folder, of parquet files or of the hub, all through `datasets`."""
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,7 +25,7 @@ def load_rows(path: str, split: str, say: Callable):
 
     if not path:
         raise UserError("data.path: not known for this run; say where its pictures are")
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)                    # what it logs, it raises as well
     huggingface_hub.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
@@ -56,9 +57,20 @@ def load_rows(path: str, split: str, say: Callable):
 
 
 def _parquet_files(here: Path) -> list[Path]:
-    """The parquet files that a path means; one called metadata is about pictures beside it."""
+    """The parquet files that a path means, but one called metadata is about pictures. UserError for a damaged one."""
+    from pyarrow import parquet
+
     found = sorted(here.rglob("*.parquet")) if here.is_dir() else [here] * here.is_file()
-    return [file for file in found if file.name != "metadata.parquet"]
+    files = [file for file in found if file.name != "metadata.parquet"]
+    try:
+        rows = 0
+        for file in files:
+            rows += parquet.read_metadata(file).num_rows
+    except Exception as error:
+        raise UserError(f"data.path: {file} is no parquet file: {reason_of(error)}") from None
+    if files and not rows:
+        raise UserError(f"data.path: {here} holds no rows")
+    return files
 
 
 def _say_what_metadata_left_out(folder: Path, used: int, say: Callable) -> None:
