@@ -20,8 +20,7 @@ UNREADABLE = Exception
 STRIP = 16
 """A picture that would be so many times as large while it is scaled is cut to what will be kept of it before."""
 
-warnings.filterwarnings("ignore", module="PIL")            # of oddities that do not keep it from reading a picture
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)      # but such a one is not read
+warnings.filterwarnings("ignore", module="PIL")            # of what does not keep it from reading a picture
 
 
 def name_of(row: dict | None, index: int) -> str:
@@ -60,6 +59,8 @@ def open_picture(row: dict | None) -> Image.Image:
         raise ValueError("PostScript is a program, and is not run")
     if image.mode == "F":
         raise ValueError("floating-point pixels are not supported")
+    if math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError("{} × {} pixels are too many".format(*image.size))
     return image
 
 
