@@ -8,6 +8,8 @@ failure is kept, with what the program said in it.
 
 import argparse
 import contextlib
+import gc
+import importlib
 import io
 import json
 import os
@@ -26,6 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+import diffusers
+import torch
+from PIL import Image
 from tqdm import tqdm
 
 from .bad_data import parquet_case, picture_case
@@ -38,6 +43,18 @@ SECONDS = 60
 """After which a case counts as hanging."""
 MEMORY = 4 * 2**30
 """Bytes that a case may take on top of what all of them share: a bomb must not hurt the machine."""
+IMPORTED = (
+    *("diffunet.commands", "diffunet.evaluation", "diffunet.health", "diffunet.inspection", "diffunet.interop"),
+    *("diffunet.tiles", "diffunet.training", "accelerate.tracking", "datasets", "einops._torch_specific"),
+    *("matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet"),
+    *("sklearn.datasets.data", "sklearn.svm", "torch.utils.flop_counter", "torchvision.io", "torchvision.utils"),
+    "torchvision.transforms.v2.functional",
+)
+FROM_DIFFUSERS = (
+    *("DDPMPipeline", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    *("EDMEulerScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "UNet2DModel"),
+    "UniPCMultistepScheduler",
+)
 BAR = re.compile(r"\d+%\||\d+it \[")
 SAID, COMPLAINED, ABOUT = ".out", ".err", ".case.json"
 
@@ -65,19 +82,19 @@ def trial(cases: int, seed: int, folder: Path) -> Iterator[Outcome]:
         if not outcome.faults:
             shutil.rmtree(outcome.folder)
         yield outcome
+    gc.unfreeze()
 
 
 def _warm_up() -> None:
     """Imports all that a command may, so that no case has to. Nothing is computed: threads do not outlive a fork."""
-    import torch
-    from diffusers import DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel  # noqa: F401
-
-    import diffunet.commands
-    import diffunet.health
-    import diffunet.interop
-    import diffunet.training  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
+    for name in FROM_DIFFUSERS:  # which imports what it is asked for
+        getattr(diffusers, name)
+    Image.init()
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # or each child would copy all of this to count references
 
 
 def _real_run(folder: Path) -> Path:
@@ -195,8 +212,6 @@ def _in_a_child(work, folder: Path) -> tuple[int | None, float]:
 
 def _become(folder: Path) -> None:
     """Makes this process one that was started in `folder`, with little memory and its output in files."""
-    import datasets
-
     os.setsid()
     os.chdir(folder)
     shared = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -206,7 +221,7 @@ def _become(folder: Path) -> None:
         stream = io.TextIOWrapper(os.fdopen(number, "wb"), encoding="utf-8", errors=errors, line_buffering=True)
         setattr(sys, {1: "stdout", 2: "stderr"}[number], stream)
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    datasets.config.HF_DATASETS_CACHE = folder / ".cache"
+    importlib.import_module("datasets").config.HF_DATASETS_CACHE = folder / ".cache"
 
 
 def main() -> int:
@@ -214,7 +229,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}          # a GPU does not outlive a fork either
+    os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # a GPU does not outlive a fork either
     folder = Path(tempfile.mkdtemp(prefix="diffunet_inputs_"))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in tqdm(trial(asked.cases, asked.seed, folder), total=asked.cases, unit="case", dynamic_ncols=True):
