@@ -271,7 +271,10 @@ def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
 def _decode_all(reader: Undecoded, path: str, say: Callable, progress: Callable) -> tuple[Tensor, Tensor]:
     """All readable pictures, (N, C, H, W), and their indices. The others are named and counted."""
     config = reader.config
-    images = torch.empty(len(reader), config.channels, *config.size, dtype=pixel_type(config.bit_depth))
+    try:
+        images = torch.empty(len(reader), config.channels, *config.size, dtype=pixel_type(config.bit_depth))
+    except RuntimeError:
+        raise UserError(f"data.memory_budget: {config.memory_budget:g} GiB are more than there is; lower it") from None
     broken = []
 
     def attempt(row: dict | None) -> Tensor | Exception:

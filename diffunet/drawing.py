@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +49,11 @@ def draw_strip(folder: Path, size: tuple[int, int]) -> None:
     row_height = size[0] * max(1, SMALLEST_TILE // min(size)) + 2
     rows = []
     for path in shown:
-        with Image.open(path) as grid:
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as grid:             # one may be damaged
             first_row = grid.convert("RGB").crop((0, 0, grid.width, row_height))
-        rows.append((path.stem.removeprefix("step_").lstrip("0"), first_row))
+            rows.append((path.stem.removeprefix("step_").lstrip("0"), first_row))
+    if not rows:
+        return
     margin = 64
     strip = Image.new("RGB", (margin + max(row.width for _, row in rows), row_height * len(rows)), "white")
     for place, (step, row) in enumerate(rows):
@@ -59,13 +63,25 @@ def draw_strip(folder: Path, size: tuple[int, int]) -> None:
         strip.save(file, format="PNG")
 
 
+def _lines_of(log: Path) -> Iterator[dict[str, float]]:
+    """The numbers of a log, line by line; a line that was cut off or edited counts as far as it holds some."""
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float)} if isinstance(line, dict) else {}
+        if "step" in numbers:
+            yield numbers
+
+
 def draw_curves(folder: Path) -> None:
     """curves.png from log.jsonl: the losses, and the signs of health. Nothing if there is no log."""
     from matplotlib.figure import Figure
 
     if not (folder / "log.jsonl").exists():
         return
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = list(_lines_of(folder / "log.jsonl"))
     names = dict.fromkeys(name for line in lines for name in line)
     bands = sorted((name for name in names if name.startswith("loss_noise")), key=_lowest)
     figure = Figure(figsize=(12, 8), layout="constrained")

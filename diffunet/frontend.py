@@ -59,7 +59,7 @@ def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None) -> tupl
     if unknown:
         known = [flag for action in parser._actions for flag in action.option_strings]
         flag = unknown[0].partition("=")[0]
-        raise UserError(f"{shown(unknown[0])}: unknown argument{did_you_mean(flag, known)}")
+        raise UserError(f"{shown(unknown[0]) or repr('')}: unknown argument{did_you_mean(flag, known)}")
     flags = {name.removeprefix(FLAG): word for name, word in vars(found).items() if name.startswith(FLAG)}
     return found, flags
 

@@ -148,6 +148,8 @@ def class_labels(rows, column: str | None, path: str) -> tuple[tuple[str, ...], 
     if len(names) > MOST_CLASSES:
         found = f"classes up to {max(values)}" if "int" in dtype else f"{len(names)} different words"
         raise UserError(f"data.label_column: column {column} of {path} has {found}; {MOST_CLASSES} are the most")
+    if wrong := [value for value in values if not 0 <= value < len(names)]:
+        raise UserError(f"data.label_column: column {column} of {path} has classes without a name, such as {wrong[0]}")
     return names, torch.tensor(values, dtype=torch.long)
 
 

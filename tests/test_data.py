@@ -17,6 +17,7 @@ from trials.pictures import png
 from diffunet.data import DataConfig, Pictures, open_pictures, to_model, to_pixels
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
+from diffunet.sources import class_labels
 
 
 def opened(path, labelled=False, **options):
@@ -374,3 +375,12 @@ def test_damaged_parquet_files_are_named(tmp_path):
     (tmp_path / "1.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:-9])
     with pytest.raises(UserError, match="1.parquet is no parquet file: "):
         opened(tmp_path)
+
+
+def test_classes_without_a_name_are_refused():
+    """So the hub marks what a test set does not tell."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"label": [0, -1]}).cast_column("label", datasets.ClassLabel(names=["a", "b"]))
+    with pytest.raises(UserError, match="column label of there has classes without a name, such as -1"):
+        class_labels(rows, None, "there")

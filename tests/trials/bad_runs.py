@@ -23,6 +23,7 @@ ASKED_OF_RUNS = {
     ("export", "run", "out"): NETWORK,
     ("ema", "run", "0.1"): ("config.yaml", "model/config.json", "averages/*"),
     ("describe", "run"): ("config.yaml",),
+    ("import", "run/exported", "made"): ("exported/unet/*", "exported/scheduler/*"),
 }
 """Commands, and the files that each cannot do without."""
 

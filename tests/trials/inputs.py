@@ -98,18 +98,18 @@ def _warm_up() -> None:
 
 
 def _real_run(folder: Path) -> Path:
-    """A small run, whole and sampled from: what the cases damage."""
+    """A small run, whole, sampled from and exported: what the cases damage."""
     home = folder / "real"
     home.mkdir(parents=True)
     (home / "tiny.yaml").write_text(TINY)
 
     def make() -> None:
-        for argv in (["train", "--config", "tiny.yaml"], ["sample", "run"]):
+        for argv in (["train", "--config", "tiny.yaml"], ["sample", "run"], ["export", "run", "run/exported"]):
             with contextlib.suppress(SystemExit):
                 _command(argv)
 
     code, _ = _in_a_child(make, home)
-    if code or not (home / "run" / "pictures").is_dir():
+    if code or not (home / "run" / "exported").is_dir():
         raise RuntimeError(f"no run to damage: {(home / COMPLAINED).read_text()}")
     for left in (SAID, COMPLAINED):
         (home / left).unlink()
