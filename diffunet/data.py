@@ -31,7 +31,7 @@ from .randomness import Randomness
 from .settings import Settings, UserError, unwatched
 from .sources import class_labels, fingerprint, load_rows, undecoded
 
-Side = Annotated[int, Field(strict=True, ge=1)]
+Side = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 HELD_OUT = 1000
 """Pictures, at most, that are kept from training."""
 SURVEYED = 1000
@@ -63,7 +63,7 @@ class DataConfig(Settings):
     """Share of the pictures, at most 1,000 of them, never trained on: they show what is learnt and what memorised."""
     memory_budget: float = Field(2.0, ge=0)
     """GiB up to which all pictures are decoded once and kept; beyond it they are decoded as they are needed."""
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=1000)
     """Processes that decode, where pictures are decoded as they are needed."""
 
     @property
@@ -186,7 +186,8 @@ def _digits(config: DataConfig, labelled: bool) -> Pictures:
     images = resized(images, config.size)
     labels = torch.from_numpy(found.target).long() if labelled else None
     levels = found.images.astype(np.uint8)
-    mark = fingerprint(len(levels), labels, [{"bytes": levels[i].tobytes()} for i in _surveyed(len(levels))])
+    rows = [{"bytes": levels[index].tobytes(), "path": None} for index in _surveyed(len(levels))]
+    mark = fingerprint(len(levels), labels, rows)
     return Pictures(config, images, labels, tuple(map(str, range(10))) if labelled else (), fingerprint=mark)
 
 
@@ -196,12 +197,13 @@ class Undecoded:
     def __init__(self, files, config: DataConfig):
         self.files = files
         self.config = config
+        self.named: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def decode(self, row: dict) -> Tensor:
-        """One picture in the shape and depth of the config. OSError or ValueError if it cannot be read."""
+    def decode(self, row: dict | None) -> Tensor:
+        """One picture in the shape and depth of the config. Raises UNREADABLE."""
         pixels = convert(open_picture(row), self.config.channels, self.config.bit_depth)
         return resized(pixels, self.config.size)
 
@@ -211,30 +213,33 @@ class Undecoded:
 
     def _readable(self, index: int) -> Tensor:
         for tried in range(len(self)):
-            row = self.files[(index + tried) % len(self)]["image"]
+            place = (index + tried) % len(self)
+            row = self.files[place]["image"]
             try:
                 return self.decode(row)
             except UNREADABLE as error:
-                print(f"left out {name_of(row)}: {reason_of(error)}")
-        raise UserError("data.path: not one picture can be read any more")
+                if place not in self.named:
+                    print(f"left out {name_of(row, place)} ({reason_of(error)})")
+                self.named.add(place)
+        raise UserError(f"data.path: not one of the {len(self)} pictures in {self.config.path} can be read any more")
 
 
 def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
     """The config with channels, depth and size as the files have them, where it leaves them open."""
-    if not len(files):
-        raise UserError(f"data.path: {config.path} holds no pictures")
     surveyed = _surveyed(len(files))
-    kinds, sizes = Counter(), Counter()
-    for row in files.select(surveyed)["image"]:
+    kinds, sizes, broken = Counter(), Counter(), []
+    for index, row in zip(surveyed, files.select(surveyed)["image"], strict=True):
         try:
             with open_picture(row) as image:
-                kinds[channels_of(image), depth_of(image), image.mode] += 1
+                kind = channels_of(image), depth_of(image), image.mode
                 turned = image.getexif().get(0x0112, 1) >= 5           # may decode, after which the depth is lost
+                kinds[kind] += 1
                 sizes[image.size if turned else image.size[::-1]] += 1
-        except UNREADABLE:
-            continue                                       # named when it is decoded
+        except UNREADABLE as error:
+            broken.append(f"{name_of(row, index)} ({reason_of(error)})")                  # said when it is decoded
     if not kinds:
-        raise UserError(f"data.path: none of the {len(files)} pictures in {config.path} can be read")
+        looked_at = f"{len(surveyed)} looked at, of {len(files)}," if len(surveyed) < len(files) else f"{len(files)}"
+        raise UserError(f"data.path: none of the {looked_at} pictures in {config.path} can be read; {broken[0]}")
     channels = {c for c, _, _ in kinds}
     found = channels.pop() if len(channels) == 1 else 3
     depth = min(d for _, d, _ in kinds)
@@ -266,10 +271,13 @@ def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
 def _decode_all(reader: Undecoded, path: str, say: Callable, progress: Callable) -> tuple[Tensor, Tensor]:
     """All readable pictures, (N, C, H, W), and their indices. The others are named and counted."""
     config = reader.config
-    images = torch.empty(len(reader), config.channels, *config.size, dtype=pixel_type(config.bit_depth))
+    try:
+        images = torch.empty(len(reader), config.channels, *config.size, dtype=pixel_type(config.bit_depth))
+    except RuntimeError:
+        raise UserError(f"data.memory_budget: {config.memory_budget:g} GiB are more than there is; lower it") from None
     broken = []
 
-    def attempt(row: dict) -> Tensor | Exception:
+    def attempt(row: dict | None) -> Tensor | Exception:
         try:
             return reader.decode(row)
         except UNREADABLE as error:
@@ -283,7 +291,7 @@ def _decode_all(reader: Undecoded, path: str, say: Callable, progress: Callable)
     kept = []
     for index, (row, result) in enumerate(progress(decoded(), total=len(reader))):
         if isinstance(result, Exception):
-            broken.append(f"{name_of(row)} ({reason_of(result)})")
+            broken.append(f"{name_of(row, index)} ({reason_of(result)})")
         else:
             images[len(kept)] = result
             kept.append(index)

@@ -4,31 +4,64 @@ Written for files that somebody else collected: palettes, transparency, rotation
 """
 
 import io
+import math
+import os
+import warnings
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, Image.DecompressionBombError)
-"""What Pillow and torchvision raise for broken pictures."""
+from .settings import shown
+
+UNREADABLE = Exception
+"""What a broken picture raises: there are thirty readers in Pillow, and each has its own ways to fail."""
+STRIP = 16
+"""A picture that would be so many times as large while it is scaled is cut to what will be kept of it before."""
+
+warnings.filterwarnings("ignore", module="PIL")            # of what does not keep it from reading a picture
 
 
-def name_of(row: dict) -> str:
+def name_of(row: dict | None, index: int) -> str:
     """What to call a picture, {bytes, path}, in a message."""
-    return row["path"] or "a picture without a file name"
+    return shown(row["path"], 4096) if row and row["path"] else f"row {index}"
 
 
 def reason_of(error: Exception) -> str:
-    """Why a picture cannot be read, in a few words."""
+    """Why something cannot be read, in a few words: of a chain of errors the first."""
+    while error.__cause__:
+        error = error.__cause__
     if isinstance(error, UnidentifiedImageError):
         return "not a picture"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, UnicodeEncodeError):
+        return f"the name {shown(error.object)} is not Unicode"
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def open_picture(row: dict) -> Image.Image:
-    """The picture with its header read, and its pixels not yet."""
-    return Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"])
+def file_of(row: dict | None) -> io.BytesIO | str:
+    """Where a picture, {bytes, path}, is to be read. ValueError if there is nothing that ends."""
+    if not row or (row["bytes"] is None and row["path"] is None):
+        raise ValueError("no picture there")
+    if row["bytes"] is not None:
+        return io.BytesIO(row["bytes"])
+    if row["path"].startswith("zip://"):
+        raise ValueError("packed in an archive; unpack it")
+    if os.path.exists(row["path"]) and not os.path.isfile(row["path"]):
+        raise ValueError("not a file")                     # but a pipe, say, which would be waited for
+    return row["path"]
+
+
+def open_picture(row: dict | None) -> Image.Image:
+    """The picture with its header read, and its pixels not yet. Raises UNREADABLE."""
+    image = Image.open(file_of(row))
+    if image.format == "EPS":
+        raise ValueError("PostScript is a program, and is not run")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels are not supported")
+    if math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError("{} × {} pixels are too many".format(*image.size))
+    return image
 
 
 def depth_of(image: Image.Image) -> int:
@@ -53,8 +86,6 @@ def pixel_type(bit_depth: int) -> torch.dtype:
 def convert(image: Image.Image, channels: int, bit_depth: int) -> Tensor:
     """The pixels, (channels, H, W), upright, in integers of `bit_depth`."""
     depth = depth_of(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels are not supported")
     if depth == 16:
         pixels = _sixteen_bits(image, channels)
     else:
@@ -103,8 +134,9 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
     scale = max(size[0] / height, size[1] / width)
     cover = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+    if math.prod(cover) > STRIP * max(height * width, math.prod(size)):
+        kept = [min(height, math.ceil(size[0] / scale)), min(width, math.ceil(size[1] / scale))]
+        return resized(v2.center_crop(pixels, kept), size)
     if pixels.dtype != torch.uint8:
         return v2.center_crop(v2.resize(pixels.float(), cover, antialias=True), list(size)).round().to(pixels.dtype)
     return v2.center_crop(v2.resize(pixels, cover, antialias=True), list(size))
-
-

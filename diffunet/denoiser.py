@@ -14,11 +14,11 @@ from .unet import UNet, UNetConfig
 class ConditionsConfig(Settings):
     """What the network is told besides x_t."""
 
-    classes: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    classes: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = 0
     """Classes of the label condition; 0: no labels; auto: as many as the data have."""
     class_names: Annotated[tuple[str, ...], Strict(False)] = ()
     """Names of the classes, read from the data."""
-    augmentation: Annotated[int, Field(ge=0)] = 0
+    augmentation: Annotated[int, Field(ge=0, le=1000)] = 0
     """Numbers that say how a training picture was distorted; settled by data.augmentation."""
     time_freq_shift: Literal[0, 1] = 0
     """1: the slowest of the time's sinusoids is exactly 1/10000, as in DDPM 2020; 0: a step short of it."""

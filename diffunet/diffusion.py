@@ -20,7 +20,7 @@ class DiffusionConfig(ObjectiveConfig):
     """What the network answers with: noise, clean image, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
     """Noise over time: linear from 0.0001 to 0.02 (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021)."""
-    num_train_timesteps: int = Field(1000, ge=2)
+    num_train_timesteps: int = Field(1000, ge=2, le=1_000_000)
     """Number of noise levels; t runs from 0 to this less one."""
     rescale_betas_zero_snr: bool = False
     """Let the last noise level hold no signal at all (Lin et al. 2023); not with epsilon."""

@@ -1,6 +1,8 @@
 """What people would rather look at: picture files, sample grids, training curves."""
 
 import math
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +49,11 @@ def draw_strip(folder: Path, size: tuple[int, int]) -> None:
     row_height = size[0] * max(1, SMALLEST_TILE // min(size)) + 2
     rows = []
     for path in shown:
-        with Image.open(path) as grid:
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as grid:             # one may be damaged
             first_row = grid.convert("RGB").crop((0, 0, grid.width, row_height))
-        rows.append((path.stem.removeprefix("step_").lstrip("0"), first_row))
+            rows.append((path.stem.removeprefix("step_").lstrip("0"), first_row))
+    if not rows:
+        return
     margin = 64
     strip = Image.new("RGB", (margin + max(row.width for _, row in rows), row_height * len(rows)), "white")
     for place, (step, row) in enumerate(rows):
@@ -66,7 +70,7 @@ def draw_curves(folder: Path) -> None:
     if not (lines := read_log(folder / "log.jsonl")):
         return
     names = dict.fromkeys(name for line in lines for name in line)
-    bands = sorted((name for name in names if name.startswith("loss_noise")), key=_lowest)
+    bands = sorted((name for name in names if re.fullmatch(r"loss_noise\d+-\d+", name)), key=_lowest)
     figure = Figure(figsize=(12, 8))
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
     (whole, by_noise), (distance, colours) = figure.subplots(2, 2)
@@ -85,7 +89,7 @@ def draw_curves(folder: Path) -> None:
         draw(by_noise, name, f"{share} %", color=f"C{number}", linewidth=1)
         draw(by_noise, f"held_out_{name}", None, color=f"C{number}", linestyle=":", marker=".")
     by_noise.set(title="loss by noise, 0 % the cleanest; dotted: held out", yscale="log")
-    seen = [line for line in lines if "kernel_distance" in line]
+    seen = [line for line in lines if {"kernel_distance", "kernel_distance_error", "drawn_images"} <= line.keys()]
     distance.errorbar(
         [line["step"] for line in seen],
         [line["kernel_distance"] for line in seen],

@@ -5,10 +5,11 @@ Flags are laid over the file and the whole is validated once, so all mistakes co
 """
 
 import argparse
+import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from .settings import Settings, UserError, did_you_mean
+from .settings import Settings, UserError, did_you_mean, shown
 
 S = TypeVar("S", bound=Settings)
 Key = tuple[str, ...]
@@ -25,6 +26,8 @@ Key = tuple[str, ...]
 
 FLAG = "flag:"
 """Marks the flags of settings among a parser's arguments."""
+MOST_VALUES, DEEPEST = 100_000, 30
+"""Of a file: more values than that come of anchors in anchors, and no setting lies so deep."""
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], above: Key = ()) -> None:
@@ -56,7 +59,7 @@ def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None) -> tupl
     if unknown:
         known = [flag for action in parser._actions for flag in action.option_strings]
         flag = unknown[0].partition("=")[0]
-        raise UserError(f"{unknown[0]}: unknown argument{did_you_mean(flag, known)}")
+        raise UserError(f"{shown(unknown[0]) or repr('')}: unknown argument{did_you_mean(flag, known)}")
     flags = {name.removeprefix(FLAG): word for name, word in vars(found).items() if name.startswith(FLAG)}
     return found, flags
 
@@ -77,6 +80,15 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: typing.ClassVar = {}
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node. YAMLError with its line, also where PyYAML stumbles over `!!int many`."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+            kind = node.tag.rpartition(":")[2]
+            problem = f"cannot be read as {kind}: {shown(node.value, 80)}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 for _tag, _pattern, _first in (
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
@@ -96,23 +108,30 @@ def _read_yaml(path: Path) -> tuple[dict, dict[Key, str]]:
         names = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file{did_you_mean(path.name, names)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({shown(error)})") from None
     try:
         root = yaml.compose(text, _Loader)
-        places = {key: f"{path}:{line}" for key, line in _lines(root, path)}
-        values = yaml.load(text, _Loader) or {}
+        places: dict[Key, str] = {}
+        for key, line in _lines(root, path):
+            places[key] = f"{path}:{line}"
+            if len(places) > MOST_VALUES:
+                raise UserError(f"{path}:{line}: more than {MOST_VALUES:,} values; are there anchors in anchors?")
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}:1: expected keys with values, got {values!r}")
-    return values, places
+        line = mark.line + 1 if mark else text.count("\n", 0, getattr(error, "position", 0)) + 1
+        problem = shown(getattr(error, "problem", None) or str(error).splitlines()[0])
+        raise UserError(f"{path}:{line}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid: nested too deeply") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path}:1: expected keys with values, got {shown(values, 80)}")
+    return values or {}, places
 
 
 def _lines(node: yaml.Node | None, path: Path, above: Key = ()) -> Iterator[tuple[Key, int]]:
+    if len(above) > DEEPEST:
+        raise UserError(f"{path}:{node.start_mark.line + 1}: {shown(above[0])}: nested too deeply")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield (*above, str(index)), item.start_mark.line + 1
@@ -123,10 +142,14 @@ def _lines(node: yaml.Node | None, path: Path, above: Key = ()) -> Iterator[tupl
             line, word = name.start_mark.line + 1, str(name.value)
             key = (*above, word)
             if word in first:
-                raise UserError(f"{path}:{line}: {'.'.join(key)}: given twice (first at line {first[word]})")
+                raise UserError(f"{path}:{line}: {_dotted(key)}: given twice (first at line {first[word]})")
             first[word] = line
             yield key, line
             yield from _lines(value, path, key)
+
+
+def _dotted(key: Iterable) -> str:
+    return shown(".".join(map(str, key)))
 
 
 def _is_section(field: FieldInfo) -> bool:
@@ -148,11 +171,12 @@ def _members(annotation: Any) -> list:
 
 
 def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
 
 
 def _as_user_error(message: str):
-    raise UserError(message.removeprefix("argument "))
+    raise UserError(shown(message.removeprefix("argument ")))
 
 
 def _lay_over(values: dict, places: dict[Key, str], settings: type[Settings], flags: Mapping[str, str]) -> None:
@@ -162,11 +186,11 @@ def _lay_over(values: dict, places: dict[Key, str], settings: type[Settings], fl
         section, kind = values, settings
         for name in key[:-1]:
             kind = kind.model_fields[name].annotation
-            if not isinstance(section.get(name), dict):
-                section[name] = {}
-            section = section[name]
-        section[key[-1]] = _from_word(word, kind.model_fields[key[-1]], dotted)
-        places[key] = f"--{dotted}"
+            section = section.setdefault(name, {}) if isinstance(section, dict) else section
+        value = _from_word(word, kind.model_fields[key[-1]], dotted)
+        if isinstance(section, dict):                      # or the file has no keys there, and will be refused
+            section[key[-1]] = value
+            places[key] = f"--{dotted}"
 
 
 def _from_word(word: str, field: FieldInfo, dotted: str) -> Any:
@@ -175,8 +199,8 @@ def _from_word(word: str, field: FieldInfo, dotted: str) -> Any:
         return None if word == "null" and type(None) in _members(field.annotation) else word
     try:
         return yaml.load(word, _Loader)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(f"--{dotted}: not a valid value: {word}") from None
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(f"--{dotted}: not a valid value: {shown(word)}") from None
 
 
 def _validated(settings: type[S], values: dict, places: dict[Key, str], otherwise: str) -> S:
@@ -190,7 +214,7 @@ def _validated(settings: type[S], values: dict, places: dict[Key, str], otherwis
             while key and key not in places:               # pydantic names union members after the key
                 key = key[:-1]
             place = places.get(key, otherwise)
-            dotted = ".".join(key)
+            dotted = _dotted(key)
             where = place if place == f"--{dotted}" else ": ".join(filter(None, (place, dotted)))
             message = _message(settings, error)
             lines[where] = f"{lines[where]}, or {message}" if where in lines else f"{where}: {message}"
@@ -207,6 +231,6 @@ def _message(settings: type[Settings], error: dict) -> str:
         return f"unknown key{did_you_mean(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{error['loc'][-1]} is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = shown(error["msg"].removeprefix("Value error, "))
     message = message[0].lower() + message[1:]
-    return message if error["type"] == "value_error" else f"{message}; got {_as_yaml(error['input'])}"
+    return message if error["type"] == "value_error" else f"{message}; got {shown(_as_yaml(error['input']), 80)}"

@@ -14,27 +14,29 @@ from .objective import Objective
 from .sampling import sample
 from .settings import Settings, UserError, did_you_mean, unwatched
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class SampleConfig(Settings):
     """What to draw, and how: in a run's config, its previews and what sample.py does unless told otherwise."""
 
-    num_images: int = Field(64, ge=1)
+    num_images: int = Field(64, ge=1, le=10_000_000)
     """Pictures to draw."""
     label: str | None = None
     """Class to draw, by number or name, or several with commas between; none: not told; null: all in turn."""
-    guidance_scale: float = Field(1.0, ge=0)
+    guidance_scale: float = Field(1.0, ge=0, le=1000)
     """Classifier-free guidance: 1 is none, more is nearer to the class and less varied."""
-    guidance_interval: Annotated[tuple[float, float], Strict(False)] = (0.0, 1.0)
+    guidance_interval: Annotated[tuple[Share, Share], Strict(False)] = (0.0, 1.0)
     """Part of the noise axis in which to guide, 0 clean to 1 noise."""
     guide: float | None = Field(None, gt=0, lt=1)
     """What guidance leads away from: the run's own weights after this share of the training; null: from no class."""
     sampler: str = "dpm++"
     """dpm++, and for diffusion sde-dpm++, unipc, ddim, ddpm, euler-a; for edm sde-dpm++; for flow unipc."""
-    steps: int = Field(25, ge=1)
+    steps: int = Field(25, ge=1, le=1_000_000)
     """Network calls per picture (twice as many with guidance)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=10**18)
     """Seed of the first picture; each further picture has the next one."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
     """Pictures drawn together. Changes the speed and the memory, not the pictures."""
     output: str | None = None
     """Folder for the pictures; null: a new one in the run folder."""

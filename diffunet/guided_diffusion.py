@@ -7,7 +7,6 @@ A checkpoint holds tensors and no configuration, so the network has to be said. 
 64x64_diffusion.pt has the "new" order of attention's rows, all others the "legacy" one.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from .denoiser import ConditionsConfig, Denoiser
 from .interop import refuse_inexpressible
-from .settings import UserError
+from .settings import UserError, shown
 from .storage import load_strictly, whole_file
 from .unet import UNetConfig
 
@@ -124,8 +123,8 @@ def load_guided_diffusion(
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a file of tensors ({str(error).splitlines()[0]})") from None
+    except Exception as error:                             # a damaged file has many ways to fail
+        raise UserError(f"{path}: not a file of tensors ({shown(repr(error))})") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{path}: expected tensors by name, as guided-diffusion saves them")
     try:

@@ -14,7 +14,7 @@ from .config import Config
 from .data import DataConfig
 from .denoiser import ConditionsConfig, Denoiser
 from .diffusion import DiffusionConfig
-from .settings import UserError
+from .settings import UserError, shown
 from .storage import load_strictly
 from .training import TrainConfig
 from .unet import LevelConfig, UNetConfig
@@ -186,19 +186,23 @@ def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
     Only safetensors are read. UserError, naming the setting, where our U-Net cannot express the network.
     """
     from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.utils import logging
 
+    logging.set_verbosity(logging.CRITICAL)                # what it warns of is refused below, or raised
     try:
         model, report = UNet2DModel.from_pretrained(
             folder, subfolder="unet", use_safetensors=True, output_loading_info=True
         )
         scheduler = DDPMScheduler.load_config(folder, subfolder="scheduler")
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: not a DDPMPipeline folder with safetensors ({reason})") from error
+    except Exception as error:                             # a damaged folder has many ways to fail
+        raise UserError(f"{folder}: not a DDPMPipeline folder with safetensors ({shown(repr(error))})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(problem):
             raise UserError(f"{folder}/unet: {problem.replace('_', ' ')}: {report[problem][0]}")
-    config = _our_config(folder, model.config, scheduler)
+    try:
+        config = _our_config(folder, model.config, scheduler)
+    except (ValueError, TypeError) as error:               # pydantic's are of these
+        raise UserError(f"{folder}: its configuration makes no sense ({shown(error)})") from error
     tensors = from_diffusers_tensors(model.state_dict(), config.unet)
     if not model.config.flip_sin_to_cos:                   # sines first there, cosines first here
         tensors["time.mlp.0.weight"] = torch.cat(tensors["time.mlp.0.weight"].chunk(2, dim=1)[::-1], dim=1)

@@ -28,7 +28,14 @@ class UserError(Exception):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean X?"` for the nearest of `known`, or nothing when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {shown(near[0])}?" if near else ""
+
+
+def shown(text: object, most: int = 200) -> str:
+    """Words from elsewhere as a message can hold them: one line, nothing unprintable, and the end of much left out."""
+    text = str(text)
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def ran_out_of_memory(error: Exception) -> bool:

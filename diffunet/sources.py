@@ -1,7 +1,9 @@
 """Where pictures come from: the rows of a folder, of parquet files or of the hub, all through `datasets`."""
 
 import hashlib
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,7 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .settings import UserError, did_you_mean
+from .decoding import file_of, reason_of
+from .settings import UserError, did_you_mean, shown
+
+MOST_CLASSES = 100_000
+"""A column with more is no column of classes."""
 
 
 def load_rows(path: str, split: str, say: Callable):
@@ -19,30 +25,52 @@ def load_rows(path: str, split: str, say: Callable):
 
     if not path:
         raise UserError("data.path: not known for this run; say where its pictures are")
-    here = Path(path).expanduser()
-    looks_like_an_id = path.count("/") == 1 and not here.is_absolute() and not path.startswith((".", "~"))
-    if not here.exists() and not looks_like_an_id:
-        near = did_you_mean(here.name, os.listdir(here.parent)) if here.parent.is_dir() else ""
-        raise UserError(f"data.path: {path} does not exist{near or ' (and a hub id has the form owner/name)'}")
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)                    # what it logs, it raises as well
     huggingface_hub.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        if parquet := sorted(here.rglob("*.parquet")) if here.is_dir() else [here] * here.is_file():
+        here = Path(path).expanduser()
+        looks_like_an_id = path.count("/") == 1 and not here.is_absolute() and not path.startswith((".", "~"))
+        if not here.exists() and not looks_like_an_id:
+            near = did_you_mean(here.name, os.listdir(here.parent)) if here.parent.is_dir() else ""
+            near = near or " (and a hub id has the form owner/name)"
+            raise UserError(f"data.path: {shown(path)} does not exist{near}")
+        if parquet := _parquet_files(here):
             files = [str(file) for file in parquet if split in file.stem] or [str(file) for file in parquet]
-            return datasets.load_dataset("parquet", data_files={split: files}, split=split)
-        if here.is_dir():
+            rows = datasets.load_dataset("parquet", data_files={split: files}, split=split)
+        elif here.is_dir():
             rows = datasets.load_dataset("imagefolder", data_dir=str(here), split=split)
             _say_what_metadata_left_out(here, len(rows), say)
-            return rows
-        return datasets.load_dataset(path, split=split)
+        else:
+            rows = datasets.load_dataset(path, split=split)
+    except UserError:
+        raise
     except datasets.exceptions.DatasetNotFoundError:
-        raise UserError(f"data.path: {path} is neither a path nor a data set on the hub") from None
+        raise UserError(f"data.path: {shown(path)} is neither a path nor a data set on the hub") from None
     except (datasets.data_files.EmptyDatasetError, datasets.exceptions.DataFilesNotFoundError):
         raise UserError(f"data.path: {path} holds no pictures") from None
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"data.path: {path}, split {split}: {reason}") from error
+    except Exception as error:                             # of pandas, pyarrow and fsspec, too
+        raise UserError(f"data.path: {shown(path)}, split {shown(split)}: {reason_of(error)}") from error
+    if not len(rows):
+        raise UserError(f"data.path: {path} holds no pictures")
+    return rows
+
+
+def _parquet_files(here: Path) -> list[Path]:
+    """The parquet files that a path means, but one called metadata is about pictures. UserError for a damaged one."""
+    from pyarrow import parquet
+
+    found = sorted(here.rglob("*.parquet")) if here.is_dir() else [here] * here.is_file()
+    files = [file for file in found if file.name != "metadata.parquet"]
+    try:
+        rows = 0
+        for file in files:
+            rows += parquet.read_metadata(file).num_rows
+    except Exception as error:
+        raise UserError(f"data.path: {file} is no parquet file: {reason_of(error)}") from None
+    if files and not rows:
+        raise UserError(f"data.path: {here} holds no rows")
+    return files
 
 
 def _say_what_metadata_left_out(folder: Path, used: int, say: Callable) -> None:
@@ -57,20 +85,39 @@ def _say_what_metadata_left_out(folder: Path, used: int, say: Callable) -> None:
 def undecoded(rows, column: str | None, path: str):
     """Rows of {"image": {bytes, path}}: decoding stays ours, so that a broken file can be named."""
     import datasets
+    import pyarrow
 
     if column is None:
         found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
         if len(found) != 1:
             which = f"{' and '.join(found)} hold pictures" if found else "none holds pictures"
-            columns = ", ".join(rows.column_names)
+            columns = shown(", ".join(rows.column_names))
             raise UserError(f"data.image_column: say which column of {path} ({columns}); {which}")
         column = found[0]
     _refuse_missing(rows, column, path, "data.image_column")
     try:
-        files = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):     # of lists that could be pictures
+            files = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"data.image_column: column {column} of {path} does not hold pictures") from error
-    return files if column == "image" else files.rename_column(column, "image")
+    files = files if column == "image" else files.rename_column(column, "image")
+    _refuse_outside(files, Path(path).expanduser())
+    return files
+
+
+def _refuse_outside(files, here: Path) -> None:
+    """UserError if a data set on this disk names a picture that is not inside it: it may be somebody else's."""
+    from pyarrow import compute
+
+    if not here.exists():
+        return
+    pictures = files.data.column("image")
+    named = compute.filter(compute.struct_field(pictures, "path"), compute.struct_field(pictures, "bytes").is_null())
+    folder = here if here.is_dir() else here.parent
+    inside = tuple(os.path.join(way(folder), "") for way in (os.path.abspath, os.path.realpath))
+    for name in named.to_pylist():
+        if name and not os.path.abspath(name.rpartition("::")[2]).startswith(inside):
+            raise UserError(f"data.path: {here} names {shown(name)}, which is outside of it, and so is not read")
 
 
 def class_labels(rows, column: str | None, path: str) -> tuple[tuple[str, ...], Tensor | None]:
@@ -91,13 +138,18 @@ def class_labels(rows, column: str | None, path: str) -> tuple[tuple[str, ...], 
     if isinstance(kind, datasets.ClassLabel):
         names = tuple(kind.names)
     elif "int" in dtype and min(values) >= 0:
-        names = tuple(map(str, range(max(values) + 1)))
+        names = tuple(map(str, range(min(max(values), MOST_CLASSES) + 1)))
     elif "string" in dtype:
         names = tuple(sorted(set(values)))
         number = {name: index for index, name in enumerate(names)}
         values = [number[value] for value in values]
     else:
         raise UserError(f"data.label_column: column {column} of {path} holds neither classes nor words")
+    if len(names) > MOST_CLASSES:
+        found = f"classes up to {max(values)}" if "int" in dtype else f"{len(names)} different words"
+        raise UserError(f"data.label_column: column {column} of {path} has {found}; {MOST_CLASSES} are the most")
+    if wrong := [value for value in values if not 0 <= value < len(names)]:
+        raise UserError(f"data.label_column: column {column} of {path} has classes without a name, such as {wrong[0]}")
     return names, torch.tensor(values, dtype=torch.long)
 
 
@@ -121,14 +173,15 @@ def fingerprint(number: int, labels: Tensor | None, rows: Iterable[dict]) -> str
     for row in rows:
         try:
             length, head = _length_and_head(row)
-        except OSError:
+        except (OSError, ValueError):
             length, head = -1, b""                         # named when it is decoded
         digest.update(b"%d:" % length + head)
     return digest.hexdigest()
 
 
-def _length_and_head(row: dict) -> tuple[int, bytes]:
-    if row["bytes"] is not None:
+def _length_and_head(row: dict | None) -> tuple[int, bytes]:
+    source = file_of(row)
+    if not isinstance(source, str):
         return len(row["bytes"]), row["bytes"][:HEAD]
-    with open(row["path"], "rb") as file:
+    with open(source, "rb") as file:
         return os.fstat(file.fileno()).st_size, file.read(HEAD)

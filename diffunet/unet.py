@@ -41,15 +41,17 @@ from .layers import (
 from .presets import PRESETS
 from .settings import Settings, did_you_mean
 
-Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Strict(False)]
+WIDEST, LONGEST = 65_536, 100
+"""Channels and blocks, at most: more is a slip, and would be built for hours before it failed."""
+Widths = Annotated[tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...], Field(max_length=2 * LONGEST), Strict(False)]
 
 
 class LevelConfig(Settings):
     """One resolution of the U-Net."""
 
-    channels: int = Field(gt=0)
+    channels: int = Field(gt=0, le=WIDEST)
     """Channels of every block of the level."""
-    blocks: int = Field(2, ge=1)
+    blocks: int = Field(2, ge=1, le=LONGEST)
     """Blocks on the way down."""
     attention: bool = False
     """Self-attention (and cross-attention, if there are tokens) after each block."""
@@ -60,7 +62,7 @@ class LevelConfig(Settings):
     up: Widths | None = None
     """Channels of each block on the way up, in order; null: `channels`, as often as on the way down, and once more
     where each block has a skip."""
-    from_coarser: int | None = Field(None, gt=0)
+    from_coarser: int | None = Field(None, gt=0, le=WIDEST)
     """Channels in which the coarser level's output arrives here; null: as many as it has."""
 
 
@@ -69,11 +71,11 @@ class UNetConfig(Settings):
 
     preset: str | None = Field(None, exclude=True)
     """A published network to start from (unet2015, unet3d, ternaus11, ddpm_cifar10, adm_64); other keys go over it."""
-    levels: Annotated[tuple[LevelConfig, ...], Strict(False)] = ()
+    levels: Annotated[tuple[LevelConfig, ...], Field(max_length=16), Strict(False)] = ()
     """Finest level first; each further level has half the resolution. [] in a run's config: as the pictures need."""
-    in_channels: int = Field(3, ge=1)
+    in_channels: int = Field(3, ge=1, le=WIDEST)
     """Channels of the input, without planes."""
-    out_channels: int = Field(3, ge=1)
+    out_channels: int = Field(3, ge=1, le=WIDEST)
     """Channels of the output."""
     dims: Literal[1, 2, 3] = 2
     """Spatial axes: 1 signals, 2 images, 3 volumes."""
@@ -89,17 +91,17 @@ class UNetConfig(Settings):
     (TernausNet); average: average pool and nearest; residual: these two inside residual blocks (ADM)."""
     transposed_bias: bool = True
     """The transposed convolutions of resampling pool have a bias."""
-    vector_dim: int = Field(0, ge=0)
+    vector_dim: int = Field(0, ge=0, le=WIDEST)
     """Width of the vector that modulates each block; 0: there is none."""
-    token_dim: int = Field(0, ge=0)
+    token_dim: int = Field(0, ge=0, le=WIDEST)
     """Width of the tokens that cross-attention reads; 0: there are none."""
-    plane_channels: int = Field(0, ge=0)
+    plane_channels: int = Field(0, ge=0, le=WIDEST)
     """Channels stacked on the input as a condition."""
     modulation: Literal["shift", "scale_shift"] = "scale_shift"
     """How the vector enters a block: added before the norm (DDPM), or scaling and shifting after it (ADM)."""
-    head_channels: int | None = Field(None, ge=1)
+    head_channels: int | None = Field(None, ge=1, le=WIDEST)
     """Channels per attention head; null: one head."""
-    middle_blocks: int = Field(2, ge=0)
+    middle_blocks: int = Field(2, ge=0, le=LONGEST)
     """Blocks between the way down and the way up."""
     middle_attention: bool = True
     """Self-attention between the middle blocks."""
@@ -107,15 +109,15 @@ class UNetConfig(Settings):
     """Probability of zeroing a channel's value inside each block."""
     norm: Literal["group", "batch", "none"] = "group"
     """The norm of every block and attention."""
-    norm_groups: int = Field(32, ge=1)
+    norm_groups: int = Field(32, ge=1, le=WIDEST)
     """Groups of each group norm; where they do not divide the channels, their greatest common divisor."""
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: float = Field(1e-5, gt=0, le=1)
     """Added to the variance in each norm."""
 
     @model_validator(mode="before")
     @classmethod
     def _lay_over_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("preset") is None:
+        if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
             return values
         name = values["preset"]
         if name not in PRESETS:

@@ -1,16 +1,23 @@
 import json
+import os
 import shutil
+import zlib
+from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from conftest import write_picture
 from PIL import Image
+from pyarrow import parquet
 from sklearn.datasets import load_digits
 
 from diffunet.data import DataConfig, Pictures, open_pictures, to_model, to_pixels
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
+from diffunet.sources import class_labels
+from trials.pictures import png
 
 
 def opened(path, labelled=False, **options):
@@ -96,18 +103,9 @@ def test_sixteen_bits_are_kept(tmp_path):
 
 def test_sixteen_bit_colour_is_kept(tmp_path):
     """Pillow opens such files with 8 bits and says nothing."""
-    import struct
-    import zlib
-
     pixels = np.random.default_rng(0).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "colour.png").write_bytes(png)
+    (tmp_path / "colour.png").write_bytes(png(5, 4, zlib.compress(rows), bits=16, colour=2))
     pictures, said = opened(tmp_path)
     assert "3 channels, 16 bits" in said
     assert pictures.images[0].permute(1, 2, 0).tolist() == pixels.tolist()
@@ -167,7 +165,8 @@ def test_parquet(tmp_path):
     for number in range(4):
         write_picture(tmp_path / f"{number}.png", size=(8, 8), seed=number)
     files = [str(tmp_path / f"{number}.png") for number in range(4)]
-    columns = {"img": files, "kind": ["b", "a", "b", "b"], "grade": [0, 2, 1, 0]}
+    images = [{"bytes": Path(file).read_bytes(), "path": file} for file in files]
+    columns = {"img": images, "kind": ["b", "a", "b", "b"], "grade": [0, 2, 1, 0]}
     rows = datasets.Dataset.from_dict(columns).cast_column("img", datasets.Image())
     (tmp_path / "set").mkdir()
     rows.to_parquet(tmp_path / "set" / "train-0.parquet")
@@ -271,3 +270,117 @@ def test_a_data_set_is_known_again(mixed, tmp_path_factory):
     photo.write_bytes(encoded)
     photo.rename(elsewhere / "cat" / "photo.jpg")
     assert opened(elsewhere, labelled=True, resolution=16)[0].fingerprint not in (mark, digits, "")
+
+
+def test_a_strip_is_cut_before_it_is_enlarged(tmp_path):
+    """A line of 20,000 pixels that covers 64×64 would be 1,280,000 pixels wide in between."""
+    line = np.zeros((1, 20_000, 3), dtype=np.uint8)
+    line[:, 9_990:10_010] = (10, 200, 30)
+    Image.fromarray(line).save(tmp_path / "line.png")
+    Image.fromarray(line.transpose(1, 0, 2)).save(tmp_path / "post.png")
+    pictures, _ = opened(tmp_path, resolution=64)
+    assert (pictures.images == torch.tensor([10, 200, 30])[:, None, None]).all()
+
+
+def test_pictures_that_are_no_pictures_are_named_with_the_reason(tmp_path):
+    write_picture(tmp_path / "good.png", size=(8, 8))
+    Image.new("F", (8, 8)).save(tmp_path / "depth.tif")
+    (tmp_path / "bomb.png").write_bytes(png(12_000, 12_000, b""))
+    (tmp_path / "huge.png").write_bytes(png(2**31 - 1, 2**31 - 1, b""))
+    (tmp_path / "drawing.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    (tmp_path / "two\nlines.png").touch()
+    _, said = opened(tmp_path)
+    *_, last = said.splitlines()
+    assert last.startswith("left out 5 of 6 pictures: ")
+    for reason in (
+        "depth.tif (floating-point pixels are not supported)",
+        "bomb.png (12000 × 12000 pixels are too many)",
+        "huge.png (Image size",
+        "drawing.eps (PostScript is a program, and is not run)",
+        r"two\nlines.png (not a picture)",
+    ):
+        assert reason in last
+
+
+def test_of_what_moves_the_first_picture_is_taken(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
+    assert opened(tmp_path)[0].images[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_broken_picture_is_named_once_while_decoding_as_needed(tmp_path, capsys):
+    write_picture(tmp_path / "0.png", size=(8, 8))
+    write_picture(tmp_path / "1.png", size=(8, 8))
+    cut = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(cut[: len(cut) // 2])
+    pictures, _ = opened(tmp_path, memory_budget=0.0)
+    for _ in range(3):
+        pictures.__getitems__([0, 1])
+    assert capsys.readouterr().out.count("left out") == 1
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(UserError, match="not one of the 2 pictures in .* can be read any more"):
+        pictures.__getitems__([0])
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "SECRET", "a/../../secret.png", "pipe.png", "nothing.png"])
+def test_metadata_cannot_name_what_is_not_in_the_folder(tmp_path, name):
+    secret = write_picture(tmp_path / "secret.png", size=(8, 8))
+    write_picture(tmp_path / "set" / "0.png", size=(8, 8))
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    name = name.replace("SECRET", str(secret))
+    (tmp_path / "set" / "metadata.jsonl").write_text(json.dumps({"file_name": name}))
+    with pytest.raises(UserError, match=f"data.path: .*{name}"):
+        opened(tmp_path / "set")
+
+
+def test_a_parquet_file_cannot_name_files_either(tmp_path):
+    secret = write_picture(tmp_path / "secret.png", size=(8, 8))
+    (tmp_path / "set").mkdir()
+    file = tmp_path / "set" / "0.parquet"
+    parquet.write_table(pyarrow.table({"image": [{"bytes": None, "path": str(secret)}]}), file)
+    with pytest.raises(UserError, match="names .*secret.png, which is outside of it"):
+        opened(file, image_column="image")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([0, None], "empty values"),
+        ([-1, 0], "neither classes nor words"),
+        ([0.5, 1.0], "neither classes nor words"),
+        ([[0], [1]], "neither classes nor words"),
+        ([0, 10**9], "classes up to 1000000000"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path, labels, reason):
+    picture = {"bytes": write_picture(tmp_path / "x.png", size=(8, 8)).read_bytes(), "path": None}
+    parquet.write_table(pyarrow.table({"image": [picture] * 2, "label": labels}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=f"data.label_column: column label of .*x.parquet .*{reason}"):
+        opened(tmp_path / "x.parquet", labelled=True, image_column="image")
+
+
+def test_rows_without_a_picture_are_named_by_their_number(tmp_path):
+    picture = {"bytes": write_picture(tmp_path / "x.png", size=(8, 8)).read_bytes(), "path": None}
+    rows = [picture, None, {"bytes": b"none", "path": None}, {"bytes": None, "path": None}]
+    parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "x.parquet")
+    pictures, said = opened(tmp_path / "x.parquet", image_column="image")
+    assert len(pictures) == 1
+    assert "3 of 4 pictures: row 1 (no picture there), row 2 (not a picture), row 3 (no picture there)" in said
+
+
+def test_damaged_parquet_files_are_named(tmp_path):
+    parquet.write_table(pyarrow.table({"image": []}), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match="holds no rows"):
+        opened(tmp_path)
+    (tmp_path / "1.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:-9])
+    with pytest.raises(UserError, match="1.parquet is no parquet file: "):
+        opened(tmp_path)
+
+
+def test_classes_without_a_name_are_refused():
+    """So the hub marks what a test set does not tell."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"label": [0, -1]}).cast_column("label", datasets.ClassLabel(names=["a", "b"]))
+    with pytest.raises(UserError, match="column label of there has classes without a name, such as -1"):
+        class_labels(rows, None, "there")

@@ -68,3 +68,19 @@ def test_curves_are_drawn_and_grow(tmp_path):
     seen = {"kernel_distance": 0.1, "kernel_distance_error": 0.02, "drawn_images": 9, "tint_0": 0.1, "contrast_0": 0.9}
     lines[1] |= seen | {"held_out_loss": 0.4, "seen_loss": 0.3, "held_out_loss_noise0-50": 0.4}
     assert colours() > empty + 10
+
+
+def test_damage_to_what_was_drawn_or_logged_is_passed_over(tmp_path):
+    draw_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), 8, tmp_path / "step_00000002.png", columns=2)
+    draw_strip(tmp_path, (8, 8))
+    whole = (tmp_path / "strip.png").read_bytes()
+    (tmp_path / "step_00000001.png").write_bytes(b"no picture")
+    (tmp_path / "step_00000003.png").symlink_to("step_00000003.png")
+    draw_strip(tmp_path, (8, 8))
+    assert (tmp_path / "strip.png").read_bytes() == whole
+
+    lines = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2)]
+    damaged = [lines[0], "", "[1]", '{"loss": 3}', '{"step": "x", "loss": 1}', lines[1], '{"step": 3, "loss": [1]}']
+    (tmp_path / "log.jsonl").write_bytes("\n".join([*damaged, '{"step": 4, "lo']).encode() + b"\xff")
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").exists()

@@ -46,6 +46,7 @@ def test_the_printed_config_reads_back(tmp_path):
     assert yaml.safe_load(config.to_yaml()).keys() == Config.model_fields.keys()
 
 
+LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}{f', *a{n}' * 8}]\n" for n in range(25))
 WRONG = {
     "unknown key": ("train:\n  learing_rate: 1", [], r"some.yaml:2: train.learing_rate: .*mean learning_rate\?"),
     "unknown key in a list": ("unet:\n  levels:\n    - {channels: 8, block: 2}", [], r"some.yaml:3: .*mean blocks\?"),
@@ -63,7 +64,21 @@ WRONG = {
     "no YAML": ("train: [1,\n  2", [], r"some.yaml:\d: not valid YAML"),
     "no keys": ("- 1", [], r"some.yaml:1: expected keys"),
     "a list for a key": ("? [a]\n: 1", [], r"some.yaml:1: not valid YAML"),
-    "an endless list": ("train: &a [*a]", [], r"some.yaml: not valid"),
+    "an endless list": ("train: &a [*a]", [], r"some.yaml:1: train: nested too deeply"),
+    "a billion laughs": (LAUGHS, [], r"some.yaml:\d+: more than 100,000 values; are there anchors in anchors\?"),
+    "too deep": ("train: " + "[" * 3000, [], r"some.yaml: not valid: nested too deeply"),
+    "a tag that does not fit": ("train:\n  steps: !!int many", [], "some.yaml:2: .*cannot be read as int: many"),
+    "a tag that runs": ("train: !!python/object/apply:os.system [exit]", [], "some.yaml:1: not valid YAML"),
+    "a number of 5000 digits": ("train: {seed: " + "1" * 5000 + "}", [], "some.yaml:1: .*read as int: 111"),
+    "control characters": ("train: {}\ndata: {path: \x07}", [], "some.yaml:2: not valid YAML: .*not allowed"),
+    "an empty list": ("[]", [], "some.yaml:1: expected keys"),
+    "a long value": ("train: {steps: [" + "word, " * 500 + "]}", [], r"train.steps: .{,120}\.\.\.$"),
+    "a key of two lines": ('"a\\nb": 1', [], r"some.yaml:1: a\\nb: unknown key"),
+    "no section, and a flag": ("train: 5", ["--train.steps", "5"], r"some.yaml:1: train: .*got 5"),
+    "a flag too deep": ("", ["--unet.levels", "[" * 3000], r"--unet.levels: not a valid value: \[\["),
+    "a preset that is no word": ("unet: {preset: [unet2015]}", [], "some.yaml:1: unet.preset: .*string"),
+    "too wide": ("", ["--unet.levels", "[{channels: 1000000000}]"], r"--unet.levels: .*equal to 65536"),
+    "too many": ("", ["--sample.num_images", "1000000000000"], r"--sample.num_images: .*equal to 10000000"),
     "no value": ("", ["--train.steps"], r"--train.steps: expected one argument"),
     "impossible together": (
         "diffusion: {prediction_type: epsilon, rescale_betas_zero_snr: true}",

@@ -1,0 +1,111 @@
+"""Run folders of which something is missing, damaged, swapped or edited."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from diffunet.config import Config
+
+from .cases import VALUES, Case, keys_of
+
+WEIGHTS = "model/diffusion_pytorch_model.safetensors"
+NETWORK = ("config.yaml", "model/config.json", WEIGHTS)
+NEWEST = "checkpoints/step_00000004/*"
+ASKED_OF_RUNS = {
+    ("sample", "run", "--num_images", "1", "--steps", "1"): NETWORK,
+    ("train", "--resume", "run", "--train.steps", "5"): ("config.yaml", NEWEST),
+    ("evaluate", "run", "--num_images", "4", "--steps", "1", "--data.held_out", "0.01"): NETWORK,
+    ("export", "run", "out"): NETWORK,
+    ("ema", "run", "0.1"): ("config.yaml", "model/config.json", "averages/*"),
+    ("describe", "run"): ("config.yaml",),
+    ("import", "run/exported", "made"): ("exported/unet/*", "exported/scheduler/*"),
+}
+"""Commands, and the files that each cannot do without."""
+
+
+def run_case(rng: Random, folder: Path, run: Path) -> Case:
+    """A run folder with something in it missing, damaged, swapped or edited."""
+    shutil.copytree(run, folder / "run")
+    argv = rng.choice(list(ASKED_OF_RUNS))
+    files = sorted(path for path in (folder / "run").rglob("*"))
+    needed = {path for pattern in ASKED_OF_RUNS[argv] for path in (folder / "run").glob(pattern)}
+    target = rng.choice([rng.choice(files), rng.choice(sorted(needed))])
+    if target.is_dir():
+        rng.choice([shutil.rmtree, _emptied])(target)
+        return Case(f"{target.relative_to(folder)}: removed or empty", argv, (str(target.relative_to(folder)), "run: "))
+    damages = ["removed", "empty", "cut", "flipped", "zeroed", "swapped", "a folder", "a link to itself", "more"]
+    damages += ["edited"] * 6 if target.suffix in (".json", ".yaml", ".jsonl") else []
+    damage = rng.choice(damages)
+    data, other = target.read_bytes(), rng.choice([path for path in files if path.is_file() and path != target])
+    target.unlink()
+    if damage == "edited":
+        damage += ": " + _edited(target, data.decode(), rng)
+    elif damage == "a folder":
+        target.mkdir()
+    elif damage == "a link to itself":
+        target.symlink_to(target.name)
+    elif damage != "removed":
+        place = rng.randrange(len(data))
+        target.write_bytes(
+            {
+                "empty": b"",
+                "cut": data[:place],
+                "flipped": data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :],
+                "zeroed": bytes(len(data)),
+                "swapped": other.read_bytes(),
+                "more": data + rng.choice([b"\0", b"\n{", b"more"]),
+            }[damage]
+        )
+        if damage == "swapped":
+            other.write_bytes(data)
+    about = f"{target.relative_to(folder)}: {damage}" + f" with {other.relative_to(folder)}" * (damage == "swapped")
+    wrong = {target, other} if damage == "swapped" else {target}
+    names = [word for path in wrong for word in (path.name, str(path.relative_to(folder).parent))]
+    names += keys_of(Config) if any(path.name in ("config.yaml", "config.json") for path in wrong) else []
+    said = damage not in ("flipped", "more") or target.suffix == ".safetensors"
+    told = (target.name,) if target in needed and said and not damage.startswith("edited") and not (
+        target.is_file() and target.read_bytes() == data
+    ) else ()  # fmt: skip
+    return Case(about, argv, tuple(names), "either", told)
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _edited(file: Path, text: str, rng: Random) -> str:
+    """Writes a text back with one value of its YAML or JSON changed, gone or added; says which."""
+    lines = file.suffix == ".jsonl"
+    values = [json.loads(line) for line in text.splitlines()] if lines else yaml.safe_load(text)
+    places = list(_places(values))
+    above, key = rng.choice(places)
+    value = rng.choice(VALUES)
+    match rng.randrange(4):
+        case 0:
+            del above[key]
+            what = f"{key} is gone"
+        case 1 if isinstance(above, dict):
+            above["something"] = value
+            what = f"something beside {key}"
+        case _:
+            above[key] = value
+            what = f"{key}: {value!r}"[:60]
+    if lines:
+        file.write_text("".join(json.dumps(line) + "\n" for line in values))
+    else:
+        file.write_text(json.dumps(values) if file.suffix == ".json" else yaml.safe_dump(values, allow_unicode=True))
+    return what
+
+
+def _places(values: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container in nested values with every one of its keys."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield values, key
+        yield from _places(value)
