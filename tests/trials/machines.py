@@ -1,4 +1,4 @@
-"""Several processes and machines: the same run shared out, one process of two killed, two machines with a cable.
+"""Several processes and machines: a run is shared out, killed, stopped, and spread over two machines with a cable.
 
     PYTHONPATH=tests python -m trials.machines                   all of it but the cable; two machines need root
     PYTHONPATH=tests python -m trials.machines sharing killing   parts of it
@@ -11,6 +11,7 @@ Their disk is shared, as machines that train together need it.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -143,10 +144,10 @@ def ended(process: subprocess.Popen, within: float = MINUTE) -> tuple[float, str
 
 
 def last_words(said: str) -> str:
-    """The first error that a run told, without the progress and the traceback around it."""
+    """The first error that a run told, without the progress, the traceback and the source file around it."""
     lines = said.replace("\r", "\n").splitlines()
     told = [line for line in lines if "Error: " in line or "peer" in line]
-    return told[0][:160] if told else "nothing"
+    return re.sub(r"\[/\S+\.cc:\d+\] ", "", told[0])[:160] if told else "nothing"
 
 
 # ── several processes ─────────────────────────────────────────────────────────────────────────────
@@ -202,6 +203,21 @@ def killing() -> Iterator[str]:
         yield f"resumed with {processes}: {difference:.1e} from the run of two never stopped"
         demand(difference < ROUNDING, "more than rounding")
         demand(processes != 2 or same_bytes(whole[2], run), "not the same to the byte")
+
+
+def stopping() -> Iterator[str]:
+    """SIGTERM to torchrun, which passes it on, and to its processes as well, as Slurm and systemd do: all save."""
+    whole, run = Path("whole_stopping"), Path("stopped")
+    finished(program(TRAIN, *SMALL, whole, processes=2))
+    process = program(TRAIN, *SMALL, run, processes=2)
+    wait_for_checkpoint(run, process)
+    kill_all(process, signal.SIGTERM)
+    seconds, said = ended(process)
+    demand("saved at step" in said, f"it ended without saving: {last_words(said)}")
+    yield f"all ended after {seconds:.1f} s, saved at step {saved_step(run)}"
+    finished(program(TRAIN, "--resume", run, processes=2))
+    demand(same_bytes(whole, run), "not the same to the byte")
+    yield "resumed: the run never stopped, to the byte"
 
 
 # ── several machines ──────────────────────────────────────────────────────────────────────────────
@@ -363,7 +379,7 @@ def cable() -> Iterator[str]:
 
 # ── all of it ─────────────────────────────────────────────────────────────────────────────────────
 
-PARTS = {"sharing": sharing, "killing": killing, "together": together, "cable": cable}
+PARTS = {"sharing": sharing, "killing": killing, "stopping": stopping, "together": together, "cable": cable}
 
 
 def main(argv: list[str] | None = None) -> int:
