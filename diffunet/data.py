@@ -29,13 +29,13 @@ from .decoding import (
 )
 from .randomness import Randomness
 from .settings import Settings, UserError, unwatched
-from .sources import class_labels, load_rows, undecoded
+from .sources import class_labels, fingerprint, load_rows, undecoded
 
 Side = Annotated[int, Field(strict=True, ge=1)]
 HELD_OUT = 1000
 """Pictures, at most, that are kept from training."""
 SURVEYED = 1000
-"""Pictures whose headers are read to learn channels, depth and sizes before any is decoded."""
+"""Pictures, at most, that are looked at to learn channels, depth and sizes, and to know the set again."""
 
 
 class DataConfig(Settings):
@@ -87,6 +87,8 @@ class Pictures:
     class_names: tuple[str, ...] = ()
     places: Tensor | None = None
     """Which of them count, (n,) int64; None: all."""
+    fingerprint: str = ""
+    """The same for the same files and labels, wherever they lie and however they are decoded."""
 
     def __len__(self) -> int:
         return len(self.images) if self.places is None else len(self.places)
@@ -149,15 +151,21 @@ def open_pictures(
     rows = load_rows(config.path, config.split, say)
     files = undecoded(rows, config.image_column, config.path)
     names, labels = class_labels(rows, config.label_column, config.path) if labelled else ((), None)
+    mark = fingerprint(len(files), labels, files.select(_surveyed(len(files)))["image"])
     config = _resolved(config, files, say)
     reader = Undecoded(files, config)
     height, width = config.size
     gibibytes = len(files) * config.channels * height * width * pixel_type(config.bit_depth).itemsize / 2**30
     if gibibytes > config.memory_budget:
         say(f"{len(files):,} pictures ({gibibytes:.1f} GiB decoded, over data.memory_budget): decoded as needed")
-        return Pictures(config, reader, labels, names)
+        return Pictures(config, reader, labels, names, fingerprint=mark)
     images, kept = _decode_all(reader, config.path, say, progress)
-    return Pictures(config, images, labels if labels is None else labels[kept], names)
+    return Pictures(config, images, labels if labels is None else labels[kept], names, fingerprint=mark)
+
+
+def _surveyed(number: int) -> np.ndarray:
+    """Indices of at most SURVEYED of so many pictures, evenly spaced."""
+    return np.unique(np.linspace(0, number - 1, min(SURVEYED, number)).astype(int))
 
 
 def _digits(config: DataConfig, labelled: bool) -> Pictures:
@@ -177,7 +185,9 @@ def _digits(config: DataConfig, labelled: bool) -> Pictures:
         raise UserError("data: the built-in digits are grey with 8 bits; leave channels and bit_depth out")
     images = resized(images, config.size)
     labels = torch.from_numpy(found.target).long() if labelled else None
-    return Pictures(config, images, labels, tuple(map(str, range(10))) if labelled else ())
+    levels = found.images.astype(np.uint8)
+    mark = fingerprint(len(levels), labels, [{"bytes": levels[i].tobytes()} for i in _surveyed(len(levels))])
+    return Pictures(config, images, labels, tuple(map(str, range(10))) if labelled else (), fingerprint=mark)
 
 
 class Undecoded:
@@ -213,7 +223,7 @@ def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
     """The config with channels, depth and size as the files have them, where it leaves them open."""
     if not len(files):
         raise UserError(f"data.path: {config.path} holds no pictures")
-    surveyed = np.unique(np.linspace(0, len(files) - 1, min(SURVEYED, len(files))).astype(int))
+    surveyed = _surveyed(len(files))
     kinds, sizes = Counter(), Counter()
     for row in files.select(surveyed)["image"]:
         try:

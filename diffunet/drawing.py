@@ -1,6 +1,5 @@
 """What people would rather look at: picture files, sample grids, training curves."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .log import read_log
 from .storage import whole_file
 
 SMALLEST_TILE = 32
@@ -63,9 +63,8 @@ def draw_curves(folder: Path) -> None:
     """curves.png from log.jsonl: the losses, and the signs of health. Nothing if there is no log."""
     from matplotlib.figure import Figure
 
-    if not (folder / "log.jsonl").exists():
+    if not (lines := read_log(folder / "log.jsonl")):
         return
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     names = dict.fromkeys(name for line in lines for name in line)
     bands = sorted((name for name in names if name.startswith("loss_noise")), key=_lowest)
     figure = Figure(figsize=(12, 8), layout="constrained")

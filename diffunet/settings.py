@@ -31,6 +31,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory of the device or of the machine was not enough."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
 def unwatched(steps: Iterable, **about) -> Iterable:
     """The progress bar of those who do not watch: `steps` itself."""
     return steps

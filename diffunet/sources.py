@@ -1,7 +1,8 @@
 """Where pictures come from: the rows of a folder, of parquet files or of the hub, all through `datasets`."""
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -104,3 +105,30 @@ def _refuse_missing(rows, column: str, path: str, key: str) -> None:
     if column not in rows.column_names:
         near = did_you_mean(column, rows.column_names) or f"; there are {', '.join(rows.column_names)}"
         raise UserError(f"{key}: no column {column} in {path}{near}")
+
+
+HEAD = 64 * 1024
+"""Bytes of a picture's file that its fingerprint reads."""
+
+
+def fingerprint(number: int, labels: Tensor | None, rows: Iterable[dict]) -> str:
+    """SHA-256 of how many pictures there are, their labels (N,), and of some, {bytes, path}, the length and head.
+
+    Of the files as they are, so it depends on no decoder.
+    """
+    digest = hashlib.sha256(str(number).encode())
+    digest.update(b"" if labels is None else labels.numpy().astype("<i8").tobytes())
+    for row in rows:
+        try:
+            length, head = _length_and_head(row)
+        except OSError:
+            length, head = -1, b""                         # named when it is decoded
+        digest.update(b"%d:" % length + head)
+    return digest.hexdigest()
+
+
+def _length_and_head(row: dict) -> tuple[int, bytes]:
+    if row["bytes"] is not None:
+        return len(row["bytes"]), row["bytes"][:HEAD]
+    with open(row["path"], "rb") as file:
+        return os.fstat(file.fileno()).st_size, file.read(HEAD)

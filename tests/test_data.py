@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -248,3 +249,25 @@ def test_distortions_are_told():
     assert torch.equal(same, (found["augmentation"] == 0).all(1))
     assert "augmentation" not in plain
     assert torch.equal(found["label"], batch["label"])
+
+
+def test_a_data_set_is_known_again(mixed, tmp_path_factory):
+    """Wherever it lies and however it is decoded, but not with one byte or label changed."""
+    elsewhere = shutil.copytree(mixed, tmp_path_factory.mktemp("elsewhere") / "moved")
+    (mark,) = {
+        opened(path, labelled=True, resolution=16, memory_budget=budget)[0].fingerprint
+        for path in (mixed, elsewhere)
+        for budget in (0.0, 2.0)
+    }
+    pictures, _ = opened(mixed, labelled=True, resolution=16)
+    assert {half.fingerprint for half in pictures.parted()} == {mark}
+    digits = opened("digits", labelled=True)[0].fingerprint
+    assert digits == opened("digits", labelled=True, resolution=16)[0].fingerprint
+
+    photo = elsewhere / "dog" / "photo.jpg"
+    encoded = photo.read_bytes()
+    photo.write_bytes(encoded[:300] + bytes([encoded[300] ^ 1]) + encoded[301:])
+    assert opened(elsewhere, labelled=True, resolution=16)[0].fingerprint != mark
+    photo.write_bytes(encoded)
+    photo.rename(elsewhere / "cat" / "photo.jpg")
+    assert opened(elsewhere, labelled=True, resolution=16)[0].fingerprint not in (mark, digits, "")

@@ -1,8 +1,8 @@
 """Several processes and machines: a run is shared out, killed, stopped, and spread over two machines with a cable.
 
-    PYTHONPATH=tests python -m trials.machines                   all of it but the cable; two machines need root
-    PYTHONPATH=tests python -m trials.machines sharing killing   parts of it
-    PYTHONPATH=tests python -m trials.machines cable             until a cut cable is noticed: a quarter of an hour
+    python -m trials.machines                    all of it but the cable; two machines need root
+    python -m trials.machines sharing killing    parts of it
+    python -m trials.machines cable              until a cut cable is noticed: a quarter of an hour
 
 The machines are network namespaces, each with an address and a name of its own, joined by a cable that can be cut.
 Their disk is shared, as machines that train together need it.
