@@ -1,8 +1,12 @@
 """A run folder <-> a ready denoiser. Nothing else is needed to sample, evaluate, export or resume."""
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from .averages import average_of, snapshot_near
@@ -10,13 +14,18 @@ from .config import Config, ModelConfig
 from .denoiser import Denoiser
 from .frontend import settings_from
 from .settings import UserError, did_you_mean
-from .storage import load_strictly, load_tensors, save_tensors, whole_file
+from .state import list_checkpoints
+from .storage import load_json, load_strictly, load_tensors, refuse_misfits, save_tensors, whole_file
 from .unet import UNet, UNetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file name that diffusers gives to the weights of a model."""
 AVERAGE = "average.json"
 """Beside weights whose average was chosen after the training: its length, and what it was chosen by."""
+FORMAT = 1
+"""Of run folders, in their run.json. 0, without that file: drawn from and measured, but not resumed."""
+PATIENCE = 10
+"""Seconds to wait for a training that was killed: its data workers notice it within five."""
 
 
 class Run:
@@ -37,11 +46,44 @@ class Run:
                 near = did_you_mean(self.folder.name, [f.name for f in self.folder.parent.iterdir()])
             what = "has no config.yaml, so it is not a run folder" if self.folder.is_dir() else "no such run folder"
             raise UserError(f"{self.folder}: {what}{near}")
-        return settings_from(self.folder / "config.yaml", Config)
+        if self.format > FORMAT:
+            raise UserError(f"{self.folder}: format {self.format}, and this diffunet reads up to {FORMAT}; upgrade it")
+        config = settings_from(self.folder / "config.yaml", Config)
+        # Where pictures go is for those to say who draw them: a folder from elsewhere might name any place.
+        return config.model_copy(update={"sample": config.sample.model_copy(update={"output": None})})
+
+    @property
+    def format(self) -> int:
+        """The format of the folder. UserError if its run.json is damaged."""
+        if not (file := self.folder / "run.json").exists():
+            return 0
+        found = load_json(file).get("format")
+        if type(found) is not int or found < 1:
+            raise UserError(f"{file}: damaged (expected a format from 1 to {FORMAT})")
+        return found
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing of its training was saved yet."""
+        return not (list_checkpoints(self.folder) or (self.folder / "model" / WEIGHTS).exists())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other trainings out of the folder, which is made. UserError while another one is at work there."""
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise UserError(f"{self.folder}: another process is training here; stop that first") from None
+        with lock:
+            yield
 
     def refuse_to_overwrite(self, overwrite: bool) -> None:
         """UserError if something stands there already, unless it is a run and `overwrite` gives it up."""
-        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+        if not self.folder.exists() or (self.folder.is_dir() and not self.files()):
             return
         if not self.exists:
             raise UserError(f"{self.folder}: exists and is not a run folder; name another with --train.output")
@@ -53,12 +95,24 @@ class Run:
 
     def begin(self, config: Config, overwrite: bool = False) -> None:
         """Makes the folder, if need be without the run that was there, and writes every value of the configuration."""
-        if overwrite:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        for file in self.files() if overwrite else []:
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name != "config.yaml":                   # without it, what a kill leaves would be no run
+                file.unlink()
         model = ModelConfig(unet=config.unet, conditions=config.conditions)
-        for name, text in (("config.yaml", config.to_yaml()), ("model/config.json", model.model_dump_json(indent=2))):
+        for name, text in (
+            ("run.json", json.dumps({"format": FORMAT})),
+            ("config.yaml", config.to_yaml()),
+            ("model/config.json", model.model_dump_json(indent=2)),
+        ):
             with whole_file(self.folder / name) as file:
                 file.write_text(text, encoding="utf-8")
+
+    def files(self) -> list[Path]:
+        """What lies in the folder, without what begins with a dot: that is nobody's work."""
+        there = self.folder.iterdir() if self.folder.is_dir() else []
+        return [file for file in there if not file.name.startswith(".")]
 
     def publish(self, ema: nn.Module) -> None:
         """Puts these weights into model/."""
@@ -90,14 +144,23 @@ def load_denoiser(folder: str | Path) -> Denoiser:
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS}: missing; the run has no checkpoint yet")
-    return _denoiser_with(load_tensors(folder / WEIGHTS), folder, folder / WEIGHTS)
+    try:
+        tensors = load_tensors(folder / WEIGHTS)
+    except UserError as damage:
+        raise UserError(f"{damage}; if it is a run's, python train.py --resume RUN writes it anew") from None
+    return _denoiser_with(tensors, folder, folder / WEIGHTS)
 
 
 def _denoiser_with(tensors: dict[str, Tensor], model: Path, source: Path) -> Denoiser:
     """The denoiser of a model/ folder with tensors that came from `source`, ready to sample."""
     config = settings_from(model / "config.json", ModelConfig)
+    try:
+        with torch.device("meta"):                             # so that an absurd size is refused before it is made
+            refuse_misfits(Denoiser.from_config(config.unet, config.conditions).state_dict(), tensors, source)
+    except ValueError as impossible:
+        raise UserError(f"{model / 'config.json'}: {impossible}") from None
     denoiser = Denoiser.from_config(config.unet, config.conditions)
-    load_strictly(denoiser, tensors, source)
+    denoiser.load_state_dict(tensors)
     return denoiser.eval().requires_grad_(False)
 
 

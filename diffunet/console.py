@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .settings import UserError, did_you_mean
+from .settings import UserError, did_you_mean, ran_out_of_memory
+from .storage import trouble
 
 SHIPPED = next(f for f in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if f.is_dir())
 """The configs: inside the installed package, or beside it in a checkout."""
@@ -26,9 +27,16 @@ def told_plainly(command: Callable) -> Callable:
             if os.environ.get("RANK", "0") == "0":
                 print(mistake, file=sys.stderr)
             sys.exit(2)
-        except torch.OutOfMemoryError:
-            advice = "lower --train.batch_size, or raise --train.gradient_accumulation_steps"
-            print(f"out of memory: {advice}", file=sys.stderr)
+        except BrokenPipeError:                                               # `... | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except OSError as error:
+            print(trouble(error), file=sys.stderr)
+            sys.exit(2)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            print("out of memory: lower --batch_size, or use a smaller network", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -1,8 +1,7 @@
 """What people would rather look at: picture files, sample grids, training curves."""
 
-import json
 import math
-from collections.abc import Iterator
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .log import read_log
 from .storage import whole_file
 
 SMALLEST_TILE = 32
@@ -63,28 +63,16 @@ def draw_strip(folder: Path, size: tuple[int, int]) -> None:
         strip.save(file, format="PNG")
 
 
-def _lines_of(log: Path) -> Iterator[dict[str, float]]:
-    """The numbers of a log, line by line; a line that was cut off or edited counts as far as it holds some."""
-    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        numbers = {k: v for k, v in line.items() if isinstance(v, int | float)} if isinstance(line, dict) else {}
-        if "step" in numbers:
-            yield numbers
-
-
 def draw_curves(folder: Path) -> None:
     """curves.png from log.jsonl: the losses, and the signs of health. Nothing if there is no log."""
     from matplotlib.figure import Figure
 
-    if not (folder / "log.jsonl").exists():
+    if not (lines := read_log(folder / "log.jsonl")):
         return
-    lines = list(_lines_of(folder / "log.jsonl"))
     names = dict.fromkeys(name for line in lines for name in line)
-    bands = sorted((name for name in names if name.startswith("loss_noise")), key=_lowest)
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    bands = sorted((name for name in names if re.fullmatch(r"loss_noise\d+-\d+", name)), key=_lowest)
+    figure = Figure(figsize=(12, 8))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
     (whole, by_noise), (distance, colours) = figure.subplots(2, 2)
 
     def draw(axes, name: str, label: str | None, **style) -> None:
@@ -101,7 +89,7 @@ def draw_curves(folder: Path) -> None:
         draw(by_noise, name, f"{share} %", color=f"C{number}", linewidth=1)
         draw(by_noise, f"held_out_{name}", None, color=f"C{number}", linestyle=":", marker=".")
     by_noise.set(title="loss by noise, 0 % the cleanest; dotted: held out", yscale="log")
-    seen = [line for line in lines if "kernel_distance" in line]
+    seen = [line for line in lines if {"kernel_distance", "kernel_distance_error", "drawn_images"} <= line.keys()]
     distance.errorbar(
         [line["step"] for line in seen],
         [line["kernel_distance"] for line in seen],

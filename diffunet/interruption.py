@@ -1,11 +1,15 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+STDOUT = 1
 
 
 class Interruption:
@@ -32,7 +36,9 @@ class Interruption:
         signal.signal(number, self._former[number])
         self.signal = self.signal or signal.Signals(number)
         self.accelerator.set_trigger()
-        self.accelerator.print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step ...", flush=True)
+        if self.accelerator.is_main_process:                   # print() could meet itself amid a line
+            text = f"\n{signal.Signals(number).name}: saving a checkpoint after this step ...\n"
+            os.write(STDOUT, text.encode())
 
     def requested(self) -> bool:
         """Whether any process was asked to stop. To be called by all of them at the same step."""

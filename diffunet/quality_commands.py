@@ -25,7 +25,7 @@ from .frontend import add_flags, parse_flags, settings_from
 from .generation import SampleConfig
 from .sample_command import draw, sampling_bar
 from .settings import Settings, UserError
-from .storage import sha256_of_weights, whole_file
+from .storage import sha256_of_tensors, whole_file
 from .training import TrainConfig
 
 CLOSEST = 12
@@ -96,9 +96,9 @@ def measure(
     pixels = torch.cat([batch.pixels for batch in batches])
     labels = [label for batch in batches for label in batch.labels]
     how = wish.model_dump(mode="json", include=set(SampleConfig.model_fields) - {"output", "batch_size"})
-    drawn = {**how, "objective": config.objective, "weights_sha256": sha256_of_weights(denoiser)}
+    drawn = {**how, "objective": config.objective, "weights_sha256": sha256_of_tensors(denoiser.state_dict())}
     if wish.guide and wish.guidance_scale != 1:
-        drawn["guide_sha256"] = sha256_of_weights(run.snapshot(wish.guide))
+        drawn["guide_sha256"] = sha256_of_tensors(run.snapshot(wish.guide).state_dict())
     return _record(drawn, pixels, labels, pictures, features), pixels
 
 
@@ -287,7 +287,7 @@ def classifier(argv: list[str] | None = None) -> int:
     from accelerate.utils import set_seed
 
     from .classifier import Classifier, ClassifierConfig, Naming, accuracy_of, save_classifier
-    from .training import Trainer, list_checkpoints
+    from .training import Trainer
 
     parser = argparse.ArgumentParser(prog="diffunet classifier", description=classifier.__doc__)
     add_flags(parser, ClassifierRun)
@@ -295,7 +295,7 @@ def classifier(argv: list[str] | None = None) -> int:
     wish = settings_from(ClassifierRun(), ClassifierRun, flags)
     folder, settings = Path(wish.train.output), wish.model_dump_json(indent=2)
     begun = folder / "settings.json"
-    if folder.exists() and any(folder.iterdir()) and not (begun.is_file() and begun.read_text() == settings):
+    if Run(folder).files() and not (begun.is_file() and begun.read_text() == settings):
         raise UserError(f"{folder}: is not empty, and no such training; name another with --train.output")
     pictures = open_pictures(wish.data, labelled=True)
     if pictures.labels is None:
@@ -320,12 +320,12 @@ def classifier(argv: list[str] | None = None) -> int:
         preview=lambda step, averaged: {"test_accuracy": accuracy_of(averaged, images, labels)},
         publish=lambda averaged: save_classifier(averaged, accuracy_of(averaged, images, labels), folder),
     )
-    if list_checkpoints(folder):
+    with Run(folder).alone():
         trainer.resume()
-    with whole_file(begun) as file:
-        file.write_text(settings, encoding="utf-8")
-    if ended_by := trainer.fit():
-        return 128 + ended_by
+        with whole_file(begun) as file:
+            file.write_text(settings, encoding="utf-8")
+        if ended_by := trainer.fit():
+            return 128 + ended_by
     accuracy = accuracy_of(trainer.ema.model, images, labels)
     print(f"{folder}: names {100 * accuracy:.2f} % of {len(labels):,} pictures rightly that it was not trained on")
     return 0

@@ -38,6 +38,13 @@ def shown(text: object, most: int = 200) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory of the device or of the machine was not enough."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
 def unwatched(steps: Iterable, **about) -> Iterable:
     """The progress bar of those who do not watch: `steps` itself."""
     return steps

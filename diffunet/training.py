@@ -4,28 +4,28 @@ Accelerate places, parallelises and scales. What a step does is ours, and a pure
 the step and the state in the checkpoint.
 """
 
-import json
 import math
-import shutil
 import signal
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .averages import LENGTHS, Average, list_snapshots, power_share, save_snapshot
+from .fetching import Data, fetch
 from .interruption import Interruption
+from .log import Log
 from .randomness import Order, Randomness, seed_for
-from .settings import Settings, UserError
-from .storage import load_json, load_strictly, load_tensors, save_tensors, whole_file, whole_folder
+from .settings import Settings, UserError, ran_out_of_memory
+from .state import State, list_checkpoints, newest_checkpoint, read_state, remove, write_checkpoint
+from .storage import check_folder, load_strictly, load_tensors, trouble
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # costs seconds, and `--help` needs none of it
@@ -90,16 +90,6 @@ class TrainConfig(Settings):
         return min(self.ema_decay, (1 + step) / (10 + step))
 
 
-class Data(Protocol):
-    """What can be trained on: a map-style data set of whole batches, and what to make of one."""
-
-    workers: int
-
-    def __len__(self) -> int: ...
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]: ...
-    def prepare(self, batch: dict[str, Tensor], rng: Randomness) -> dict[str, Tensor]: ...
-
-
 class Trainer:
     """Trains `model` on `objective` over `data` in the folder `config.output`.
 
@@ -127,6 +117,7 @@ class Trainer:
             )
         self.config = config
         self.folder = Path(config.output)
+        self.log = Log(self.folder / "log.jsonl")
         self.objective, self.data, self.accelerator = objective, data, accelerator
         self.preview, self.publish = preview, publish
         self.step = 0
@@ -148,7 +139,8 @@ class Trainer:
         self._logged = 0                                       # step of the newest line of the log
         self._seconds = 0.0                                    # spent in steps since then
         self.spent = {"steps": 0.0, "previews": 0.0}           # seconds in all, of this process
-        self._window: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
+        self._hindered: set[str] = set()                       # what cannot be written at present
+        self._overdue = False                                  # whether a checkpoint is among that, in any process
 
     @property
     def _bare_model(self) -> nn.Module:
@@ -157,7 +149,10 @@ class Trainer:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> signal.Signals | None:
-        """Trains to `config.steps`. Returns the signal that ended it early, after a checkpoint, if one did."""
+        """Trains to `config.steps`. Returns the signal that ended it early, after a checkpoint, if one did.
+
+        What cannot be written for the moment is said, and tried again later. UserError where going on is useless.
+        """
         from accelerate.utils import tqdm
 
         config = self.config
@@ -169,21 +164,31 @@ class Trainer:
         ):
             while self.step < config.steps:
                 started = time.monotonic()
-                self._train_step([next(batches) for _ in range(config.gradient_accumulation_steps)])
+                with self._told_plainly():
+                    self._train_step(next(batches))
                 self._seconds += time.monotonic() - started
                 self.step += 1
                 bar.update()
                 last = self.step == config.steps
                 stop = interruption.requested()
-                saving = last or stop or self.step % config.checkpoint_every == 0
+                logging = last or stop or self.step % config.log_every == 0
+                saving = last or stop or self.step % config.checkpoint_every == 0 or (logging and self._overdue)
                 previewing = last or self.step % config.preview_every == 0
                 if self.accelerator.is_main_process and self._is_snapshot(self.step):
-                    save_snapshot(self.folder, self.step, self.averages)
+                    with self._going_on_without("snapshot"):
+                        save_snapshot(self.folder, self.step, self.averages)
                 seen = self._preview() if previewing else {}
-                if (saving or previewing or self.step % config.log_every == 0) and (line := self._log(seen)):
+                if (logging or saving or previewing) and (line := self._log(seen)):
                     bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s")
                 if saving:
-                    self.save()
+                    with self._going_on_without("checkpoint"):
+                        self.save()
+                    self._overdue = self._any_process("checkpoint" in self._hindered)
+                if self._overdue and (last or stop):
+                    raise UserError(
+                        f"{self.folder}: the checkpoint of step {self.step} cannot be written; mend that, and "
+                        f"--resume {self.folder} goes on from {self._newest()}"
+                    )
                 if stop and not last:
                     return interruption.signal or signal.SIGTERM
         return None
@@ -194,7 +199,8 @@ class Trainer:
 
         def step_seconds() -> float:
             started = time.monotonic()
-            self._train_step([next(batches) for _ in range(self.config.gradient_accumulation_steps)])
+            with self._told_plainly():
+                self._train_step(next(batches))
             self.step += 1
             return time.monotonic() - started
 
@@ -212,30 +218,56 @@ class Trainer:
     def _preview(self) -> dict[str, float]:
         if not self.accelerator.is_main_process:
             return {}
-        started = time.monotonic()
-        seen = self.preview(self.step, self.ema.model)
+        started, seen = time.monotonic(), {}
+        with self._going_on_without("preview"):
+            seen = self.preview(self.step, self.ema.model)
         self.spent["previews"] += time.monotonic() - started
         return seen
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        """This process's share of every part of every batch from the present step on."""
-        parts = self.config.gradient_accumulation_steps
-        indices = (
-            self.order.batch(step)[self._positions(part)].tolist()
-            for step in range(self.step, self.config.steps)
-            for part in range(parts)
-        )
-        return iter(
-            DataLoader(
-                self.data,
-                batch_sampler=indices,
-                collate_fn=_as_it_is,
-                num_workers=self.data.workers,
-                worker_init_fn=_leave_interrupts_to_the_trainer,
-                pin_memory=self.accelerator.device.type == "cuda",
-                generator=torch.Generator(),
-            )
-        )
+    @contextmanager
+    def _going_on_without(self, what: str) -> Iterator[None]:
+        """For what writes to the folder: where that fails it is said, once until it succeeds again."""
+        try:
+            yield
+            self._hindered.discard(what)
+        except OSError as error:
+            if what not in self._hindered:
+                self._say(f"step {self.step}: no {what}: {trouble(error)}; training goes on, mend it meanwhile")
+            self._hindered.add(what)
+
+    def _newest(self) -> str:
+        return next((checkpoint.name for checkpoint in reversed(list_checkpoints(self.folder))), "the start")
+
+    @contextmanager
+    def _told_plainly(self) -> Iterator[None]:
+        """UserError where the memory is too small for a step."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory at step {self.step} with train.batch_size {self.config.batch_size}, "
+                f"{self.share} at a time: raise --train.gradient_accumulation_steps, which changes nothing else, "
+                f"or lower --train.batch_size"
+            ) from error
+
+    def _any_process(self, wish: bool) -> bool:
+        """Whether it is so in any process. To be called by all of them."""
+        return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum"))
+
+    def _say(self, text: str) -> None:
+        from tqdm import tqdm
+
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
+
+    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """This process's share of every batch from the present step on, in the parts of its accumulation."""
+        positions = [self._positions(part) for part in range(self.config.gradient_accumulation_steps)]
+        steps = range(self.step, self.config.steps)
+        on_gpu = self.accelerator.device.type == "cuda"
+        return fetch(self.data, self.order, positions, steps, pin_memory=on_gpu, say=self._say)
 
     def _positions(self, part: int) -> slice:
         """Where in the whole batch this process's share of an accumulation part stands."""
@@ -259,14 +291,14 @@ class Trainer:
                 losses = self.objective.loss(self.model, rng=rng, **batch)
                 accelerator.backward(losses["loss"].mean() / len(parts))
             for name, values in losses.items():
-                self._count(name, values.detach())
+                self.log.count(name, values.detach())
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite or accelerator.scaler:                       # a scaler skips by itself, and learns from it
             self.optimizer.step()
         self.optimizer.zero_grad()
         if finite:
-            self._count("grad_norm", norm.detach().reshape(1))
+            self.log.count("grad_norm", norm.detach().reshape(1))
             for average in (self.ema, *self.averages.values()):
                 average.update(self._bare_model, self.step)
         self.skipped += not finite
@@ -279,25 +311,14 @@ class Trainer:
 
     # ── the log ───────────────────────────────────────────────────────────────────────────────────
 
-    def _count(self, name: str, values: Tensor) -> None:
-        """Adds to the mean that the next line of the log will show; values that are not finite do not count."""
-        finite = values.isfinite()
-        total = self._window[name]
-        total[0] = total[0] + values.where(finite, 0).sum()
-        total[1] = total[1] + finite.sum()
-
     def _log(self, seen: dict[str, float]) -> dict[str, float]:
         """Writes the means since the last line, and what a preview saw. Empty in all but the main process."""
-        names = sorted(self._window)
-        totals = torch.tensor([self._window[name] for name in names], device=self.accelerator.device)
-        totals = self.accelerator.reduce(totals, "sum").tolist()
+        means = self.log.means(self.accelerator)
         steps, seconds = self.step - self._logged, self._seconds
-        self._window.clear()
         self._logged, self._seconds = self.step, 0.0
         self.spent["steps"] += seconds
         if not self.accelerator.is_main_process:
             return {}
-        means = {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
         line = {
             "step": self.step,
             **{"loss": math.nan, **means},
@@ -308,105 +329,96 @@ class Trainer:
             **({"preview_share": round(self.spent["previews"] / sum(self.spent.values()), 4)} if seen else {}),
             **seen,
         }
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps({k: v for k, v in line.items() if v == v}) + "\n")
-        self.accelerator.log(line, step=self.step)
+        with self._going_on_without("line in the log"):
+            self.log.write(line)
+            self.accelerator.log(line, step=self.step)
         return line
 
     # ── the checkpoint ────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> None:
-        """Writes the whole state beside the older ones, then removes those that are too many."""
-        self.accelerator.wait_for_everyone()
+        """Writes the whole state, then removes the checkpoints that are too many, and publishes the EMA.
+
+        OSError if it cannot be written, which leaves the older ones.
+        """
         if not self.accelerator.is_main_process:
             return
-        checkpoints = self.folder / "checkpoints"
         names = [name for name, _ in self._bare_model.named_parameters()]
         moments = self.optimizer.state_dict()["state"]
-        state = {
-            "step": self.step,
-            "skipped": self.skipped,
-            "examples": len(self.data),
-            "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
+        state = State(
+            step=self.step,
+            skipped=self.skipped,
+            examples=len(self.data),
+            data=self.data.fingerprint,
+            surroundings=self._surroundings,
+            scaler=self.accelerator.scaler and self.accelerator.scaler.state_dict(),
+        )
+        tensors = {"model": self._bare_model.state_dict()}
+        tensors |= {name: average.model.state_dict() for name, average in self._averages_by_name().items()}
+        tensors["optimizer"] = {
+            f"{names[i]}:{key}": value for i, entry in moments.items() for key, value in entry.items()
         }
-        with whole_folder(checkpoints / f"step_{self.step:08d}") as folder:
-            save_tensors(folder / "model.safetensors", self._bare_model.state_dict())
-            for name, average in self._averages_by_name().items():
-                save_tensors(folder / f"{name}.safetensors", average.model.state_dict())
-            save_tensors(
-                folder / "optimizer.safetensors",
-                {f"{names[i]}:{key}": value for i, entry in moments.items() for key, value in entry.items()},
-            )
-            (folder / "state.json").write_text(json.dumps(state, indent=2))
+        write_checkpoint(self.folder, state, tensors)
+        remove(list_checkpoints(self.folder)[: -self.config.keep_checkpoints])
         self.publish(self.ema.model)
-        for old in list_checkpoints(self.folder)[: -self.config.keep_checkpoints]:
-            old.rename(old.with_name(f".{old.name}.removed"))  # so that a half removed one is no checkpoint
-        for remains in checkpoints.glob(".step_*"):
-            shutil.rmtree(remains)
 
-    def resume(self) -> None:
-        """Goes back to the newest checkpoint of the folder, in every process."""
-        checkpoints = list_checkpoints(self.folder)
-        if not checkpoints:
-            raise UserError(f"{self.folder}: no checkpoint to resume from")
-        newest = checkpoints[-1]
-        state = load_json(newest / "state.json")
-        if state["examples"] != len(self.data):
-            raise UserError(
-                f"data.path: {len(self.data)} examples, but {newest} was trained on {state['examples']}; "
-                "a run can be resumed only on its own data"
-            )
-        load_strictly(self._bare_model, load_tensors(newest / "model.safetensors"), newest / "model.safetensors")
-        for name, average in self._averages_by_name().items():
-            file = newest / f"{name}.safetensors"
-            load_strictly(average.model, load_tensors(file), file)
+    def resume(self, checkpoint: Path | None = None, force: bool = False) -> None:
+        """Goes back to a checkpoint, or to the newest, or, where nothing was saved yet, to the start; in all processes.
+
+        What came after it is given up. UserError if it is damaged or does not fit, or, without `force`, if it
+        was trained on other data.
+        """
+        if checkpoint := checkpoint or newest_checkpoint(self.folder):
+            self._restore(checkpoint, force)
+        self._logged = self.step
+        if self.accelerator.is_main_process:
+            self.log.forget_after(self.step)
+            for step, snapshot in list_snapshots(self.folder).items():
+                if step > self.step:
+                    snapshot.unlink()
+            if checkpoint:
+                remove([other for other in list_checkpoints(self.folder) if other.name > checkpoint.name])
+                self.publish(self.ema.model)                   # a kill may have come between the two
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, checkpoint: Path, force: bool) -> None:
+        check_folder(checkpoint)
+        state = read_state(checkpoint)
+        if state.data != self.data.fingerprint:
+            other = f"data.path: {len(self.data)} examples, and {checkpoint} was trained on {state.examples} others"
+            if not force:
+                raise UserError(f"{other}; a run is resumed on its own data, or with --force")
+            self._say(f"{other}; going on by force")
+        for name, now in self._surroundings.items():
+            if (before := state.surroundings.get(name)) != now:
+                self._say(f"{name}: {before} -> {now}")
+        models = {"model": self._bare_model}
+        models |= {name: average.model for name, average in self._averages_by_name().items()}
+        for name, model in models.items():
+            file = checkpoint / f"{name}.safetensors"
+            load_strictly(model, load_tensors(file), file)
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in load_tensors(newest / "optimizer.safetensors").items():
+        for name, tensor in load_tensors(checkpoint / "optimizer.safetensors").items():
             parameter, _, key = name.rpartition(":")
             moments[parameter][key] = tensor
         names = [name for name, _ in self._bare_model.named_parameters()]
         if moments and set(moments) != set(names):
-            raise UserError(f"{newest}/optimizer.safetensors: does not match the network")
+            raise UserError(f"{checkpoint}/optimizer.safetensors: does not match the network")
         groups = self.optimizer.state_dict()["param_groups"]
         numbered = {i: moments[name] for i, name in enumerate(names) if name in moments}
         self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.skipped = state["step"], state["skipped"]
-        self._logged = self.step
-        if self.accelerator.is_main_process:
-            _forget_after(self.folder / "log.jsonl", self.step)
-            for step, snapshot in list_snapshots(self.folder).items():
-                if step > self.step:
-                    snapshot.unlink()
-        self.accelerator.wait_for_everyone()
+        if self.accelerator.scaler and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        self.step, self.skipped = state.step, state.skipped
 
+    @property
+    def _surroundings(self) -> dict[str, str | int]:
+        return {
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "precision": self.accelerator.mixed_precision,
+            "torch": torch.__version__,
+        }
 
     def _averages_by_name(self) -> dict[str, Average]:
         return {"ema": self.ema} | {f"average_{length}": average for length, average in self.averages.items()}
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
-    return sorted((folder / "checkpoints").glob("step_*"))
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drops the lines that the resumed run will write again, and one that was cut off."""
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    with whole_file(log) as file:
-        file.write_text("".join(kept), encoding="utf-8")
-
-
-def _as_it_is(batch):
-    return batch
-
-
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

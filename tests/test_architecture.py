@@ -28,8 +28,11 @@ FLOORS = [
     "decoding",
     "sources",
     "data",
+    "fetching",
     "interruption",
     "averages",
+    "log",
+    "state",
     "training",
     "generation",
     "config",
@@ -46,6 +49,7 @@ FLOORS = [
     "console",
     "network_commands",
     "sample_command",
+    "train_command",
     "quality_commands",
     "commands",
 ]
@@ -61,8 +65,11 @@ PROCEDURE = {
     "decoding",
     "sources",
     "data",
+    "fetching",
     "interruption",
     "averages",
+    "log",
+    "state",
     "training",
 }
 

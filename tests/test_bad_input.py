@@ -7,13 +7,13 @@ from pathlib import Path
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trials.cases import keys_of
-from trials.program import ROOT, program
 
 from diffunet.config import Config
 from diffunet.console import SHIPPED
 from diffunet.frontend import add_flags, parse_flags, settings_from
 from diffunet.settings import UserError
+from trials.cases import keys_of
+from trials.program import ROOT, program
 
 often = settings(
     max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

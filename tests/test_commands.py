@@ -1,23 +1,20 @@
 """The commands as people use them: train, look, sample, stop, go on, and mistakes."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pytest
 import torch
 from conftest import checkpoint, mistake, run, train_small, write_picture
 from PIL import Image
-from trials.program import ROOT, kill_all, program
 
 from diffunet import commands
 from diffunet.checkpoint import Run
 from diffunet.config import Config
 from diffunet.frontend import settings_from
 from diffunet.storage import load_tensors
+from trials.program import ROOT
 
 # ── the straight line ─────────────────────────────────────────────────────────────────────────────
 
@@ -82,70 +79,6 @@ def test_the_files_at_the_top_are_the_commands():
         done = subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0
         assert name in done.stdout
-
-
-# ── stop and go on ────────────────────────────────────────────────────────────────────────────────
-
-
-def log_without_speed(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    speed = {"images_per_second", "minutes_left", "preview_share", "health_seconds"}
-    return [{name: value for name, value in line.items() if name not in speed} for line in lines]
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_resumed_is_uninterrupted_to_the_byte(small, processes):
-    """With dropout, flips and gradient accumulation; SIGKILL at whatever step it is."""
-    arguments = [ROOT / "train.py", "--config", "small.yaml", "--train.checkpoint_every", "2", "--train.output"]
-    whole = program(*arguments, "whole", processes=processes)
-    assert whole.wait(120) == 0, whole.stdout.read()
-    killed = program(*arguments, "killed", processes=processes)
-    wait_for(Path("killed/checkpoints/step_00000002"), killed)
-    kill_all(killed, signal.SIGKILL)
-    killed.wait()
-    assert not Path("killed/checkpoints/step_00000012").exists()
-    resumed = program(ROOT / "train.py", "--resume", "killed", processes=processes)
-    assert resumed.wait(120) == 0, resumed.stdout.read()
-    assert "going on from step" in resumed.stdout.read()
-    assert checkpoint(Path("whole")) == checkpoint(Path("killed"))
-    assert log_without_speed(Path("whole")) == log_without_speed(Path("killed"))
-    last = "samples/step_00000012.png"
-    assert Path("whole", last).read_bytes() == Path("killed", last).read_bytes()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first_and_says_so(small, number):
-    endless = ["--train.steps", "100000", "--train.checkpoint_every", "100000", "--train.preview_every", "100000"]
-    process = program(ROOT / "train.py", "--config", "small.yaml", *endless)
-    wait_for(Path("run/log.jsonl"), process)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + number
-    assert f"{number.name}: saving a checkpoint" in said
-    assert "--resume run goes on" in said
-    saved = list(Path("run/checkpoints").iterdir())
-    assert len(saved) == 1
-    step = json.loads((saved[0] / "state.json").read_text())["step"]
-    assert f"saved at step {step}" in said
-
-
-def test_longer_is_the_same_run_and_other_changes_are_another(small, capsys):
-    train_small("--train.preview_every", "50")
-    assert "complete at step 12; --train.steps NUMBER" in mistake(capsys, commands.train, "--resume", "run")
-    for flag, value in (("--unet.dropout", "0.5"), ("--train.seed", "1"), ("--data.random_flip", "false")):
-        line = mistake(capsys, commands.train, "--resume", "run", flag, value)
-        assert line.startswith(f"{flag}: was ")
-    assert run(commands.train, "--resume", "run", "--train.steps", "14") == 0
-    assert "train.steps: 12 -> 14" in capsys.readouterr().out
-    assert Path("run/checkpoints/step_00000014").exists()
 
 
 # ── real data ─────────────────────────────────────────────────────────────────────────────────────
@@ -352,19 +285,6 @@ def test_mistakes_at_sampling_cost_nothing(small, capsys):
     network = Path("run/model/config.json")
     network.write_text(network.read_text().replace('"channels": 16', '"channels": 24'))
     assert "the weights do not match" in mistake(capsys, commands.sample, "run")
-
-
-def test_a_run_is_never_overwritten_without_being_told(small, capsys):
-    train_small("--train.steps", "2")
-    before = checkpoint(Path("run"), 2)
-    line = mistake(capsys, commands.train, "--config", "small.yaml")
-    assert "already holds a run; --resume run goes on with it" in line
-    assert "complete at step 2" not in line
-    line = mistake(capsys, commands.train, "--config", "small.yaml", "--overwrite", "--data.path", "./nowhere")
-    assert "does not exist" in line
-    assert checkpoint(Path("run"), 2) == before
-    train_small("--train.steps", "3", "--overwrite")
-    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step_00000003"]
 
 
 def test_unknown_commands_name_the_nearest(capsys):

@@ -12,12 +12,12 @@ from conftest import write_picture
 from PIL import Image
 from pyarrow import parquet
 from sklearn.datasets import load_digits
-from trials.pictures import png
 
 from diffunet.data import DataConfig, Pictures, open_pictures, to_model, to_pixels
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
 from diffunet.sources import class_labels
+from trials.pictures import png
 
 
 def opened(path, labelled=False, **options):

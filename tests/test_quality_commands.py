@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from diffunet import commands, network_commands
 from diffunet.checkpoint import Run
-from diffunet.storage import load_tensors, sha256_of_file, sha256_of_weights
+from diffunet.storage import load_tensors, sha256_of_file, sha256_of_tensors
 
 
 def test_evaluate_writes_one_record_and_shows_it(small, capsys):
@@ -20,7 +20,7 @@ def test_evaluate_writes_one_record_and_shows_it(small, capsys):
     shown = capsys.readouterr().out
     record = json.loads(Path("run/evaluations/000/evaluation.json").read_text())
     assert record["drawn"] | {"num_images": 20, "steps": 2, "seed": 5, "sampler": "dpm++"} == record["drawn"]
-    assert record["drawn"]["weights_sha256"] == sha256_of_weights(Run("run").denoiser())
+    assert record["drawn"]["weights_sha256"] == sha256_of_tensors(Run("run").denoiser().state_dict())
     assert record["real"] | {"path": "digits", "num_images": 1797, "held_out": 89} == record["real"]
     assert record["features"] == {
         "name": "64 pixels, 0 to 16", "dimensions": 64, "resize": "none", "weights_sha256": None

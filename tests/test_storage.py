@@ -3,11 +3,12 @@ import torch
 
 from diffunet.settings import UserError
 from diffunet.storage import (
+    CHECKSUMS,
     load_json,
     load_strictly,
     load_tensors,
     save_tensors,
-    sha256_of_weights,
+    sha256_of_tensors,
     whole_file,
     whole_folder,
 )
@@ -23,7 +24,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with whole_folder(tmp_path / "step") as folder:
         assert (tmp_path / "step" / "new").read_text() == "1"                  # until the new one is whole
         (folder / "newer").write_text("2")
-    assert [path.name for path in (tmp_path / "step").iterdir()] == ["newer"]
+    assert {path.name for path in (tmp_path / "step").iterdir()} == {"newer", CHECKSUMS}
     assert [path.name for path in tmp_path.iterdir()] == ["step"]
 
 
@@ -77,8 +78,8 @@ def test_weights_that_do_not_fit_are_named():
 
 def test_the_hash_of_weights_is_that_of_their_values_and_names():
     first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    assert sha256_of_weights(first) != sha256_of_weights(second)
+    assert sha256_of_tensors(first.state_dict()) != sha256_of_tensors(second.state_dict())
     second.load_state_dict(first.state_dict())
-    assert sha256_of_weights(first) == sha256_of_weights(second)
-    assert sha256_of_weights(first) != sha256_of_weights(torch.nn.Sequential(first))
-    assert sha256_of_weights(first.half()) != sha256_of_weights(second)
+    assert sha256_of_tensors(first.state_dict()) == sha256_of_tensors(second.state_dict())
+    assert sha256_of_tensors(first.state_dict()) != sha256_of_tensors(torch.nn.Sequential(first).state_dict())
+    assert sha256_of_tensors(first.half().state_dict()) != sha256_of_tensors(second.state_dict())

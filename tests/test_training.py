@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import subprocess
 import time
 
 import pytest
@@ -10,8 +11,9 @@ from accelerate import Accelerator
 from diffunet.averages import exponent, list_snapshots
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
+from diffunet.state import is_whole, list_checkpoints
 from diffunet.storage import load_tensors
-from diffunet.training import NON_FINITE_LIMIT, TrainConfig, Trainer, list_checkpoints
+from diffunet.training import NON_FINITE_LIMIT, TrainConfig, Trainer
 
 SPEED = {"images_per_second", "minutes_left", "preview_share"}
 
@@ -23,6 +25,10 @@ class Points:
 
     def __init__(self):
         self.x = torch.linspace(-1, 1, 40)[:, None]
+
+    @property
+    def fingerprint(self):
+        return str(self.x.sum().item())
 
     def __len__(self):
         return len(self.x)
@@ -231,12 +237,17 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000009", "step_00000012"]
 
 
-def test_other_data_are_refused(tmp_path):
+def test_other_data_are_refused_unless_forced(tmp_path, capsys):
     trainer(tmp_path).fit()
-    run = trainer(tmp_path, steps=20)
-    run.data.x = run.data.x[:-1]
-    with pytest.raises(UserError, match=r"data.path: 39 examples, but .*step_00000012 was trained on 40"):
-        run.resume()
+    for others in (torch.linspace(-1, 1, 39)[:, None], torch.linspace(0, 1, 40)[:, None]):
+        run = trainer(tmp_path, steps=20)
+        run.data.x = others
+        message = rf"data.path: {len(others)} examples, and .*step_00000012 was trained on 40 others; .* --force"
+        with pytest.raises(UserError, match=message):
+            run.resume()
+        run.resume(force=True)
+        assert "going on by force" in capsys.readouterr().out
+        assert run.step == 12
 
 
 def test_it_learns(tmp_path):
@@ -244,3 +255,104 @@ def test_it_learns(tmp_path):
     run.fit()
     x = torch.tensor([[-0.8], [0.5]])
     assert run.ema.model(x).flatten().tolist() == pytest.approx([-2.4, 1.5], abs=0.25)
+
+
+# ── faults ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class FitAnd(Fit):
+    """Also does something at the beginning of some steps: {step: what}."""
+
+    def __init__(self, happenings):
+        super().__init__()
+        self.happenings = happenings
+
+    def loss(self, model, rng, x):
+        self.happenings.get(self.calls, lambda: None)()
+        return super().loss(model, rng, x)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB, mounted for one test."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk):
+    """Leaves not a byte."""
+    with pytest.raises(OSError, match="No space left"), open(disk / "ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+def test_a_full_disk_stops_nothing_and_what_it_refused_comes_later(tmp_path, small_disk, capsys):
+    """Full from step 3 on, when a checkpoint, a preview and snapshots are due; free from step 6."""
+    happenings = {2: lambda: fill(small_disk), 5: (small_disk / "ballast").unlink}
+    full = trainer(small_disk / "run", FitAnd(happenings), checkpoint_every=4, preview_every=4, snapshots=12)
+    full.preview = lambda step, ema: (full.folder / "preview").write_text("...") and {}
+    full.fit()
+    whole = trainer(tmp_path / "whole", preview_every=4, snapshots=12)
+    whole.preview = lambda step, ema: {}
+    whole.fit()
+    said = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line.split(":")[1] for line in said] == [" no snapshot", " no preview", " no checkpoint"]
+    assert all("No space left on device; training goes on" in line for line in said)
+    assert log(full.folder) == log(whole.folder)
+    assert {path.name for path in list_checkpoints(full.folder)} == {"step_00000008", "step_00000012"}
+    assert states(full.folder, 12) == states(whole.folder, 12)
+
+
+def test_a_checkpoint_that_was_refused_is_tried_again_with_the_log(small_disk):
+    happenings = {3: lambda: fill(small_disk), 4: (small_disk / "ballast").unlink}
+    run = trainer(small_disk / "run", FitAnd(happenings), steps=7, checkpoint_every=4, keep_checkpoints=9)
+    run.fit()
+    assert [path.name for path in list_checkpoints(run.folder)] == ["step_00000006", "step_00000007"]
+
+
+def test_the_end_of_a_training_that_cannot_be_saved_is_told(small_disk):
+    run = trainer(small_disk / "run", FitAnd({9: lambda: fill(small_disk)}))
+    with pytest.raises(UserError, match=r"checkpoint of step 12 cannot be written; .* goes on from step_00000008"):
+        run.fit()
+    assert all(map(is_whole, list_checkpoints(run.folder)))
+    assert not list((run.folder / "checkpoints").glob(".*"))
+    (small_disk / "ballast").unlink()
+    again = trainer(small_disk / "run")
+    again.resume()
+    assert again.step == 8
+    again.fit()
+    assert log(run.folder)[-1]["step"] == 12
+
+
+def test_a_log_that_is_gone_begins_anew(tmp_path):
+    file = tmp_path / "run" / "log.jsonl"
+    run = trainer(tmp_path / "run", FitAnd({6: file.unlink}))
+    run.fit()
+    assert [line["step"] for line in log(run.folder)] == [8, 10, 12]
+
+
+def test_too_little_memory_names_the_batch_size_and_what_helps(tmp_path):
+    run = trainer(tmp_path, FitAnd({9: lambda: torch.empty(1 << 60)}), gradient_accumulation_steps=2)
+    message = (
+        r"out of memory at step 4 with train.batch_size 8, 4 at a time: raise --train.gradient_accumulation_steps, "
+        r"which changes nothing else, or lower --train.batch_size"
+    )
+    with pytest.raises(UserError, match=message):
+        run.fit()
+    assert is_whole(list_checkpoints(tmp_path)[-1])
+
+
+def test_what_changed_around_a_run_is_said(tmp_path, capsys):
+    trainer(tmp_path).fit()
+    run = trainer(tmp_path, steps=14)
+    run.accelerator.state.__dict__["_mixed_precision"], before = "bf16", run.accelerator.mixed_precision
+    try:
+        run.resume()
+    finally:
+        run.accelerator.state.__dict__["_mixed_precision"] = before
+    assert "precision: no -> bf16" in capsys.readouterr().out

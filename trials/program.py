@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 
 SMALL_RUN = """
 unet: {levels: [{channels: 8, blocks: 1}, {channels: 16, blocks: 1, attention: true}], norm_groups: 8, dropout: 0.1}

@@ -1,0 +1,283 @@
+"""The train command: where networks, procedure and files meet. It prints, draws, and knows no mathematics."""
+
+import argparse
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .averages import list_snapshots
+from .checkpoint import Run
+from .config import Config
+from .console import config_file, told_plainly
+from .drawing import draw_curves, draw_grid, draw_strip
+from .frontend import add_flags, parse_flags, settings_from
+from .generation import refuse_impossible
+from .sample_command import columns, draw
+from .settings import UserError, did_you_mean, ran_out_of_memory
+from .state import is_whole, list_checkpoints
+
+IF_IT_IS_THERE = ""
+"""What `--resume` means without a run."""
+REHEARSED = 0.05
+"""Share of `train.minutes` in which the speed is measured before."""
+
+RESUMABLE = {
+    "train.steps",
+    "train.gradient_accumulation_steps",
+    "train.mixed_precision",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.snapshots",
+    "train.preview_every",
+    "train.log_with",
+    "data.path",
+    "data.split",
+    "data.memory_budget",
+    "data.workers",
+}
+"""What may change when a run is resumed; anything else would make it another run, and has to be forced."""
+
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for."""
+
+    run: Run
+    config: Config
+    former: Config | None = None
+    """That of the run to resume; None: a new one."""
+    checkpoint: Path | None = None
+    """To resume from; None: the newest."""
+    overwrite: bool = False
+    force: bool = False
+
+
+@told_plainly
+def train(argv: list[str] | None = None) -> int:
+    """Train on an image data set. Without arguments: real handwritten digits, in a few minutes on a CPU."""
+    parser = argparse.ArgumentParser(prog="train.py", description=train.__doc__)
+    parser.add_argument("--config", metavar="FILE", help="a YAML file [default: configs/digits.yaml]")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        const=IF_IT_IS_THERE,
+        help="go on with the run in this folder, or from one of its checkpoints (RUN/checkpoints/step_...); "
+        "without RUN: with the run at train.output, or begin it if it is not there",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="give up what is there already")
+    parser.add_argument("--force", action="store_true", help="resume although a change makes it another run")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration and exit")
+    add_flags(parser, Config)
+    asked, flags = parse_flags(parser, argv)
+    plan = _begin(asked, flags) if asked.resume is None else _resume(asked, flags)
+    if asked.print_config:
+        print(plan.config.to_yaml(), end="")
+        return 0
+    _refuse_to_give_up(plan)
+    return _train(plan)
+
+
+def _begin(asked: argparse.Namespace, flags: dict[str, str]) -> Plan:
+    config = settings_from(config_file(asked.config or "configs/digits.yaml"), Config, flags)
+    return Plan(Run(config.train.output), config, overwrite=asked.overwrite)
+
+
+def _resume(asked: argparse.Namespace, flags: dict[str, str]) -> Plan:
+    """UserError where there is nothing to resume, or where flags would make it another run."""
+    if asked.resume == IF_IT_IS_THERE:
+        plan = _begin(asked, flags)
+        run, checkpoint = plan.run, None
+        if not run.exists:
+            return plan
+    elif asked.config:
+        raise UserError(f"--resume: {asked.resume} has a config of its own; leave out --config")
+    else:
+        run, checkpoint = _named(Path(asked.resume))
+    former = run.config()
+    config = settings_from(run.folder / "config.yaml", Config, flags | {"train.output": str(run.folder)})
+    _refuse_another_run(former, config, asked.force)
+    return Plan(run, config, former, checkpoint, asked.overwrite, asked.force)
+
+
+def _named(path: Path) -> tuple[Run, Path | None]:
+    """The run that a path means, and the checkpoint if it means one."""
+    if path.parent.name != "checkpoints":
+        return Run(path), None
+    if not path.is_dir():
+        there = [checkpoint.name for checkpoint in list_checkpoints(path.parent.parent)]
+        raise UserError(f"--resume: {path}: no such checkpoint{did_you_mean(path.name, there)}")
+    return Run(path.parent.parent), path
+
+
+def _refuse_to_give_up(plan: Plan) -> None:
+    """UserError where it would cost finished work without having been told to."""
+    run, checkpoint = plan.run, plan.checkpoint
+    if not plan.former:
+        return run.refuse_to_overwrite(plan.overwrite)
+    if run.format < 1:
+        raise UserError(
+            f"{run.folder}: was written before run folders had a format; it can be drawn from and measured, not resumed"
+        )
+    if not run.blank and not list_checkpoints(run.folder):
+        raise UserError(f"{run.folder}: no checkpoint to resume from")
+    if plan.overwrite and not checkpoint:
+        raise UserError("--overwrite: gives up what is newer than a RUN/checkpoints/step_... that --resume names")
+    for other in list_checkpoints(run.folder):
+        if checkpoint and other.name > checkpoint.name and is_whole(other) and not plan.overwrite:
+            raise UserError(f"--resume: {other} is newer than {checkpoint.name} and whole; --overwrite gives it up")
+    return None
+
+
+def _refuse_another_run(former: Config, config: Config, force: bool) -> None:
+    """UserError for a change that would make it another run, unless forced; what changes is said aloud."""
+    before, now = _flat(former.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name) or name == "train.output" or now.get(name) == "auto":
+            continue
+        if name not in RESUMABLE and not name.startswith("sample.") and not force:
+            raise UserError(
+                f"--{name}: was {before.get(name)} and cannot change in a resumed run; start another one, or --force it"
+            )
+        print(f"{name}: {before.get(name)} -> {now.get(name)}")
+
+
+def _flat(values: dict, above: str = "") -> dict:
+    """{"train.steps": 1000, ...}; lists stay whole."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return flat
+
+
+def _train(plan: Plan) -> int:
+    from accelerate import Accelerator
+    from accelerate.utils import tqdm
+
+    from .data import open_pictures
+    from .health import Health
+    from .training import TrainConfig, Trainer
+
+    run, config = plan.run, plan.config
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=_precision(config.train.mixed_precision),
+        log_with=_tracker(config.train.log_with),
+        project_dir=run.folder,
+    )
+    say = accelerator.print
+    with accelerator.main_process_first():
+        pictures = open_pictures(
+            config.data,
+            labelled=config.conditions.classes != 0,
+            say=say,
+            progress=partial(tqdm, desc="decode", unit="picture", leave=False),
+        )
+    config = config.settled(pictures)
+    objective = config.build_objective()
+    refuse_impossible(config.conditions.class_names, objective, config.sample)
+    trained, held_out = pictures.parted()
+    health = Health(objective, trained, held_out)
+
+    def preview(step: int, ema: nn.Module) -> dict[str, float]:
+        wish = config.sample
+        if wish.guide and not list_snapshots(run.folder):                     # nothing to guide by as yet
+            wish = wish.model_copy(update={"guide": None, "guidance_scale": 1.0})
+        try:
+            pixels = torch.cat([drawn.pixels for drawn in draw(run, ema, config, wish)])
+        except (UserError, RuntimeError, MemoryError) as error:               # no reason to end a training
+            if not isinstance(error, UserError) and not ran_out_of_memory(error):
+                raise
+            short = f"out of memory with sample.batch_size {wish.batch_size}"
+            say(f"no preview at step {step}: {error if isinstance(error, UserError) else short}")
+            return {}
+        draw_grid(pixels, config.data.bit_depth, run.folder / "samples" / f"step_{step:08d}.png", columns(config))
+        draw_strip(run.folder / "samples", config.data.size)
+        return health(ema, pixels, accelerator.device)
+
+    def publish(ema: nn.Module) -> None:
+        run.publish(ema)
+        draw_curves(run.folder)
+
+    def trainer_for(settings: TrainConfig) -> Trainer:
+        return Trainer(settings, _fresh(config), objective, trained, accelerator, preview=preview, publish=publish)
+
+    if config.train.minutes and not plan.former:
+        seconds = 60 * config.train.minutes
+        endless = config.train.model_copy(update={"steps": sys.maxsize})
+        per_step = trainer_for(endless).rehearse(REHEARSED * seconds)
+        accelerator.free_memory()
+        steps = max(1, round(seconds / per_step))
+        say(f"{steps:,} steps of {per_step:.3g} s fit into {config.train.minutes:g} minutes")
+        config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    trainer = trainer_for(config.train)
+    with run.alone() if accelerator.is_main_process else nullcontext():
+        if plan.former:
+            trainer.resume(plan.checkpoint, plan.force)
+            if trainer.step >= config.train.steps:
+                raise UserError(f"{run.folder}: complete at step {trainer.step}; --train.steps NUMBER makes it longer")
+            say(f"{run.folder}: going on from step {trainer.step}")
+            before, now = (of.learning_rate_at(trainer.step) for of in (plan.former.train, config.train))
+            if before != now:
+                say(f"learning rate: {before:.3g} -> {now:.3g}, as {config.train.lr_schedule} over the new length")
+        if accelerator.is_main_process:
+            run.begin(config, plan.overwrite and not plan.former)
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("tensorboard" if config.train.log_with == "tensorboard" else "diffunet")
+        millions = sum(p.numel() for p in trainer.ema.model.parameters()) / 1e6
+        kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
+        say(
+            f"{run.folder}: {len(pictures):,} pictures of {config.data.size[0]}×{config.data.size[1]}{kept}, "
+            f"{len(config.conditions.class_names) or 'no'} classes, {millions:.1f} million parameters, "
+            f"{accelerator.num_processes} × {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        )
+        snapshots = config.train.snapshots * sum(2 * 2 * p.numel() for p in trainer.ema.model.parameters())
+        if snapshots > 2**30:
+            say(f"train.snapshots: {config.train.snapshots} of them will take {snapshots / 2**30:.1f} GiB")
+        ended_by = trainer.fit()
+    accelerator.end_training()
+    if ended_by:
+        say(f"saved at step {trainer.step}; python train.py --resume {run.folder} goes on")
+        return 128 + ended_by
+    if config.train.minutes and not plan.former:
+        say(f"{trainer.spent['steps'] / 60:.2f} minutes of training where {config.train.minutes:g} were asked for")
+    say(f"pictures: {run.folder}/samples, curves: {run.folder}/curves.png; python sample.py {run.folder} draws more")
+    return 0
+
+
+def _fresh(config: Config) -> nn.Module:
+    """The denoiser as it is before any training: a function of the seed."""
+    from accelerate.utils import set_seed
+
+    from .denoiser import Denoiser
+
+    set_seed(config.train.seed)
+    return Denoiser.from_config(config.unet, config.conditions)
+
+
+def _precision(wish: str) -> str:
+    if wish == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    if wish == "fp16" and not torch.accelerator.is_available():
+        raise UserError("--train.mixed_precision: fp16 needs a GPU; use no or bf16")
+    return wish
+
+
+def _tracker(name: str | None) -> str | None:
+    if name is None:
+        return None
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known, installed = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS], map(str, get_available_trackers())
+    if name not in known:
+        raise UserError(f"train.log_with: {name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+    if name not in installed:
+        raise UserError(f"train.log_with: {name} is not installed; pip install {name}")
+    return name

@@ -1,1 +1,0 @@
-"""Breaking things for real: `python -m tests.trials` tells how to do it for hours, the tests do it for seconds."""
