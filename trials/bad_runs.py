@@ -92,7 +92,8 @@ def _emptied(folder: Path) -> None:
 def _edited(file: Path, text: str, rng: Random) -> str:
     """Writes a text back with one value of its YAML or JSON changed, gone or added; says which."""
     lines = file.suffix == ".jsonl"
-    values = [json.loads(line) for line in text.splitlines()] if lines else yaml.safe_load(text)
+    read = json.loads if file.suffix == ".json" else yaml.safe_load
+    values = [json.loads(line) for line in text.splitlines()] if lines else read(text)
     places = list(_places(values))
     above, key = rng.choice(places)
     value = rng.choice(VALUES)
