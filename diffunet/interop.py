@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from .config import Config
@@ -201,7 +202,10 @@ def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
             raise UserError(f"{folder}/unet: {problem.replace('_', ' ')}: {report[problem][0]}")
     try:
         config = _our_config(folder, model.config, scheduler)
-    except (ValueError, TypeError) as error:               # pydantic's are of these
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        raise UserError(f"{folder}: {'.'.join(map(str, first['loc']))}: {shown(first['msg'])}") from invalid
+    except (ValueError, TypeError) as error:
         raise UserError(f"{folder}: its configuration makes no sense ({shown(error)})") from error
     tensors = from_diffusers_tensors(model.state_dict(), config.unet)
     if not model.config.flip_sin_to_cos:                   # sines first there, cosines first here

@@ -85,6 +85,6 @@ def test_any_command_line(in_a_new_folder, flags, others):
 
 
 def test_the_trial_in_small():
-    trial = program("-m", "trials.inputs", "--cases", "40", cwd=ROOT / "tests")
+    trial = program("-m", "trials.inputs", "--cases", "40", cwd=ROOT)
     said, _ = trial.communicate(timeout=200)
     assert trial.returncode == 0, said

@@ -26,6 +26,14 @@ ASKED_OF_RUNS = {
     ("import", "run/exported", "made"): ("exported/unet/*", "exported/scheduler/*"),
 }
 """Commands, and the files that each cannot do without."""
+CHANGES = {
+    "empty": lambda data, place: b"",
+    "cut": lambda data, place: data[:place],
+    "one bit": lambda data, place: data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :],
+    "zeroed": lambda data, place: bytes(len(data)),
+    "more": lambda data, place: data + b"\n{",
+}
+"""What became of a file's bytes."""
 
 
 def run_case(rng: Random, folder: Path, run: Path) -> Case:
@@ -38,40 +46,42 @@ def run_case(rng: Random, folder: Path, run: Path) -> Case:
     if target.is_dir():
         rng.choice([shutil.rmtree, _emptied])(target)
         return Case(f"{target.relative_to(folder)}: removed or empty", argv, (str(target.relative_to(folder)), "run: "))
-    damages = ["removed", "empty", "cut", "flipped", "zeroed", "swapped", "a folder", "a link to itself", "more"]
+    damages = ["removed", "a folder", "a link to itself", "swapped", *CHANGES]
     damages += ["edited"] * 6 if target.suffix in (".json", ".yaml", ".jsonl") else []
     damage = rng.choice(damages)
-    data, other = target.read_bytes(), rng.choice([path for path in files if path.is_file() and path != target])
+    about = f"{target.relative_to(folder)}: {damage}"
+    data, wrong = target.read_bytes(), [target]
     target.unlink()
     if damage == "edited":
-        damage += ": " + _edited(target, data.decode(), rng)
+        about += ", " + _edited(target, data.decode(), rng)
     elif damage == "a folder":
         target.mkdir()
     elif damage == "a link to itself":
         target.symlink_to(target.name)
-    elif damage != "removed":
-        place = rng.randrange(len(data))
-        target.write_bytes(
-            {
-                "empty": b"",
-                "cut": data[:place],
-                "flipped": data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :],
-                "zeroed": bytes(len(data)),
-                "swapped": other.read_bytes(),
-                "more": data + rng.choice([b"\0", b"\n{", b"more"]),
-            }[damage]
-        )
-        if damage == "swapped":
-            other.write_bytes(data)
-    about = f"{target.relative_to(folder)}: {damage}" + f" with {other.relative_to(folder)}" * (damage == "swapped")
-    wrong = {target, other} if damage == "swapped" else {target}
-    names = [word for path in wrong for word in (path.name, str(path.relative_to(folder).parent))]
-    names += keys_of(Config) if any(path.name in ("config.yaml", "config.json") for path in wrong) else []
-    said = damage not in ("flipped", "more") or target.suffix == ".safetensors"
-    told = (target.name,) if target in needed and said and not damage.startswith("edited") and not (
-        target.is_file() and target.read_bytes() == data
-    ) else ()  # fmt: skip
+    elif damage == "swapped":
+        other = rng.choice([path for path in files if path.is_file() and path != target])
+        wrong.append(other)
+        about += f" with {other.relative_to(folder)}"
+        target.write_bytes(other.read_bytes())
+        other.write_bytes(data)
+    elif damage in CHANGES:
+        target.write_bytes(CHANGES[damage](data, rng.randrange(len(data))))
+    names = {word for path in wrong for word in (path.name, str(path.relative_to(folder).parent))}
+    if any("exported" in path.parts for path in wrong):
+        names.add("run/exported")
+    if any(path.name in ("config.yaml", "config.json") for path in wrong):
+        names.update(keys_of(Config))
+    changed = not target.is_file() or target.read_bytes() != data
+    told = (target.name,) if target in needed and changed and not _may_be_meant(target, damage) else ()
     return Case(about, argv, tuple(names), "either", told)
+
+
+def _may_be_meant(file: Path, damage: str) -> bool:
+    """Whether a file so changed can be what somebody wanted, or cannot be told from it."""
+    if damage == "edited" or (damage == "removed" and file.parent.name == "averages"):
+        return True
+    sealed = file.suffix == ".safetensors" and "exported" not in file.parts  # by a checksum; others only by sense
+    return damage in ("one bit", "more") and not sealed
 
 
 def _emptied(folder: Path) -> None:
@@ -82,7 +92,8 @@ def _emptied(folder: Path) -> None:
 def _edited(file: Path, text: str, rng: Random) -> str:
     """Writes a text back with one value of its YAML or JSON changed, gone or added; says which."""
     lines = file.suffix == ".jsonl"
-    values = [json.loads(line) for line in text.splitlines()] if lines else yaml.safe_load(text)
+    read = json.loads if file.suffix == ".json" else yaml.safe_load
+    values = [json.loads(line) for line in text.splitlines()] if lines else read(text)
     places = list(_places(values))
     above, key = rng.choice(places)
     value = rng.choice(VALUES)

@@ -11,6 +11,7 @@ from diffunet.config import Config, ModelConfig
 from diffunet.console import SHIPPED
 from diffunet.generation import SampleConfig
 from diffunet.quality_commands import ClassifierRun, EvaluationConfig
+from diffunet.settings import shown
 
 from .cases import PRINT, TINY, TRAIN, VALUES, Case, keys_of
 
@@ -191,5 +192,5 @@ def command_case(rng: Random, folder: Path, run: Path) -> Case:
             case _:
                 words.insert(place, word)
     keys = [key.rpartition(".")[2] for key in flags]
-    names = (*(word[:100] for word in words if word), *keys, "''", "--size", "required", "expected one argument")
+    names = (*(shown(word)[:100] for word in words if word), *keys, "''", "--size", "required", "expected one argument")
     return Case(" ".join(words)[:100], (command, *words), names)
