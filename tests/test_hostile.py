@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run, write_picture
-from trials.program import SMALL_RUN
 
 from diffunet import commands
 from diffunet.checkpoint import Run
 from diffunet.config import Config
 from diffunet.frontend import settings_from
+from trials.program import SMALL_RUN
 
 MARK = "executed"
 """What an attack leaves that succeeds."""
