@@ -252,7 +252,8 @@ class Trainer:
                 ) from error
             if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
                 raise
-            why = str(error).splitlines()[0].partition("] ")[2] or str(error).splitlines()[0]
+            first = str(error).splitlines()[0].split(". ")[0]
+            why = first.partition("] ")[2] or first
             raise UserError(
                 f"training stopped at step {self.step}: another process has gone ({why}); "
                 f"--resume {self.folder} goes on from {self._newest()}, with as many processes as are there"
