@@ -32,7 +32,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 def test_a_run_survives_being_killed_in_a_save_and_in_the_rotation(tmp_path):
     """With dropout, flips and gradient accumulation: the same bytes as never killed. `trials/crash.py` kills longer."""
-    survived = crash.survive(tmp_path, kills=2, steps=12)
+    survived = crash.survive(tmp_path, kills=2)
     assert survived["kills"] == 2
 
 
