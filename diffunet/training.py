@@ -39,19 +39,19 @@ class TrainConfig(Settings):
 
     output: str = "runs/default"
     """The run folder."""
-    steps: int = Field(100_000, ge=1)
+    steps: int = Field(100_000, ge=1, le=10**9)
     """Optimiser steps in all."""
     minutes: float | None = Field(None, gt=0)
     """Settle `steps` by about this time: the speed is measured first. Previews and checkpoints come on top."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, le=1_000_000)
     """Examples in a step, all processes together."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1, le=1_000_000)
     """Parts that each process cuts its share of the batch into, to need less memory."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """From the peak: no change, or down to zero at the last step."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=10**9)
     """Steps over which the learning rate rises to its peak."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """Decay of AdamW's second moment."""
@@ -61,21 +61,21 @@ class TrainConfig(Settings):
     """The gradient is scaled down to this norm."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Decay per step of the weights' moving average, reached by way of (1 + step) / (10 + step)."""
-    snapshots: int = Field(16, ge=0)
+    snapshots: int = Field(16, ge=0, le=1000)
     """Snapshots of two more averages, from which `diffunet ema` makes one of any length; 0: none."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network; the loss is always fp32. auto: bf16 on a GPU that has it."""
-    log_every: int = Field(50, ge=1)
+    log_every: int = Field(50, ge=1, le=10**9)
     """Steps between lines of log.jsonl and points of curves.png."""
-    checkpoint_every: int = Field(5000, ge=1)
+    checkpoint_every: int = Field(5000, ge=1, le=10**9)
     """Steps between checkpoints; there is one at the end too."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=10**9)
     """Newest checkpoints to keep."""
-    preview_every: int = Field(5000, ge=1)
+    preview_every: int = Field(5000, ge=1, le=10**9)
     """Steps between sample grids, drawn as the section `sample` says, and signs of health; also at the end."""
     log_with: str | None = None
     """A tracker that Accelerate knows, such as tensorboard or wandb."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=10**18)
     """Decides the first weights, the order of the data and every random number."""
 
     def learning_rate_at(self, step: int) -> float:
