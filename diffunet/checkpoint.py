@@ -48,7 +48,10 @@ class Run:
             raise UserError(f"{self.folder}: {what}{near}")
         if self.format > FORMAT:
             raise UserError(f"{self.folder}: format {self.format}, and this diffunet reads up to {FORMAT}; upgrade it")
-        config = settings_from(self.folder / "config.yaml", Config)
+        file = self.folder / "config.yaml"
+        config = settings_from(file, Config)
+        if self.format and not file.read_text(encoding="utf-8").rstrip().endswith("\n..."):
+            raise UserError(f"{file}: cut off, its last line is not ...; a part of it would be another run")
         # Where pictures go is for those to say who draw them: a folder from elsewhere might name any place.
         return config.model_copy(update={"sample": config.sample.model_copy(update={"output": None})})
 

@@ -83,5 +83,6 @@ class Config(ModelConfig):
         return fitted.model_copy(update={"data": pictures.config})
 
     def to_yaml(self) -> str:
-        """Every value, in the order of the documentation."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        """Every value, in the order of the documentation, and an end by which a file that was cut off is known."""
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, explicit_end=True)

@@ -24,7 +24,7 @@ def told_plainly(command: Callable) -> Callable:
         try:
             sys.exit(command(argv))
         except UserError as mistake:
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("LOCAL_RANK", "0") == "0":                      # once on each machine
                 print(mistake, file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:                                               # `... | head` has seen enough

@@ -159,13 +159,13 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         batches = self._batches()
         with (
+            self._told_plainly(),
             Interruption(self.accelerator) as interruption,
             tqdm(initial=self.step, total=config.steps, desc="train", unit="step", dynamic_ncols=True) as bar,
         ):
             while self.step < config.steps:
                 started = time.monotonic()
-                with self._told_plainly():
-                    self._train_step(next(batches))
+                self._train_step(next(batches))
                 self._seconds += time.monotonic() - started
                 self.step += 1
                 bar.update()
@@ -199,8 +199,7 @@ class Trainer:
 
         def step_seconds() -> float:
             started = time.monotonic()
-            with self._told_plainly():
-                self._train_step(next(batches))
+            self._train_step(next(batches))
             self.step += 1
             return time.monotonic() - started
 
@@ -208,8 +207,9 @@ class Trainer:
             median = torch.tensor(statistics.median(took), device=self.accelerator.device)
             return float(self.accelerator.reduce(median, "mean"))
 
-        first = agreed([step_seconds() for _ in range(4)][1:])                # the very first one warms up
-        return agreed([step_seconds() for _ in range(3 + int(seconds / first))])
+        with self._told_plainly():
+            first = agreed([step_seconds() for _ in range(4)][1:])            # the very first one warms up
+            return agreed([step_seconds() for _ in range(3 + int(seconds / first))])
 
     def _is_snapshot(self, step: int) -> bool:
         wanted, steps = self.config.snapshots, self.config.steps
@@ -240,16 +240,23 @@ class Trainer:
 
     @contextmanager
     def _told_plainly(self) -> Iterator[None]:
-        """UserError where the memory is too small for a step."""
+        """UserError where the memory is too small, or where another process has gone."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
+            if ran_out_of_memory(error):
+                raise UserError(
+                    f"out of memory at step {self.step} with train.batch_size {self.config.batch_size}, "
+                    f"{self.share} at a time: raise --train.gradient_accumulation_steps, which changes nothing else, "
+                    f"or lower --train.batch_size"
+                ) from error
+            if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
                 raise
+            first = str(error).splitlines()[0].split(". ")[0]
+            why = first.partition("] ")[2] or first
             raise UserError(
-                f"out of memory at step {self.step} with train.batch_size {self.config.batch_size}, "
-                f"{self.share} at a time: raise --train.gradient_accumulation_steps, which changes nothing else, "
-                f"or lower --train.batch_size"
+                f"training stopped at step {self.step}: another process has gone ({why}); "
+                f"--resume {self.folder} goes on from {self._newest()}, with as many processes as are there"
             ) from error
 
     def _any_process(self, wish: bool) -> bool:
