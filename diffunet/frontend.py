@@ -124,7 +124,8 @@ def _read_yaml(path: Path) -> tuple[dict, dict[Key, str]]:
         raise UserError(f"{path}:{line}: not valid YAML: {problem}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid: nested too deeply") from None
-    if not isinstance(values, dict | None):
+    cut_off = values is None and path.suffix == ".json"    # where YAML may say nothing
+    if cut_off or not isinstance(values, dict | None):
         raise UserError(f"{path}:1: expected keys with values, got {shown(values, 80)}")
     return values or {}, places
 

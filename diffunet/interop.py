@@ -4,6 +4,7 @@ What `UNet2DModel` can express goes out to a folder that `DDPMPipeline.from_pret
 diffunet, and such folders come back. What the other side cannot express is refused by name.
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,15 +187,18 @@ def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
 
     Only safetensors are read. UserError, naming the setting, where our U-Net cannot express the network.
     """
+    import huggingface_hub
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.utils import logging
 
-    logging.set_verbosity(logging.CRITICAL)                # what it warns of is refused below, or raised
+    for each in (logging, huggingface_hub.utils.logging):
+        each.set_verbosity(logging.CRITICAL)               # what they warn of is refused below, or raised
     try:
-        model, report = UNet2DModel.from_pretrained(
-            folder, subfolder="unet", use_safetensors=True, output_loading_info=True
-        )
-        scheduler = DDPMScheduler.load_config(folder, subfolder="scheduler")
+        with warnings.catch_warnings(action="ignore"):
+            model, report = UNet2DModel.from_pretrained(
+                folder, subfolder="unet", use_safetensors=True, output_loading_info=True
+            )
+            scheduler = DDPMScheduler.load_config(folder, subfolder="scheduler")
     except Exception as error:                             # a damaged folder has many ways to fail
         raise UserError(f"{folder}: not a DDPMPipeline folder with safetensors ({shown(repr(error))})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -95,6 +95,12 @@ def test_mistakes_are_told_by_their_place(tmp_path, text, argv, message):
     assert len(str(mistake.value).splitlines()) == 1
 
 
+def test_json_that_was_cut_to_nothing_is_no_defaults(tmp_path):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(UserError, match="config.json:1: expected keys with values, got None"):
+        settings_from(tmp_path / "config.json", Config)
+
+
 def test_all_mistakes_at_once(tmp_path):
     with pytest.raises(UserError) as mistakes:
         read(tmp_path, "train: {steps: 0}\nunet: {dims: 4}", ["--data.workers", "-1"])

@@ -45,7 +45,11 @@ def run_case(rng: Random, folder: Path, run: Path) -> Case:
     target = rng.choice([rng.choice(files), rng.choice(sorted(needed))])
     if target.is_dir():
         rng.choice([shutil.rmtree, _emptied])(target)
-        return Case(f"{target.relative_to(folder)}: removed or empty", argv, (str(target.relative_to(folder)), "run: "))
+        return Case(
+            f"{target.relative_to(folder)}: removed or empty",
+            argv,
+            (str(target.relative_to(folder)), "run: ", "run/exported"),
+        )
     damages = ["removed", "a folder", "a link to itself", "swapped", *CHANGES]
     damages += ["edited"] * 6 if target.suffix in (".json", ".yaml", ".jsonl") else []
     damage = rng.choice(damages)

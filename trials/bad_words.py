@@ -192,5 +192,13 @@ def command_case(rng: Random, folder: Path, run: Path) -> Case:
             case _:
                 words.insert(place, word)
     keys = [key.rpartition(".")[2] for key in flags]
-    names = (*(shown(word)[:100] for word in words if word), *keys, "''", "--size", "required", "expected one argument")
+    names = (
+        *(shown(word)[:100] for word in words if word),
+        *keys,
+        "''",
+        "--size",
+        "--help",
+        "required",
+        "expected one argument",
+    )
     return Case(" ".join(words)[:100], (command, *words), names)

@@ -28,7 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+import datasets
 import diffusers
+import huggingface_hub
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -220,8 +222,9 @@ def _become(folder: Path) -> None:
         os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
         stream = io.TextIOWrapper(os.fdopen(number, "wb"), encoding="utf-8", errors=errors, line_buffering=True)
         setattr(sys, {1: "stdout", 2: "stderr"}[number], stream)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    importlib.import_module("datasets").config.HF_DATASETS_CACHE = folder / ".cache"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    datasets.config.HF_DATASETS_CACHE = folder / ".cache"
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def main() -> int:
@@ -229,7 +232,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # a GPU does not outlive a fork either
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU does not outlive a fork either
     folder = Path(tempfile.mkdtemp(prefix="diffunet_inputs_"))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in tqdm(trial(asked.cases, asked.seed, folder), total=asked.cases, unit="case", dynamic_ncols=True):
