@@ -21,6 +21,9 @@ def told_plainly(command: Callable) -> Callable:
 
     @wraps(command)
     def wrapped(argv: list[str] | None = None) -> None:
+        for stream in (sys.stdout, sys.stderr):            # a file may have a name that is no text
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             sys.exit(command(argv))
         except UserError as mistake:

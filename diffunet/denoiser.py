@@ -41,8 +41,10 @@ class Denoiser(nn.Module):
     def from_config(cls, unet: UNetConfig, conditions: ConditionsConfig) -> "Denoiser":
         """The denoiser of a settled configuration, with DDPM's width of the time's sinusoids.
 
-        ValueError for a network without a vector, which could not be told the time.
+        ValueError for a network without levels, or without a vector, which could not be told the time.
         """
+        if not unet.levels:
+            raise ValueError("levels: there are none; a settled configuration names them")
         if not unet.vector_dim:
             raise ValueError(f"vector_dim is 0, so it cannot be told the time; try {4 * unet.levels[0].channels}")
         embeddings = {}
