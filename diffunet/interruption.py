@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
+import math
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,17 +12,20 @@ if TYPE_CHECKING:
 
 
 STDOUT = 1
+REPEATED = 3
+"""Seconds within which the same signal is the same wish: who stops a launcher and all it started sends it twice."""
 
 
 class Interruption:
     """While it is entered, the signals only ask; all processes hear of it at the same step.
 
-    The same signal a second time ends the process at once.
+    The same signal again, later than `REPEATED`, ends the process at once.
     """
 
     def __init__(self, accelerator: "Accelerator"):
         self.accelerator = accelerator
         self.signal: signal.Signals | None = None
+        self._asked = math.inf
 
     def __enter__(self) -> "Interruption":
         self._former = {}
@@ -33,8 +38,12 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame) -> None:
-        signal.signal(number, self._former[number])
-        self.signal = self.signal or signal.Signals(number)
+        if self.signal == number and time.monotonic() > self._asked + REPEATED:
+            signal.signal(number, self._former[number])
+            signal.raise_signal(number)
+        if self.signal:
+            return
+        self.signal, self._asked = signal.Signals(number), time.monotonic()
         self.accelerator.set_trigger()
         if self.accelerator.is_main_process:                   # print() could meet itself amid a line
             text = f"\n{signal.Signals(number).name}: saving a checkpoint after this step ...\n"

@@ -1,9 +1,11 @@
 """The train command: where networks, procedure and files meet. It prints, draws, and knows no mathematics."""
 
 import argparse
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from .state import is_whole, list_checkpoints
 
 IF_IT_IS_THERE = ""
 """What `--resume` means without a run."""
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other: longer than a preview takes, during which all wait for the main one."""
 REHEARSED = 0.05
 """Share of `train.minutes` in which the speed is measured before."""
 
@@ -159,27 +163,28 @@ def _flat(values: dict, above: str = "") -> dict:
 
 def _train(plan: Plan) -> int:
     from accelerate import Accelerator
-    from accelerate.utils import tqdm
+    from accelerate.utils import InitProcessGroupKwargs, tqdm
 
     from .data import open_pictures
     from .health import Health
     from .training import TrainConfig, Trainer
 
     run, config = plan.run, plan.config
+    _refuse_sharding()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=_precision(config.train.mixed_precision),
         log_with=_tracker(config.train.log_with),
         project_dir=run.folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     say = accelerator.print
-    with accelerator.main_process_first():
-        pictures = open_pictures(
-            config.data,
-            labelled=config.conditions.classes != 0,
-            say=say,
-            progress=partial(tqdm, desc="decode", unit="picture", leave=False),
-        )
+    pictures = open_pictures(
+        config.data,
+        labelled=config.conditions.classes != 0,
+        say=say,
+        progress=partial(tqdm, desc="decode", unit="picture", leave=False),
+    )
     config = config.settled(pictures)
     objective = config.build_objective()
     refuse_impossible(config.conditions.class_names, objective, config.sample)
@@ -250,6 +255,13 @@ def _train(plan: Plan) -> int:
         say(f"{trainer.spent['steps'] / 60:.2f} minutes of training where {config.train.minutes:g} were asked for")
     say(f"pictures: {run.folder}/samples, curves: {run.folder}/curves.png; python sample.py {run.folder} draws more")
     return 0
+
+
+def _refuse_sharding() -> None:
+    """UserError where a launcher asks to split the network over the devices, which would not be done."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(f"accelerate: use_{name.lower()}: every device here has the whole network; leave it out")
 
 
 def _fresh(config: Config) -> nn.Module:

@@ -375,8 +375,14 @@ class Trainer:
         What came after it is given up. UserError if it is damaged or does not fit, or, without `force`, if it
         was trained on other data.
         """
-        if checkpoint := checkpoint or newest_checkpoint(self.folder):
-            self._restore(checkpoint, force)
+        mistake = None
+        try:
+            if checkpoint := checkpoint or newest_checkpoint(self.folder):
+                self._restore(checkpoint, force)
+        except UserError as found:                             # the others would wait for this process
+            mistake = found
+        if self._any_process(mistake is not None):
+            raise mistake or UserError("another process cannot go on, and says why")
         self._logged = self.step
         if self.accelerator.is_main_process:
             self.log.forget_after(self.step)
@@ -407,7 +413,7 @@ class Trainer:
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in load_tensors(checkpoint / "optimizer.safetensors").items():
             parameter, _, key = name.rpartition(":")
-            moments[parameter][key] = tensor
+            moments[parameter][key] = tensor.clone()           # it would go on lying in the file
         names = [name for name, _ in self._bare_model.named_parameters()]
         if moments and set(moments) != set(names):
             raise UserError(f"{checkpoint}/optimizer.safetensors: does not match the network")

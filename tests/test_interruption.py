@@ -1,0 +1,29 @@
+import signal
+
+import pytest
+from accelerate import Accelerator
+
+from diffunet import interruption
+from diffunet.interruption import Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_and_asking_again_at_once_is_the_same_wish(number, capfd):
+    former = signal.getsignal(number)
+    with Interruption(Accelerator(cpu=True)) as asked:
+        assert not asked.requested()
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert asked.requested()
+        assert asked.signal == number
+    assert signal.getsignal(number) == former
+    assert capfd.readouterr().out.count("saving a checkpoint after this step") == 1
+
+
+def test_asking_again_later_ends_at_once(monkeypatch):
+    monkeypatch.setattr(interruption, "REPEATED", -1)
+    with pytest.raises(KeyboardInterrupt), Interruption(Accelerator(cpu=True)) as asked:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)                    # another signal is no second one
+        assert asked.signal == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
