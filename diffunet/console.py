@@ -59,6 +59,13 @@ def next_folder(folder: Path) -> Path:
     return next(path for number in count() if not (path := folder / f"{number:03d}").exists())
 
 
+def refuse_read_only(folder: Path) -> None:
+    """UserError if a folder cannot be written to, or not be made: before hours of work for it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{there}: cannot be written to; name another folder with --output")
+
+
 def config_file(name: str) -> Path:
     """A config by path, or one of those that come with the program by its path in the project."""
     path = Path(name)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .averages import LONGEST, SHORTEST
 from .checkpoint import AVERAGE, Run
 from .config import Config
-from .console import found_device, next_folder, told_plainly
+from .console import found_device, next_folder, refuse_read_only, told_plainly
 from .data import DataConfig, Pictures, open_pictures, to_model
 from .drawing import draw_grid
 from .evaluation import closest_pairs, evaluate_pictures, refuse_too_few
@@ -81,9 +81,10 @@ def _evaluate_run(run: Run, flags: dict[str, str]) -> tuple[dict, dict[str, Tens
     for key in ("size", "channels", "bit_depth"):
         if (found := getattr(pictures.config, key)) != (drawn := getattr(config.data, key)):
             raise UserError(f"--data: pictures of {key} {found}, but the run draws {key} {drawn}")
+    folder = Path(wish.output) if wish.output else next_folder(run.folder / "evaluations")
+    refuse_read_only(folder)
     features = choose_features(wish.features, wish.weights, pictures)
     record, pixels = measure(run, run.denoiser(), config, wish, pictures, features)
-    folder = Path(wish.output) if wish.output else next_folder(run.folder / "evaluations")
     return record, _closest(pixels, pictures, features), pictures.config.bit_depth, folder
 
 

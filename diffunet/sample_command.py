@@ -11,7 +11,7 @@ from torch import nn
 
 from .checkpoint import Run
 from .config import Config
-from .console import found_device, next_folder, told_plainly
+from .console import found_device, next_folder, refuse_read_only, told_plainly
 from .drawing import draw_grid, to_picture
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import Drawn, SampleConfig, generate
@@ -29,6 +29,7 @@ def sample(argv: list[str] | None = None) -> int:
     config = run.config()
     wish = settings_from(config.sample, SampleConfig, flags)
     folder = _output_folder(run, wish)
+    refuse_read_only(folder)
     records, pixels = [], []
     for drawn in draw(run, run.denoiser().to(found_device()), config, wish, sampling_bar(wish)):
         folder.mkdir(parents=True, exist_ok=True)

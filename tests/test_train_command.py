@@ -17,7 +17,7 @@ from diffunet.checkpoint import Run
 from diffunet.log import read_log
 from diffunet.state import list_checkpoints
 from trials import crash
-from trials.program import ROOT, kill_all, program
+from trials.program import ROOT, program
 
 WEIGHTS = Path("run/model/diffusion_pytorch_model.safetensors")
 
@@ -34,21 +34,6 @@ def test_a_run_survives_being_killed_in_a_save_and_in_the_rotation(tmp_path):
     """With dropout, flips and gradient accumulation: the same bytes as never killed. `trials/crash.py` kills longer."""
     survived = crash.survive(tmp_path, kills=2)
     assert survived["kills"] == 2
-
-
-def test_two_processes_killed_and_resumed_are_uninterrupted_to_the_byte(small):
-    arguments = [ROOT / "train.py", "--config", "small.yaml", "--train.checkpoint_every", "2", "--train.output"]
-    whole = program(*arguments, "whole", processes=2)
-    assert whole.wait(120) == 0, whole.stdout.read()
-    killed = program(*arguments, "killed", processes=2)
-    wait_for(Path("killed/checkpoints/step_00000002"), killed)
-    kill_all(killed, signal.SIGKILL)
-    killed.wait()
-    assert not Path("killed/checkpoints/step_00000012").exists()
-    resumed = program(ROOT / "train.py", "--resume", "killed", processes=2)
-    assert resumed.wait(120) == 0, resumed.stdout.read()
-    assert "going on from step" in resumed.stdout.read()
-    assert not crash.differences(Path("whole"), Path("killed"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -209,7 +194,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(small, capsys):
         subprocess.run(["mount", "-o", "remount,ro,bind", "run"], check=True)
         for command, argv in ((commands.train, ["--resume", "run", "--train.steps", "3"]), (commands.sample, ["run"])):
             line = mistake(capsys, command, *argv)
-            assert re.search(r"run/\S+: Read-only file system$", line)
+            assert re.search(r"run(/\S+: Read-only file system$|: cannot be written to)", line)
     finally:
         subprocess.run(["umount", "run"], check=True)
 
