@@ -49,7 +49,13 @@ class Run:
         if self.format > FORMAT:
             raise UserError(f"{self.folder}: format {self.format}, and this diffunet reads up to {FORMAT}; upgrade it")
         file = self.folder / "config.yaml"
-        config = settings_from(file, Config)
+        try:
+            config = settings_from(file, Config)
+        except UserError as mistake:
+            if self.format:
+                raise
+            old = "the run is older than the formats of run folders, and this diffunet cannot read it"
+            raise UserError(f"{str(mistake).splitlines()[0]}; {old}") from None
         if self.format and not file.read_text(encoding="utf-8").rstrip().endswith("\n..."):
             raise UserError(f"{file}: cut off, its last line is not ...; a part of it would be another run")
         # Where pictures go is for those to say who draw them: a folder from elsewhere might name any place.

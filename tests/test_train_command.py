@@ -176,6 +176,11 @@ def test_a_run_of_another_format_is_read_or_named(small, capsys):
     version.unlink()
     assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
     assert "written before run folders had a format" in mistake(capsys, commands.train, "--resume", "run")
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("middle_attention:", "attention_in_the_middle:"))
+    line = mistake(capsys, commands.sample, "run")
+    assert "unet.attention_in_the_middle: unknown key" in line
+    assert line.endswith("older than the formats of run folders, and this diffunet cannot read it")
 
 
 def test_one_training_in_a_folder_at_a_time(small, capsys, monkeypatch):
