@@ -87,8 +87,12 @@ class Run:
             lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise UserError(f"{self.folder}: another process is training here; stop that first") from None
-        with lock:
+        except NotImplementedError:                            # a file system without locks
+            pass
+        try:
             yield
+        finally:
+            lock.release()
 
     def refuse_to_overwrite(self, overwrite: bool) -> None:
         """UserError if something stands there already, unless it is a run and `overwrite` gives it up."""

@@ -250,7 +250,8 @@ class Trainer:
                     f"{self.share} at a time: raise --train.gradient_accumulation_steps, which changes nothing else, "
                     f"or lower --train.batch_size"
                 ) from error
-            if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            of_processes = getattr(torch.distributed, "DistError", ())        # not in every build of torch
+            if not (isinstance(error, of_processes) or "gloo" in str(error)):
                 raise
             first = str(error).splitlines()[0].split(". ")[0]
             why = first.partition("] ")[2] or first
