@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trials.program import SMALL_RUN
 
 from diffunet import commands
 from diffunet.unet import LevelConfig, UNetConfig
+from trials.program import SMALL_RUN
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -6,11 +6,11 @@ import numpy
 import pytest
 import torch
 from conftest import randomised, thinned
-from trials.program import program
 
 from diffunet.conditioning import Conditioning
 from diffunet.tiles import Tiled, admissible_tiles
 from diffunet.unet import LevelConfig, UNet, UNetConfig
+from trials.program import program
 
 
 def whole(unet, x, cond=None, planes=None):
