@@ -1,14 +1,18 @@
+import resource
+
 import pytest
 import torch
 
 from diffunet.settings import UserError
 from diffunet.storage import (
     CHECKSUMS,
+    append_line,
     load_json,
     load_strictly,
     load_tensors,
     save_tensors,
     sha256_of_tensors,
+    trouble,
     whole_file,
     whole_folder,
 )
@@ -38,6 +42,21 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     with whole_file(path) as file:
         file.write_text("new")
     assert path.read_text() == "new"
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path):
+    """A limit of 100 bytes for a file lets ten bytes of the second line through."""
+    path = tmp_path / "log"
+    append_line(path, "x" * 89)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            append_line(path, "y" * 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert trouble(refused.value) == f"{path}: File too large"
+    assert path.read_text() == "x" * 89 + "\n"
 
 
 def test_tensors_come_back(tmp_path):
