@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 
@@ -58,6 +59,21 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path):
     assert not fuse.exists()
     assert len(said) == 1
     assert "a process that fetches data was killed" in said[0]
+
+
+def test_deaths_apart_are_no_concern_of_a_step(monkeypatch):
+    """torch's own handler would raise wherever the training just is; and each batch in between forgives a death."""
+    monkeypatch.setattr(fetching, "WORKER_DEATHS", 2)
+    found, order = [], Order(20, 8, seed=3)
+    batches = fetch(Numbers(workers=1), order, [slice(0, 8)], range(30), pin_memory=False, say=print)
+    for step, (part,) in enumerate(batches):
+        if step in (1, 15):
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join()
+            torch.ones(10).sum()                           # a step that goes on
+        found.append(part["x"].tolist())
+    assert found == [order.batch(step).tolist() for step in range(30)]
 
 
 def test_processes_that_die_again_and_again_end_the_training(tmp_path, monkeypatch):
