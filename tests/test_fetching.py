@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -70,8 +71,7 @@ def test_deaths_apart_are_no_concern_of_a_step(monkeypatch):
         if step in (1, 15):
             for worker in multiprocessing.active_children():
                 worker.kill()
-                worker.join()
-            torch.ones(10).sum()                           # a step that goes on
+            time.sleep(0.3)                                # a step that goes on
         found.append(part["x"].tolist())
     assert found == [order.batch(step).tolist() for step in range(30)]
 
