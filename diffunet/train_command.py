@@ -125,7 +125,8 @@ def _refuse_to_give_up(plan: Plan) -> None:
     """UserError where it would cost finished work without having been told to."""
     run, checkpoint = plan.run, plan.checkpoint
     if not plan.former:
-        return run.refuse_to_overwrite(plan.overwrite)
+        run.refuse_to_overwrite(plan.overwrite)
+        return
     if run.format < 1:
         raise UserError(
             f"{run.folder}: was written before run folders had a format; it can be drawn from and measured, not resumed"
@@ -137,7 +138,6 @@ def _refuse_to_give_up(plan: Plan) -> None:
     for other in list_checkpoints(run.folder):
         if checkpoint and other.name > checkpoint.name and is_whole(other) and not plan.overwrite:
             raise UserError(f"--resume: {other} is newer than {checkpoint.name} and whole; --overwrite gives it up")
-    return None
 
 
 def _refuse_another_run(former: Config, config: Config, force: bool) -> None:
