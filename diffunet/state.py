@@ -44,13 +44,12 @@ def write_checkpoint(folder: Path, state: State, tensors: dict[str, dict[str, Te
         (checkpoint / "state.json").write_text(json.dumps(state.model_dump(), indent=2))
 
 
-def remove(checkpoints: list[Path]) -> None:
-    """Removes checkpoints, and what was left of others when that was cut short."""
+def remove(folder: Path, checkpoints: list[Path]) -> None:
+    """Removes these checkpoints of a run folder, and what kills have left of others."""
     for checkpoint in checkpoints:
         checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed"))      # a half removed one is none
-    for folder in {checkpoint.parent for checkpoint in checkpoints}:
-        for remains in folder.glob(".step_*"):
-            shutil.rmtree(remains)
+    for remains in (folder / "checkpoints").glob(".step_*"):
+        shutil.rmtree(remains)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -367,7 +367,7 @@ class Trainer:
             f"{names[i]}:{key}": value for i, entry in moments.items() for key, value in entry.items()
         }
         write_checkpoint(self.folder, state, tensors)
-        remove(list_checkpoints(self.folder)[: -self.config.keep_checkpoints])
+        remove(self.folder, list_checkpoints(self.folder)[: -self.config.keep_checkpoints])
         self.publish(self.ema.model)
 
     def resume(self, checkpoint: Path | None = None, force: bool = False) -> None:
@@ -391,7 +391,8 @@ class Trainer:
                 if step > self.step:
                     snapshot.unlink()
             if checkpoint:
-                remove([other for other in list_checkpoints(self.folder) if other.name > checkpoint.name])
+                newer = [other for other in list_checkpoints(self.folder) if other.name > checkpoint.name]
+                remove(self.folder, newer)
                 self.publish(self.ema.model)                   # a kill may have come between the two
         self.accelerator.wait_for_everyone()
 

@@ -82,7 +82,9 @@ def test_half_removed_ones_are_none(run):
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "step_00000004", checkpoints / ".step_00000002.removed")
     assert len(list_checkpoints(run)) == 2
-    remove(list_checkpoints(run)[:1])
+    remove(run, [])
+    assert {path.name for path in checkpoints.iterdir()} == {"step_00000004", "step_00000008"}
+    remove(run, list_checkpoints(run)[:1])
     assert [path.name for path in checkpoints.iterdir()] == ["step_00000008"]
 
 
