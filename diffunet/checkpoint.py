@@ -13,6 +13,7 @@ from .averages import average_of, snapshot_near
 from .config import Config, ModelConfig
 from .denoiser import Denoiser
 from .frontend import settings_from
+from .lean import outlined
 from .settings import UserError, did_you_mean
 from .state import list_checkpoints
 from .storage import load_json, load_strictly, load_tensors, refuse_misfits, save_tensors, whole_file
@@ -168,7 +169,7 @@ def _denoiser_with(tensors: dict[str, Tensor], model: Path, source: Path) -> Den
     """The denoiser of a model/ folder with tensors that came from `source`, ready to sample."""
     config = settings_from(model / "config.json", ModelConfig)
     try:
-        with torch.device("meta"):                             # so that an absurd size is refused before it is made
+        with outlined():                                       # so that an absurd size is refused before it is made
             refuse_misfits(Denoiser.from_config(config.unet, config.conditions).state_dict(), tensors, source)
     except ValueError as impossible:
         raise UserError(f"{model / 'config.json'}: {impossible}") from None

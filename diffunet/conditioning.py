@@ -64,8 +64,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, vector_dim: int, channels: int, freq_shift: int = 0):
         super().__init__()
         half = channels // 2
-        exponent = torch.arange(half) / (half - freq_shift)
-        self.register_buffer("frequencies", torch.exp(-math.log(10000) * exponent), persistent=False)
+        exponent = torch.arange(half, device="cpu") / (half - freq_shift)         # as a meta tensor it costs seconds
+        frequencies = torch.exp(-math.log(10000) * exponent).to(torch.get_default_device())
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(channels, vector_dim), nn.SiLU(), nn.Linear(vector_dim, vector_dim)
         )

@@ -3,12 +3,14 @@
 With alpha_bar(t) from the scheduler, x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (equation 4).
 """
 
+import inspect
 from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from .lean import from_diffusers
 from .objective import CLIP_TO_DATA_RANGE, Objective, ObjectiveConfig, Question
 from .settings import UserError
 
@@ -38,9 +40,7 @@ class DiffusionConfig(ObjectiveConfig):
 
     def scheduler(self):
         """The `DDPMScheduler` of this noise."""
-        from diffusers import DDPMScheduler
-
-        return DDPMScheduler(
+        return from_diffusers("DDPMScheduler")(
             num_train_timesteps=self.num_train_timesteps,
             beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[self.beta_schedule],
             prediction_type=self.prediction_type,
@@ -120,9 +120,10 @@ class Diffusion(Objective):
             raise UserError("sampler: euler-a cannot use a network trained with prediction_type sample; try sde-dpm++")
         if name == "euler-a" and trained.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
             raise UserError("sampler: euler-a cannot undo cosine noise with prediction_type epsilon; try sde-dpm++")
-        # Every value explicit: where one is missing, from_config takes the other class's default, betas included.
-        explicit = {key: value for key, value in trained.items() if not key.startswith("_")}
+        # Not by its from_config: that fills gaps with another class's defaults, betas included, and imports all classes.
         spacing = {"timestep_spacing": "trailing", "final_sigmas_type": "zero", "clip_sample": False}
-        sampler = scheduler_class.from_config({**explicit, **CLIP_TO_DATA_RANGE, **spacing, **options})
+        known = inspect.signature(scheduler_class).parameters
+        wanted = {**trained, **CLIP_TO_DATA_RANGE, **spacing, **options}
+        sampler = scheduler_class(**{key: value for key, value in wanted.items() if key in known})
         sampler.set_timesteps(steps)
         return sampler

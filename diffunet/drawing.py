@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .log import read_log
 from .storage import whole_file
 
+GAP = 2
+"""Pixels between the pictures of a grid."""
 SMALLEST_TILE = 32
 """Pixels; smaller pictures are enlarged in a grid."""
 ROWS_OF_STRIP = 12
@@ -31,13 +35,15 @@ def to_picture(pixels: Tensor, bit_depth: int) -> Image.Image:
 
 def draw_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = None) -> None:
     """(N, C, H, W) integers side by side in one PNG, tiny pictures enlarged."""
-    from torchvision.utils import make_grid
-
     if bit_depth == 16:
         pixels = (pixels / 257).round().to(torch.uint8)
     enlarge = max(1, SMALLEST_TILE // min(pixels.shape[-2:]))
     pixels = pixels.repeat_interleave(enlarge, dim=-1).repeat_interleave(enlarge, dim=-2)
-    grid = make_grid(pixels, nrow=columns or math.isqrt(len(pixels) - 1) + 1, padding=2)
+    columns = min(columns or math.isqrt(len(pixels) - 1) + 1, len(pixels))
+    tiles = F.pad(pixels, (GAP, 0, GAP, 0))                                       # each brings its left and upper gap
+    empty = tiles.new_zeros(-len(tiles) % columns, *tiles.shape[1:])
+    grid = rearrange(torch.cat([tiles, empty]), "(row column) c h w -> c (row h) (column w)", column=columns)
+    grid = F.pad(grid, (0, GAP, 0, GAP))
     with whole_file(path) as file:
         to_picture(grid, 8).save(file, format="PNG")
 

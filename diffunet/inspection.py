@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .conditioning import Conditioning
 from .layers import SelfAttention
+from .lean import outlined
 from .unet import UNet, UNetConfig, built_twin, smallest_size
 
 
@@ -93,7 +94,7 @@ def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
 
     The network is built without memory, and nothing is computed. ValueError where the size is too small.
     """
-    with torch.device("meta"):
+    with outlined():
         unet = UNet(config).eval()
         x, planes, vector = torch.empty(1, config.in_channels, *size), None, None
         if config.plane_channels:

@@ -12,6 +12,7 @@ from .console import config_file, told_plainly
 from .denoiser import Denoiser
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import labels_to_draw
+from .lean import outlined
 from .presets import PRESETS
 from .settings import UserError, did_you_mean
 from .unet import UNet, UNetConfig
@@ -42,7 +43,7 @@ def describe(argv: list[str] | None = None) -> int:
     for name, *rest in rows:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         print(name.ljust(widths[0]), *cells, sep="  ")
-    with torch.device("meta"):
+    with outlined():
         denoiser = Denoiser.from_config(config.unet, config.conditions) if config.unet.vector_dim else None
         unet = denoiser.unet if denoiser else UNet(config.unet)
     if denoiser:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .lean import from_diffusers
 from .randomness import Randomness
 from .settings import Settings, UserError, did_you_mean
 
@@ -90,13 +91,11 @@ class Objective(ABC):
 
     def scheduler_class(self, name: str) -> tuple[type, dict]:
         """The class in diffusers of the sampler `name`, and what to set there. UserError for an unknown name."""
-        import diffusers
-
         if name not in self.samplers:
             known = ", ".join(self.samplers)
             raise UserError(f"sampler: {name} is not one of {known}{did_you_mean(name, self.samplers)}")
         class_name, options = self.samplers[name]
-        return getattr(diffusers, class_name), options
+        return from_diffusers(class_name), options
 
 
 def in_bands(u: Tensor) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import diffunet
 PACKAGE = Path(__file__).parent.parent / "diffunet"
 FLOORS = [
     "settings",
+    "lean",
     "storage",
     "randomness",
     "conditioning",
