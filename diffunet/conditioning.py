@@ -88,7 +88,7 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, label: Tensor | None, told: Tensor | None = None) -> Conditioning:
         """label: (B,) integers in [0, classes); told: (B,) bool, False where to withhold it."""
-        nothing = torch.tensor(self.classes, device=self.table.weight.device)
+        nothing = torch.full((), self.classes, device=self.table.weight.device)   # unlike a copy it waits for nothing
         if label is None:
             label = nothing[None]
         elif told is not None:

@@ -95,11 +95,12 @@ class Pictures:
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """A batch as torch's `DataLoader` asks for it: integers (B, C, H, W) and labels (B,)."""
-        if self.places is not None:
-            indices = self.places[indices].tolist()
-        batch = {"image": self.images[indices]}
+        chosen = torch.tensor(indices) if self.places is None else self.places[indices]
+        if self.device.type == "cuda":
+            chosen = chosen.pin_memory().to(self.device, non_blocking=True)
+        batch = {"image": self.images[chosen if isinstance(self.images, Tensor) else chosen.tolist()]}
         if self.labels is not None:
-            batch["label"] = self.labels[indices]
+            batch["label"] = self.labels[chosen]
         return batch
 
     def parted(self) -> tuple["Pictures", "Pictures"]:
@@ -108,6 +109,20 @@ class Pictures:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
         kept, trained = order[:number].sort().values, order[number:].sort().values
         return replace(self, places=trained), replace(self, places=kept)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+        return self.images.device if isinstance(self.images, Tensor) else torch.device("cpu")
+
+    def on(self, device: torch.device) -> "Pictures":
+        """The same, lying on a GPU if they are decoded and leave three quarters of it free: batches need not travel."""
+        if device.type != "cuda" or not isinstance(self.images, Tensor):
+            return self
+        if self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
+            return self
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, images=self.images.to(device), labels=labels)
 
     @property
     def workers(self) -> int:

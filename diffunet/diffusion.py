@@ -120,7 +120,7 @@ class Diffusion(Objective):
             raise UserError("sampler: euler-a cannot use a network trained with prediction_type sample; try sde-dpm++")
         if name == "euler-a" and trained.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
             raise UserError("sampler: euler-a cannot undo cosine noise with prediction_type epsilon; try sde-dpm++")
-        # Not by its from_config: that fills gaps with another class's defaults, betas included, and imports all classes.
+        # Not by from_config: that fills gaps with another class's defaults, betas included, and imports them all.
         spacing = {"timestep_spacing": "trailing", "final_sigmas_type": "zero", "clip_sample": False}
         known = inspect.signature(scheduler_class).parameters
         wanted = {**trained, **CLIP_TO_DATA_RANGE, **spacing, **options}

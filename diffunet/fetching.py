@@ -21,6 +21,8 @@ class Data(Protocol):
 
     workers: int
     """Processes that fetch; 0: this one."""
+    device: torch.device
+    """Where the batches lie."""
     fingerprint: str
     """Tells other data from these."""
 

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from .data import DataConfig, to_pixels
 from .denoiser import Guided
+from .execution import Execution, in_precision
 from .objective import Objective
 from .sampling import sample
-from .settings import Settings, UserError, did_you_mean, unwatched
+from .settings import UserError, did_you_mean, unwatched
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class SampleConfig(Settings):
+class SampleConfig(Execution):
     """What to draw, and how: in a run's config, its previews and what sample.py does unless told otherwise."""
 
     num_images: int = Field(64, ge=1, le=10_000_000)
@@ -96,6 +97,7 @@ def generate(
     labels = labels_to_draw(wish.label, class_names)
     device = next(denoiser.parameters()).device
     lowest, highest = map(objective.time, wish.guidance_interval)
+    denoiser, guide = (m and in_precision(m, wish.mixed_precision, device) for m in (denoiser, guide))
     model = Guided(denoiser, wish.guidance_scale, (lowest, highest), guide)
     shape = (data.channels, *data.size)
     for first in range(0, wish.num_images, wish.batch_size):

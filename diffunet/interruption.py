@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 
 STDOUT = 1
+AGREED_EVERY = 4
+"""Steps."""
 REPEATED = 3
 """Seconds within which the same signal is the same wish: who stops a launcher and all it started sends it twice."""
 
@@ -49,6 +51,11 @@ class Interruption:
             text = f"\n{signal.Signals(number).name}: saving a checkpoint after this step ...\n"
             os.write(STDOUT, text.encode())
 
-    def requested(self) -> bool:
-        """Whether any process was asked to stop. To be called by all of them at the same step."""
-        return self.accelerator.check_trigger()
+    def requested(self, step: int) -> bool:
+        """Whether any process was asked to stop. To be called by all of them after each step.
+
+        Several agree on it at every fourth step only, since that waits for their devices.
+        """
+        if self.accelerator.num_processes == 1:
+            return self.signal is not None
+        return step % AGREED_EVERY == 0 and self.accelerator.check_trigger()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 NOT_NEEDED = ("torch._dynamo", "scipy.stats")
-"""What the schedulers of `diffusers` import: a compiler that they do without, and a spacing of steps that is not offered,
-which still finds its functions when it is asked for."""
+"""What the schedulers of `diffusers` import: a compiler that they can do without, and what a spacing of steps is made
+of that is not offered, and would find it nevertheless."""
 
 
 def from_diffusers(name: str) -> Any:

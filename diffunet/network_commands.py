@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from .checkpoint import Run

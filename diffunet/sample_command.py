@@ -13,6 +13,7 @@ from .checkpoint import Run
 from .config import Config
 from .console import found_device, next_folder, refuse_read_only, told_plainly
 from .drawing import draw_grid, to_picture
+from .execution import ready
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import Drawn, SampleConfig, generate
 from .settings import UserError, unwatched
@@ -63,6 +64,8 @@ def draw(
     objective, guide = config.build_objective(), None
     if wish.guide and wish.guidance_scale != 1:
         guide = run.snapshot(wish.guide).to(next(denoiser.parameters()).device)
+    for network in filter(None, (denoiser, guide)):
+        ready(network.unet, wish)
     return generate(denoiser, config.conditions.class_names, objective, config.data, wish, guide, progress)
 
 

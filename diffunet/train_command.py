@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,13 +16,15 @@ from torch import nn
 from .averages import list_snapshots
 from .checkpoint import Run
 from .config import Config
-from .console import config_file, told_plainly
+from .console import config_file, found_device, told_plainly
 from .drawing import draw_curves, draw_grid, draw_strip
+from .execution import precision, ready
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import refuse_impossible
 from .sample_command import columns, draw
 from .settings import UserError, did_you_mean, ran_out_of_memory
 from .state import is_whole, list_checkpoints
+from .training import TrainConfig
 
 IF_IT_IS_THERE = ""
 """What `--resume` means without a run."""
@@ -29,11 +32,17 @@ PATIENCE = timedelta(minutes=30)
 """How long processes wait for each other: longer than a preview takes, during which all wait for the main one."""
 REHEARSED = 0.05
 """Share of `train.minutes` in which the speed is measured before."""
+WORTH_MEASURING = 700
+"""Steps, of which the seven that tell the speed are one in a hundred."""
+COMPILING_PAYS = 30
+"""Minutes, in trainings of which the compiler's one to three are won back (docs/performance.md)."""
 
 RESUMABLE = {
     "train.steps",
     "train.gradient_accumulation_steps",
     "train.mixed_precision",
+    "train.channels_last",
+    "train.compile",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -167,13 +176,13 @@ def _train(plan: Plan) -> int:
 
     from .data import open_pictures
     from .health import Health
-    from .training import TrainConfig, Trainer
+    from .training import Trainer
 
     run, config = plan.run, plan.config
     _refuse_sharding()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=_precision(config.train.mixed_precision),
+        mixed_precision=precision(config.train.mixed_precision, found_device()),
         log_with=_tracker(config.train.log_with),
         project_dir=run.folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -189,6 +198,7 @@ def _train(plan: Plan) -> int:
     objective = config.build_objective()
     refuse_impossible(config.conditions.class_names, objective, config.sample)
     trained, held_out = pictures.parted()
+    fed = trained.on(accelerator.device)
     health = Health(objective, trained, held_out)
 
     def preview(step: int, ema: nn.Module) -> dict[str, float]:
@@ -211,17 +221,17 @@ def _train(plan: Plan) -> int:
         run.publish(ema)
         draw_curves(run.folder)
 
-    def trainer_for(settings: TrainConfig) -> Trainer:
-        return Trainer(settings, _fresh(config), objective, trained, accelerator, preview=preview, publish=publish)
+    def trainer_for(wish: TrainConfig) -> Trainer:
+        network = _fresh(config.model_copy(update={"train": wish}))
+        return Trainer(wish, network, objective, fed, accelerator, preview=preview, publish=publish)
 
-    if config.train.minutes and not plan.former:
-        seconds = 60 * config.train.minutes
-        endless = config.train.model_copy(update={"steps": sys.maxsize})
-        per_step = trainer_for(endless).rehearse(REHEARSED * seconds)
+    def seconds_per_step(wish: TrainConfig, seconds: float) -> float:
+        measured = trainer_for(wish.model_copy(update={"steps": sys.maxsize})).rehearse(seconds)
         accelerator.free_memory()
-        steps = max(1, round(seconds / per_step))
-        say(f"{steps:,} steps of {per_step:.3g} s fit into {config.train.minutes:g} minutes")
-        config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+        return measured
+
+    if not plan.former:
+        config = config.model_copy(update={"train": _settled(config.train, seconds_per_step, say)})
     trainer = trainer_for(config.train)
     with run.alone() if accelerator.is_main_process else nullcontext():
         if plan.former:
@@ -257,6 +267,22 @@ def _train(plan: Plan) -> int:
     return 0
 
 
+def _settled(wish: TrainConfig, seconds_per_step: Callable[[TrainConfig, float], float], say: Callable) -> TrainConfig:
+    """What only a measurement tells: whether compiling pays, and how many steps fit into `minutes`."""
+    minutes, steps = wish.minutes, wish.steps
+    if not minutes and steps >= WORTH_MEASURING:
+        per_step = seconds_per_step(wish.model_copy(update={"compile": wish.compile is True}), 0)
+        minutes = steps * per_step / 60
+        say(f"{steps:,} steps of {per_step:.3g} s: about {minutes:.3g} minutes, without previews")
+    if wish.compile == "auto":
+        wish = wish.model_copy(update={"compile": (minutes or 0) > COMPILING_PAYS})
+    if wish.minutes:
+        per_step = seconds_per_step(wish, REHEARSED * 60 * minutes)
+        steps = max(1, round(60 * minutes / per_step))
+        say(f"{steps:,} steps of {per_step:.3g} s fit into {minutes:g} minutes")
+    return wish.model_copy(update={"steps": steps})
+
+
 def _refuse_sharding() -> None:
     """UserError where a launcher asks to split the network over the devices, which would not be done."""
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -271,15 +297,9 @@ def _fresh(config: Config) -> nn.Module:
     from .denoiser import Denoiser
 
     set_seed(config.train.seed)
-    return Denoiser.from_config(config.unet, config.conditions)
-
-
-def _precision(wish: str) -> str:
-    if wish == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    if wish == "fp16" and not torch.accelerator.is_available():
-        raise UserError("--train.mixed_precision: fp16 needs a GPU; use no or bf16")
-    return wish
+    denoiser = Denoiser.from_config(config.unet, config.conditions)
+    ready(denoiser.unet, config.train)
+    return denoiser
 
 
 def _tracker(name: str | None) -> str | None:

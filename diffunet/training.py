@@ -19,11 +19,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .averages import LENGTHS, Average, list_snapshots, power_share, save_snapshot
+from .execution import Execution
 from .fetching import Data, fetch
 from .interruption import Interruption
 from .log import Log
 from .randomness import Order, Randomness, seed_for
-from .settings import Settings, UserError, ran_out_of_memory
+from .settings import UserError, ran_out_of_memory
 from .state import State, list_checkpoints, newest_checkpoint, read_state, remove, write_checkpoint
 from .storage import check_folder, load_strictly, load_tensors, trouble
 
@@ -34,7 +35,7 @@ NON_FINITE_LIMIT = 10
 """Training stops after so many steps in a row whose loss or gradient is not finite."""
 
 
-class TrainConfig(Settings):
+class TrainConfig(Execution):
     """How to train, how long, and what to leave in the run folder."""
 
     output: str = "runs/default"
@@ -63,8 +64,6 @@ class TrainConfig(Settings):
     """Decay per step of the weights' moving average, reached by way of (1 + step) / (10 + step)."""
     snapshots: int = Field(16, ge=0, le=1000)
     """Snapshots of two more averages, from which `diffunet ema` makes one of any length; 0: none."""
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Precision of the network; the loss is always fp32. auto: bf16 on a GPU that has it."""
     log_every: int = Field(50, ge=1, le=10**9)
     """Steps between lines of log.jsonl and points of curves.png."""
     checkpoint_every: int = Field(5000, ge=1, le=10**9)
@@ -121,11 +120,11 @@ class Trainer:
         self.objective, self.data, self.accelerator = objective, data, accelerator
         self.preview, self.publish = preview, publish
         self.step = 0
-        self.skipped = 0
-        self.non_finite_in_a_row = 0
         self.share = config.batch_size // shares
         self.order = Order(len(data), config.batch_size, config.seed)
         model = model.to(accelerator.device)
+        self._skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self._non_finite_in_a_row = torch.zeros_like(self._skipped)
         self.ema = Average(model, lambda step: 1 - config.ema_decay_at(step))
         self.averages = {length: Average(model, power_share(length)) for length in LENGTHS if config.snapshots}
         optimizer = torch.optim.AdamW(
@@ -133,7 +132,7 @@ class Trainer:
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
-            fused=accelerator.device.type in ("cpu", "cuda"),
+            fused=True,
         )
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
         self._logged = 0                                       # step of the newest line of the log
@@ -141,6 +140,11 @@ class Trainer:
         self.spent = {"steps": 0.0, "previews": 0.0}           # seconds in all, of this process
         self._hindered: set[str] = set()                       # what cannot be written at present
         self._overdue = False                                  # whether a checkpoint is among that, in any process
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were skipped, because their gradient was not finite."""
+        return int(self._skipped)
 
     @property
     def _bare_model(self) -> nn.Module:
@@ -166,14 +170,18 @@ class Trainer:
             while self.step < config.steps:
                 started = time.monotonic()
                 self._train_step(next(batches))
-                self._seconds += time.monotonic() - started
                 self.step += 1
                 bar.update()
                 last = self.step == config.steps
-                stop = interruption.requested()
+                stop = interruption.requested(self.step)
                 logging = last or stop or self.step % config.log_every == 0
                 saving = last or stop or self.step % config.checkpoint_every == 0 or (logging and self._overdue)
                 previewing = last or self.step % config.preview_every == 0
+                if logging or saving or previewing:
+                    self._wait_for_device()
+                self._seconds += time.monotonic() - started
+                if logging or self.step % NON_FINITE_LIMIT == 0:
+                    self._refuse_to_go_on_broken()
                 if self.accelerator.is_main_process and self._is_snapshot(self.step):
                     with self._going_on_without("snapshot"):
                         save_snapshot(self.folder, self.step, self.averages)
@@ -201,6 +209,7 @@ class Trainer:
             started = time.monotonic()
             self._train_step(next(batches))
             self.step += 1
+            self._wait_for_device()
             return time.monotonic() - started
 
         def agreed(took: list[float]) -> float:
@@ -210,6 +219,18 @@ class Trainer:
         with self._told_plainly():
             first = agreed([step_seconds() for _ in range(4)][1:])            # the very first one warms up
             return agreed([step_seconds() for _ in range(3 + int(seconds / first))])
+
+    def _wait_for_device(self) -> None:
+        """Until what was asked of it is done. A step itself never waits, so that the device is not kept waiting."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def _refuse_to_go_on_broken(self) -> None:
+        if self._non_finite_in_a_row >= NON_FINITE_LIMIT:
+            raise UserError(
+                f"training stopped at step {self.step}: the loss was not finite {NON_FINITE_LIMIT} times in a row; "
+                f"the checkpoints in {self.folder} are intact; try a lower train.learning_rate"
+            )
 
     def _is_snapshot(self, step: int) -> bool:
         wanted, steps = self.config.snapshots, self.config.steps
@@ -274,8 +295,8 @@ class Trainer:
         """This process's share of every batch from the present step on, in the parts of its accumulation."""
         positions = [self._positions(part) for part in range(self.config.gradient_accumulation_steps)]
         steps = range(self.step, self.config.steps)
-        on_gpu = self.accelerator.device.type == "cuda"
-        return fetch(self.data, self.order, positions, steps, pin_memory=on_gpu, say=self._say)
+        far = self.accelerator.device.type == "cuda" and self.data.device.type == "cpu"
+        return fetch(self.data, self.order, positions, steps, pin_memory=far, say=self._say)
 
     def _positions(self, part: int) -> slice:
         """Where in the whole batch this process's share of an accumulation part stands."""
@@ -301,21 +322,16 @@ class Trainer:
             for name, values in losses.items():
                 self.log.count(name, values.detach())
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-        finite = bool(norm.isfinite())
-        if finite or accelerator.scaler:                       # a scaler skips by itself, and learns from it
-            self.optimizer.step()
+        broken = ~norm.detach().isfinite()
+        if not accelerator.scaler:                             # which skips by itself, and learns from it
+            self.optimizer.optimizer.found_inf = broken.float()               # a fused AdamW reads it on the device
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        if finite:
-            self.log.count("grad_norm", norm.detach().reshape(1))
-            for average in (self.ema, *self.averages.values()):
-                average.update(self._bare_model, self.step)
-        self.skipped += not finite
-        self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + 1
-        if self.non_finite_in_a_row == NON_FINITE_LIMIT:
-            raise UserError(
-                f"training stopped at step {self.step}: the loss was not finite {NON_FINITE_LIMIT} times in a row; "
-                f"the checkpoints in {self.folder} are intact; try a lower train.learning_rate"
-            )
+        for average in (self.ema, *self.averages.values()):
+            average.update(self._bare_model, self.step)
+        self.log.count("grad_norm", norm.detach().reshape(1))
+        self._skipped += broken
+        self._non_finite_in_a_row = (self._non_finite_in_a_row + 1) * broken
 
     # ── the log ───────────────────────────────────────────────────────────────────────────────────
 
@@ -415,16 +431,21 @@ class Trainer:
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in load_tensors(checkpoint / "optimizer.safetensors").items():
             parameter, _, key = name.rpartition(":")
-            moments[parameter][key] = tensor.clone()           # it would go on lying in the file
-        names = [name for name, _ in self._bare_model.named_parameters()]
-        if moments and set(moments) != set(names):
+            moments[parameter][key] = tensor
+        parameters = dict(self._bare_model.named_parameters())
+        if moments and set(moments) != set(parameters):
             raise UserError(f"{checkpoint}/optimizer.safetensors: does not match the network")
         groups = self.optimizer.state_dict()["param_groups"]
-        numbered = {i: moments[name] for i, name in enumerate(names) if name in moments}
+        numbered = {
+            i: {key: _lying_like(parameters[name], tensor) for key, tensor in moments[name].items()}
+            for i, name in enumerate(parameters)
+            if name in moments
+        }
         self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
         if self.accelerator.scaler and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        self.step, self.skipped = state.step, state.skipped
+        self.step = state.step
+        self._skipped.fill_(state.skipped)
 
     @property
     def _surroundings(self) -> dict[str, str | int]:
@@ -437,3 +458,8 @@ class Trainer:
 
     def _averages_by_name(self) -> dict[str, Average]:
         return {"ema": self.ema} | {f"average_{length}": average for length, average in self.averages.items()}
+
+
+def _lying_like(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A copy in the parameter's order of memory, along which a fused optimiser walks; but for the count of steps."""
+    return torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment.clone()

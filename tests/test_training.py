@@ -22,6 +22,7 @@ class Points:
     """Forty numbers to fit; nothing of images."""
 
     workers = 0
+    device = torch.device("cpu")
 
     def __init__(self):
         self.x = torch.linspace(-1, 1, 40)[:, None]
