@@ -85,12 +85,12 @@ def diffunet(asked: argparse.Namespace, *words: str | Path) -> None:
         sys.exit(ended.stderr)
 
 
-def train_and_measure(asked: argparse.Namespace, name: str, seed: int) -> None:
+def train_and_measure(asked: argparse.Namespace, name: str, steps: int, seed: int) -> None:
     folder = asked.folder / f"{name}, seed {seed}"
     record = folder / "record"
     if (record / "evaluation.json").exists():
         return
-    changes = {"train.steps": str(equal_steps(CANDIDATES[name], asked.steps)), **CANDIDATES[name]}
+    changes = {"train.steps": str(steps), **CANDIDATES[name]}
     quiet = ["--train.preview_every", "1000000", "--train.checkpoint_every", "1000000", "--overwrite"]
     flags = [word for key, value in changes.items() for word in (f"--{key}", value)]
     where = ["--config", CONFIG, "--train.output", folder, "--train.seed", str(seed)]
@@ -128,9 +128,10 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="trainings at once (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/candidates"))
     asked = parser.parse_args()
+    steps = {name: equal_steps(CANDIDATES[name], asked.steps) for name in asked.candidates}  # counted by one thread
+    runs = [(name, steps[name], seed) for seed in asked.seeds for name in asked.candidates]
     with ThreadPoolExecutor(asked.parallel) as pool:
-        seeds = [seed for seed in asked.seeds for _ in asked.candidates]
-        list(pool.map(partial(train_and_measure, asked), asked.candidates * len(asked.seeds), seeds))
+        list(pool.map(partial(train_and_measure, asked), *zip(*runs, strict=True)))
     (asked.folder / "candidates.md").write_text(table(asked), encoding="utf-8")
     print(table(asked))
 

@@ -266,14 +266,18 @@ def table(points: list[dict], asked: argparse.Namespace) -> str:
     for name, ways in groups.items():
         seconds, whole = ([reached(way, asked, key) for way in ways.values()] for key in ("seconds", "command_seconds"))
         longest = min(max(point["seconds"] for point in way) for way in ways.values())
-        times = median(seconds)
+        times, whole_time = median(seconds), median(whole)
         ratio = f"{times / first:.2g} ×" if times < math.inf else f"> {longest / first:.2g} ×"
-        least = [min(point["frechet"] for point in way) for way in ways.values()]
-        rows.append(
-            f"| {name} | {next(iter(ways.values()))[0]['parameters']:,} | {shown(times, longest)} "
-            f"| {ratio if first < math.inf else ''} | {shown(median(whole))} | {', '.join(shown(each, longest) for each in seconds)} "
-            f"| {', '.join(f'{value:.3g}' for value in least)} |"
-        )
+        cells = [
+            name,
+            f"{next(iter(ways.values()))[0]['parameters']:,}",
+            shown(times, longest),
+            ratio if first < math.inf else "",
+            f"{whole_time:.0f}" if whole_time < math.inf else "",
+            ", ".join(shown(each, longest) for each in seconds),
+            ", ".join(f"{min(point['frechet'] for point in way):.3g}" for way in ways.values()),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     from curve import machine
 
     peers = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "denoising-diffusion-pytorch"))
@@ -289,10 +293,8 @@ def median(times: list[float]) -> float:
     return statistics.median_high(times)
 
 
-def shown(seconds: float, longest: float | None = None) -> str:
-    if seconds < math.inf:
-        return f"{seconds:.0f}"
-    return "" if longest is None else f"> {longest:.0f}"
+def shown(seconds: float, longest: float) -> str:
+    return f"{seconds:.0f}" if seconds < math.inf else f"> {longest:.0f}"
 
 
 def draw_lines(points: list[dict], asked: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 BATCH_SIZE, ACCUMULATED = 32, 2
 """Pictures in a batch, and batches for a step of the optimiser."""
 
+
 def build(resolution: int, channels: int, size: str) -> Unet:
     """The README's 35.7 million parameters or fewer, with as many channels as the pictures have; for any resolution."""
     width, multiples = {"as_shipped": (64, (1, 2, 4, 8)), "small": (32, (1, 1)), "tiny": (8, (1, 2))}[size]

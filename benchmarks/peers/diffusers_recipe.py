@@ -23,6 +23,7 @@ from torch import Tensor
 BATCH_SIZE, EPOCHS, WARM_UP = 16, 100, 500
 """Of the example; the warm-up in steps."""
 
+
 def build(resolution: int, channels: int, size: str) -> UNet2DModel:
     """The example's 113.7 million parameters or fewer, with as many channels as the pictures have."""
     widths, blocks, attends, groups = {
