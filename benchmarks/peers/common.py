@@ -28,6 +28,8 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 DIGIT_SIDE = 8
+SIZES = ("as_shipped", "small", "tiny")
+"""Of a peer's network: its own; about that of configs/digits.yaml; one to rehearse in seconds."""
 
 
 def arguments(description: str, batch_size: int, steps_to_draw: int) -> argparse.Namespace:
@@ -44,7 +46,8 @@ def arguments(description: str, batch_size: int, steps_to_draw: int) -> argparse
     add("--steps_to_draw", type=int, default=steps_to_draw, help="network calls for a picture (%(default)s)")
     add("--batch_to_draw", type=int, default=500, help="pictures drawn at once (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")
-    add("--tiny", action="store_true", help="a tiny network instead, to rehearse in seconds")
+    add("--network", choices=SIZES, default="as_shipped", help="its size (%(default)s)")
+    add("--tiny", dest="network", action="store_const", const="tiny", help="--network tiny")
     asked = parser.parse_args()
     for name, value in vars(asked).items():
         if name != "seed" and type(value) in (int, float) and not value > 0:
@@ -273,7 +276,7 @@ def report(
         "version": version(peer),
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "tiny": asked.tiny,
+        "network": asked.network,
         "resolution": asked.resolution,
         "batch_size": asked.batch_size,
         "steps": budget.steps,
