@@ -34,9 +34,17 @@ def levels(*widths: int, blocks: int = 1) -> dict[str, str]:
     return {"unet.levels": json.dumps([{"channels": width, "blocks": blocks} for width in widths])}
 
 
+ONE_SKIP = {"unet.skips": "level"}
 CANDIDATES = {
     "as digits.yaml": {},
-    "one skip per level": {"unet.skips": "level"},
+    "one skip per level": ONE_SKIP,
+    "one skip, average pools": ONE_SKIP | {"unet.resampling": "average"},
+    "one skip, no attention": ONE_SKIP | {"unet.middle_attention": "false"},
+    "one skip, one block in the middle": ONE_SKIP | {"unet.middle_blocks": "1"},
+    "one skip, widths 48, 48": ONE_SKIP | levels(48, 48),
+    "one skip, learning rate 6e-3": ONE_SKIP | {"train.learning_rate": "6e-3"},
+    "one skip, learning rate 8e-3": ONE_SKIP | {"train.learning_rate": "8e-3"},
+    "one skip, batch 64": ONE_SKIP | {"train.batch_size": "64", "train.warmup_steps": "100"},
     "one level": levels(32),
     "one level of 48": levels(48),
     "widths 24, 48": levels(24, 48),

@@ -63,6 +63,12 @@ class Config(ModelConfig):
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
 
+    def changed(self, **sections: dict) -> "Config":
+        """With other values in some sections: `changed(train={"steps": 10})`."""
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        )
+
     def build_objective(self) -> Objective:
         """The training objective that `objective` names, with its section."""
         return OBJECTIVES[self.objective](getattr(self, self.objective))

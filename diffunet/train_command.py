@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,15 @@ from .config import Config
 from .console import config_file, found_device, told_plainly
 from .drawing import draw_curves, draw_grid, draw_strip
 from .execution import precision, ready
+from .fetching import Data
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import refuse_impossible
+from .inspection import describe
 from .sample_command import columns, draw
 from .settings import UserError, did_you_mean, ran_out_of_memory
 from .state import is_whole, list_checkpoints
-from .training import TrainConfig
+from .throughput import TRAINING, Throughput, largest_batch, measure
+from .training import TrainConfig, Trainer
 
 IF_IT_IS_THERE = ""
 """What `--resume` means without a run."""
@@ -34,6 +37,8 @@ REHEARSED = 0.05
 """Share of `train.minutes` in which the speed is measured before."""
 WORTH_MEASURING = 700
 """Steps, of which the seven that tell the speed are one in a hundred."""
+BENCHMARKED = 10
+"""Seconds in which `--benchmark` measures each of three things."""
 COMPILING_PAYS = 30
 """Minutes, in trainings of which the compiler's one to three are won back (docs/performance.md)."""
 
@@ -70,6 +75,7 @@ class Plan:
     """To resume from; None: the newest."""
     overwrite: bool = False
     force: bool = False
+    benchmark: bool = False
 
 
 @told_plainly
@@ -87,6 +93,7 @@ def train(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="give up what is there already")
     parser.add_argument("--force", action="store_true", help="resume although a change makes it another run")
+    parser.add_argument("--benchmark", action="store_true", help="measure speed, memory and what limits them, and exit")
     parser.add_argument("--print_config", action="store_true", help="print the configuration and exit")
     add_flags(parser, Config)
     asked, flags = parse_flags(parser, argv)
@@ -94,6 +101,8 @@ def train(argv: list[str] | None = None) -> int:
     if asked.print_config:
         print(plan.config.to_yaml(), end="")
         return 0
+    if asked.benchmark:
+        return _train(replace(plan, benchmark=True))
     _refuse_to_give_up(plan)
     return _train(plan)
 
@@ -176,7 +185,6 @@ def _train(plan: Plan) -> int:
 
     from .data import open_pictures
     from .health import Health
-    from .training import Trainer
 
     run, config = plan.run, plan.config
     _refuse_sharding()
@@ -221,17 +229,19 @@ def _train(plan: Plan) -> int:
         run.publish(ema)
         draw_curves(run.folder)
 
-    def trainer_for(wish: TrainConfig) -> Trainer:
-        network = _fresh(config.model_copy(update={"train": wish}))
-        return Trainer(wish, network, objective, fed, accelerator, preview=preview, publish=publish)
-
-    def seconds_per_step(wish: TrainConfig, seconds: float) -> float:
-        measured = trainer_for(wish.model_copy(update={"steps": sys.maxsize})).rehearse(seconds)
+    def trainer_for(wish: TrainConfig, data: Data = fed) -> Trainer:
         accelerator.free_memory()
-        return measured
+        network = _fresh(config.model_copy(update={"train": wish}))
+        return Trainer(wish, network, objective, data, accelerator, preview=preview, publish=publish)
 
+    if config.train.batch_size == "auto":
+        config = config.changed(train={"batch_size": largest_batch(trainer_for, config.train, fed)})
+        say(f"train.batch_size: {config.train.batch_size}, the most that fit into memory")
+    if plan.benchmark:
+        tell(measure(trainer_for, config.train, fed, BENCHMARKED), config, say)
+        return 0
     if not plan.former:
-        config = config.model_copy(update={"train": _settled(config.train, seconds_per_step, say)})
+        config = config.changed(train=_settled(config.train, trainer_for, say))
     trainer = trainer_for(config.train)
     with run.alone() if accelerator.is_main_process else nullcontext():
         if plan.former:
@@ -267,20 +277,46 @@ def _train(plan: Plan) -> int:
     return 0
 
 
-def _settled(wish: TrainConfig, seconds_per_step: Callable[[TrainConfig, float], float], say: Callable) -> TrainConfig:
+def _settled(wish: TrainConfig, trainer_for: Callable, say: Callable) -> dict[str, bool | int]:
     """What only a measurement tells: whether compiling pays, and how many steps fit into `minutes`."""
-    minutes, steps = wish.minutes, wish.steps
+    minutes, steps, compiling = wish.minutes, wish.steps, wish.compile
+
+    def seconds_per_step(seconds: float) -> float:
+        return trainer_for(wish.model_copy(update={"steps": sys.maxsize, "compile": compiling})).rehearse(seconds)
+
     if not minutes and steps >= WORTH_MEASURING:
-        per_step = seconds_per_step(wish.model_copy(update={"compile": wish.compile is True}), 0)
-        minutes = steps * per_step / 60
-        say(f"{steps:,} steps of {per_step:.3g} s: about {minutes:.3g} minutes, without previews")
-    if wish.compile == "auto":
-        wish = wish.model_copy(update={"compile": (minutes or 0) > COMPILING_PAYS})
+        minutes = steps * seconds_per_step(0) / 60
+        say(f"{steps:,} steps: about {_duration(minutes)}, without previews")
+    if compiling == "auto":
+        compiling = (minutes or 0) > COMPILING_PAYS
     if wish.minutes:
-        per_step = seconds_per_step(wish, REHEARSED * 60 * minutes)
+        per_step = seconds_per_step(REHEARSED * 60 * minutes)
         steps = max(1, round(60 * minutes / per_step))
         say(f"{steps:,} steps of {per_step:.3g} s fit into {minutes:g} minutes")
-    return wish.model_copy(update={"steps": steps})
+    return {"steps": steps, "compile": compiling}
+
+
+def tell(found: Throughput, config: Config, say: Callable) -> None:
+    """What a measurement of a training means for it."""
+    network = describe(config.unet, config.data.size)[-1]
+    done = TRAINING * network.flops * found.images_per_second
+    minutes = config.train.steps * config.train.batch_size / found.images_per_second / 60
+    say(
+        f"network       {network.parameters / 1e6:.1f} million parameters, {network.flops / 1e9:.3g} GFLOP a picture\n"
+        f"training      {found.images_per_second:,.1f} images/s with batches of {config.train.batch_size}: "
+        f"{done / 1e9:,.0f} GFLOP/s, {done / found.ceiling:.0%} of this machine's fastest 3×3 convolution\n"
+        f"without data  {found.without_data:,.1f} images/s\n"
+        f"data alone    {found.data_alone:,.0f} images/s\n"
+        f"memory        {found.memory / 2**30:.2f} GiB at most; a picture more takes about "
+        f"{found.bytes_per_picture / 2**20:.2g} MiB\n"
+        f"{config.train.steps:,} steps take about {_duration(minutes)}, without previews"
+    )
+
+
+def _duration(minutes: float) -> str:
+    """In words: 1.9 minutes, 3.2 hours, 12 days."""
+    size, unit = next((s, u) for s, u in ((1440, "days"), (60, "hours"), (1, "minutes")) if minutes >= 2 * s or s == 1)
+    return f"{minutes / size:.2g} {unit}"
 
 
 def _refuse_sharding() -> None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -44,8 +44,8 @@ class TrainConfig(Execution):
     """Optimiser steps in all."""
     minutes: float | None = Field(None, gt=0)
     """Settle `steps` by about this time: the speed is measured first. Previews and checkpoints come on top."""
-    batch_size: int = Field(128, ge=1, le=1_000_000)
-    """Examples in a step, all processes together."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 128
+    """Examples in a step, all processes together; auto: the most that fit into memory, a power of two for each."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=1_000_000)
     """Parts that each process cuts its share of the batch into, to need less memory."""
     learning_rate: float = Field(2e-4, gt=0)

@@ -36,6 +36,7 @@ FLOORS = [
     "log",
     "state",
     "training",
+    "throughput",
     "generation",
     "config",
     "frontend",
@@ -74,6 +75,7 @@ PROCEDURE = {
     "log",
     "state",
     "training",
+    "throughput",
 }
 
 
