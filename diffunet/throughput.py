@@ -177,7 +177,7 @@ def bytes_per_picture(trainer: Trainer) -> float:
         batch = trainer.data.__getitems__(list(range(number)))
         batch = {name: tensor.to(trainer.accelerator.device) for name, tensor in batch.items()}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            trainer.objective.loss(trainer.model, **trainer.data.prepare(batch, Randomness()))
+            trainer.objective.loss(trainer.model, rng=Randomness(), **trainer.data.prepare(batch, Randomness()))
         return sum(sizes.values())
 
     few, more = 1, 3

@@ -316,7 +316,7 @@ def tell(found: Throughput, config: Config, say: Callable) -> None:
 def _duration(minutes: float) -> str:
     """In words: 1.9 minutes, 3.2 hours, 12 days."""
     size, unit = next((s, u) for s, u in ((1440, "days"), (60, "hours"), (1, "minutes")) if minutes >= 2 * s or s == 1)
-    return f"{minutes / size:.2g} {unit}"
+    return f"{minutes / size:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def _refuse_sharding() -> None:
