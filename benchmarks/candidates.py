@@ -44,7 +44,7 @@ CANDIDATES = {
     "one skip, widths 48, 48": ONE_SKIP | levels(48, 48),
     "one skip, learning rate 6e-3": ONE_SKIP | {"train.learning_rate": "6e-3"},
     "one skip, learning rate 8e-3": ONE_SKIP | {"train.learning_rate": "8e-3"},
-    "one skip, batch 64": ONE_SKIP | {"train.batch_size": "64", "train.warmup_steps": "100"},
+    "one skip, batch 64, same rate": ONE_SKIP | {"train.batch_size": "64", "train.warmup_steps": "100"},
     "one level": levels(32),
     "one level of 48": levels(48),
     "widths 24, 48": levels(24, 48),
@@ -59,6 +59,8 @@ CANDIDATES = {
     "modulation by a shift": {"unet.modulation": "shift"},
     # Adam's rate with the root of the batch, and as many pictures of warm-up
     "batch 64": {"train.batch_size": "64", "train.learning_rate": "2.8e-3", "train.warmup_steps": "100"},
+    "batch 64, same rate": {"train.batch_size": "64", "train.warmup_steps": "100"},
+    "batch 32, same rate": {"train.batch_size": "32", "train.warmup_steps": "200"},
     "batch 256": {"train.batch_size": "256", "train.learning_rate": "5.6e-3", "train.warmup_steps": "25"},
     "learning rate 2e-3": {"train.learning_rate": "2e-3"},
     "learning rate 6e-3": {"train.learning_rate": "6e-3"},

@@ -1,0 +1,112 @@
+"""Images per second that arrive as batches on the device, from a folder of JPEGs: ours, and diffusers' example's.
+
+    python benchmarks/speed/feeding.py --parquet CIFAR10.parquet                  its first 10,000 pictures as JPEGs
+    python benchmarks/speed/feeding.py --data FOLDER
+
+The example's loader (examples/unconditional_image_generation) decodes each picture anew in every epoch; ours does it
+once, where they fit into data.memory_budget. Both flip, scale to [-1, 1] and shuffle. An epoch each, in turn; the
+first of the example's, in which `datasets` opens its files, does not count, nor our decoding, which is told beside it.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import numpy as np
+import torch
+from run import machine, table
+from timing import shown
+
+from diffunet.data import DataConfig, open_pictures
+from diffunet.settings import unwatched
+from diffunet.throughput import feeding
+
+RESOLUTION, BATCH = 32, 128
+
+
+def write_jpegs(parquet: Path, number: int, folder: Path) -> None:
+    import datasets
+
+    first = f"train[:{number}]"
+    rows = datasets.load_dataset("parquet", data_files=str(parquet), split=first, cache_dir=str(folder / "cache"))
+    column = next(name for name, feature in rows.features.items() if isinstance(feature, datasets.Image))
+    (folder / "jpegs").mkdir()
+    for place, row in enumerate(rows):
+        row[column].save(folder / "jpegs" / f"{place:05d}.jpg", quality=95)
+
+
+def example_loader(folder: Path, cache: Path, workers: int, device: torch.device) -> Callable[[], int]:
+    """An epoch of the example's loader, with the example's transforms."""
+    import datasets
+    from torchvision import transforms
+
+    augmentations = transforms.Compose(
+        [
+            transforms.Resize(RESOLUTION, interpolation=transforms.InterpolationMode.BILINEAR),
+            transforms.CenterCrop(RESOLUTION),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5], [0.5]),
+        ]
+    )
+    rows = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(cache), split="train")
+    rows.set_transform(lambda examples: {"input": [augmentations(p.convert("RGB")) for p in examples["image"]]})
+    loader = torch.utils.data.DataLoader(rows, batch_size=BATCH, shuffle=True, num_workers=workers)
+
+    def epoch() -> int:
+        return sum(len(batch["input"].to(device)) for batch in loader)
+
+    return epoch
+
+
+def rates(folder: Path, cache: Path, rounds: int, device: torch.device) -> Iterator[tuple[str, np.ndarray | float]]:
+    loaders = {f"diffusers' example, {n} workers": example_loader(folder, cache, n, device) for n in (0, 2)}
+    for epoch in loaders.values():
+        epoch()
+    started = perf_counter()
+    pictures = open_pictures(
+        DataConfig(path=str(folder), resolution=RESOLUTION, random_flip=True), labelled=False, say=unwatched
+    ).on(device)
+    decoding = len(pictures) / (perf_counter() - started)
+    found = {name: [] for name in [*loaders, "diffunet"]}
+    for _ in range(rounds):
+        for name, epoch in loaders.items():
+            started = perf_counter()
+            found[name].append(epoch() / (perf_counter() - started))
+        found["diffunet"].append(feeding(pictures, BATCH, device, 1.0))
+    yield from ((name, np.array(values)) for name, values in found.items())
+    yield "diffunet's decoding, once", np.array([decoding])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="a folder of pictures")
+    source.add_argument("--parquet", type=Path, help="a parquet file whose first pictures are written as JPEGs")
+    parser.add_argument("--number", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="a file for the report, besides")
+    asked = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with TemporaryDirectory() as scratch:
+        folder = asked.data
+        if asked.parquet:
+            write_jpegs(asked.parquet, asked.number, Path(scratch))
+            folder = Path(scratch) / "jpegs"
+        found = dict(rates(folder, Path(scratch) / "cache", asked.rounds, device))
+    beside = found["diffusers' example, 2 workers"]
+    rows = [
+        [name, shown(rate, ",.0f"), shown(rate / beside, ".1f") if len(rate) == len(beside) else ""]
+        for name, rate in found.items()
+    ]
+    heads = ["", "images/s", "× the example's with 2 workers"]
+    report = f"# Feeding\n\n{machine(device)}\n{__doc__.split(chr(10) * 2)[-1]}\n{table(heads, rows)}"
+    print(report)
+    if asked.output:
+        asked.output.write_text(report, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
