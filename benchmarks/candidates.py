@@ -60,6 +60,11 @@ CANDIDATES = {
     # Adam's rate with the root of the batch, and as many pictures of warm-up
     "batch 64": {"train.batch_size": "64", "train.learning_rate": "2.8e-3", "train.warmup_steps": "100"},
     "batch 64, same rate": {"train.batch_size": "64", "train.warmup_steps": "100"},
+    "batch 64, same rate, linear decay": {
+        "train.batch_size": "64",
+        "train.warmup_steps": "100",
+        "train.lr_schedule": "linear",
+    },
     "batch 32, same rate": {"train.batch_size": "32", "train.warmup_steps": "200"},
     "batch 256": {"train.batch_size": "256", "train.learning_rate": "5.6e-3", "train.warmup_steps": "25"},
     "learning rate 2e-3": {"train.learning_rate": "2e-3"},

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import EVERYONE, SHIPPED, STEPS, Setting, Shape
+from contenders import EVERYONE, STEPS, Setting, Shape
 from timing import timed
 from torch import nn
 
@@ -128,7 +128,7 @@ def compile_seconds(part: str, name: str, shape: Shape, batch: int, device: torc
 
 def peak_memory(name: str, shape: Shape, batch: int, device: torch.device) -> int:
     """Bytes at most in two steps of training: the GPU's tensors, or all of the process (as Linux counts it)."""
-    call = training(name, SHIPPED, shape, batch, device)
+    call = training(name, EVERYONE[name].shipped, shape, batch, device)
     for _ in range(2):
         call()
     if device.type == "cuda":

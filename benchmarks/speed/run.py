@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from calls import PARTS, Convolution, alone, capabilities, compile_seconds, peak_memory, precisions
-from contenders import CHECKPOINTED, CONTENDERS, FULL, SHIPPED, STEPS, TINY, Setting, Shape
+from contenders import CHECKPOINTED, CONTENDERS, EVERYONE, FULL, PLAIN, STEPS, TINY, Setting, Shape
 from timing import WARM_UP, interleaved, shown
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,7 +47,7 @@ torch's FlopCounterMode, a multiplication and its addition as two; a training st
     "training": """Loss, gradient, clipping, optimiser and average, as each one's own people do it: diffunet its
 objective, fused AdamW and `Average`; diffusers its example's, with AdamW and EMAModel, and MONAI the same; lucidrains
 GaussianDiffusion, Adam, and EMA at every tenth step. Fused: the optimiser fused, the average with foreach. diffunet is
-shipped so: what its first two rows differ by is noise.""",
+always so: what its rows with and without differ by is noise.""",
     "sampling": f"{STEPS} steps of DDIM from new noise: diffunet's `sample`, and `DDIMPipeline`.",
     "levers": "diffusers as shipped, then the levers one on top of the other.",
     "memory": """Peak of two steps as shipped, each in a new process: of the whole process on a CPU, of the tensors on a
@@ -130,11 +130,12 @@ class Bench:
         rows = [[str(kind), kind.setting.precision, shown(speeds[kind], ",.0f")] for kind in kinds]
         return table(["3×3 convolution", "precision", "GFLOP/s"], rows)
 
-    def settings(self, part: str, modes: tuple[str | None, ...]) -> list[Setting]:
+    def settings(self, name: str, part: str, modes: tuple[str | None, ...]) -> list[Setting]:
         """As shipped, and everything from which a best may come."""
         used = [precision for precision in ("fp32", "bf16") if precision in precisions(self.device)]
         fused = part == "training"
-        return [SHIPPED, *(Setting(p, last, mode, fused) for p, mode, last in product(used, modes, (False, True)))]
+        several = product(used, modes, (False, True))
+        return [EVERYONE[name].shipped, *(Setting(p, last, mode, fused) for p, mode, last in several)]
 
     def levers(self, part: str, modes: tuple[str | None, ...]) -> list[Setting]:
         """One lever after the other, each on top of those before it."""
@@ -163,12 +164,16 @@ class Bench:
         seconds = interleaved(calls | {kind: kind.call(batch, self.device) for kind in ceilings}, self.rounds)
         speed = {row: gflop[row] / seconds[row] for row in calls}
         ceiling = {kind.setting.precision: kind.gflop(batch) / seconds[kind] for kind in ceilings}
-        shipped = speed["diffusers", SHIPPED]
+        shipped = speed["diffusers", PLAIN]
         best = max((row for row in calls if row[0] == "diffusers"), key=lambda row: np.median(speed[row]))
+        def words(name: str, setting: Setting) -> str:
+            shipped_so = "as shipped: " * (setting == EVERYONE[name].shipped)
+            return f"{shipped_so}{setting}{'; its best' * ((name, setting) == best)}"
+
         rows = [
             [
                 name,
-                f"{setting}; its best" if (name, setting) == best else str(setting),
+                words(name, setting),
                 f"{1000 * np.median(seconds[name, setting]):,.1f}",
                 f"{np.median(batch / seconds[name, setting]):,.2f}",
                 f"{np.median(here):,.0f}",
@@ -270,16 +275,16 @@ def main() -> None:
     sizes = {"forward": batches, "training": [batch], "sampling": [min(batch, DRAWN)]}
     for name in (name for name in PARTS if name in asked.rows):
         able = [n for n in bench.names if name != "sampling" or CONTENDERS[n].draw]
-        rows = list(product(able, bench.settings(name, modes)))
+        rows = [(n, setting) for n in able for setting in bench.settings(n, name, modes)]
         for size in sizes[name]:
             part(f"{name.capitalize()}, batch {size}", name, bench.compare(name, size, rows))
     for name in ("training", "sampling") if "levers" in asked.rows else ():
-        rows = [("diffusers", SHIPPED), *product(("diffunet", "diffusers"), bench.levers(name, modes))]
+        rows = [("diffusers", PLAIN), *product(("diffunet", "diffusers"), bench.levers(name, modes))]
         for size in sizes[name]:
             part(f"Levers: {name}, batch {size}", "levers", bench.compare(name, size, rows))
     if asked.memory:
         part("Memory of training", "memory", bench.memory(batch))
-        rows = [(name, SHIPPED) for name in ("diffusers", "diffunet", CHECKPOINTED)]
+        rows = [(name, EVERYONE[name].shipped) for name in ("diffusers", "diffunet", CHECKPOINTED)]
         part("What gradient checkpointing costs", "checkpointing", bench.compare("training", batch, rows))
     if asked.compile:
         part(f"Compile time, batch {batch}", "compile", bench.compile_times(batch))
