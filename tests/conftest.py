@@ -22,6 +22,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _fp32(monkeypatch):
+    """What is compared with other libraries is so in fp32, also where the CPU has bf16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+
+
 @pytest.fixture
 def in_a_new_folder(tmp_path, monkeypatch):
     """The working directory of one test, with caches of its own."""
