@@ -7,7 +7,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .randomness import Order, Randomness
 from .settings import UserError
@@ -66,6 +65,8 @@ def _parts(
     data: Data, order: Order, positions: list[slice], steps: range, pin_memory: bool
 ) -> Iterator[dict[str, Tensor]]:
     """The same, one after the other."""
+    from torch.utils.data import DataLoader  # a tenth of a second, which `--help` need not wait for
+
     loader = DataLoader(
         data,
         batch_sampler=(order.batch(step)[place].tolist() for step in steps for place in positions),

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .conditioning import Conditioning
 from .layers import SelfAttention
@@ -94,6 +93,8 @@ def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
 
     The network is built without memory, and nothing is computed. ValueError where the size is too small.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second, which `--help` need not wait for
+
     with outlined():
         unet = UNet(config).eval()
         x, planes, vector = torch.empty(1, config.in_channels, *size), None, None

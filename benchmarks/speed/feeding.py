@@ -77,7 +77,7 @@ def rates(folder: Path, cache: Path, rounds: int, device: torch.device) -> Itera
             found[name].append(epoch() / (perf_counter() - started))
         found["diffunet"].append(feeding(pictures, BATCH, device, 1.0))
     yield from ((name, np.array(values)) for name, values in found.items())
-    yield "diffunet's decoding, once", np.array([decoding])
+    yield "diffunet's opening and decoding, once", np.array([decoding])
 
 
 def main() -> None:

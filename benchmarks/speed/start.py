@@ -111,8 +111,9 @@ def main() -> None:
         }
         report = f"# From the shell to pictures\n\n{machine(torch.device('cpu'))}"
         for name, measured in parts.items():
-            report += f"\n## {name.capitalize()}\n\n{WORDS[name].format(pictures=asked.pictures)}\n\n{measured()}"
-            print(report, flush=True)
+            part = f"\n## {name.capitalize()}\n\n{WORDS[name].format(pictures=asked.pictures)}\n\n{measured()}"
+            report += part
+            print(part, flush=True)
     if asked.output:
         asked.output.write_text(report, encoding="utf-8")
 
