@@ -64,3 +64,9 @@ def in_precision(model: Callable[..., Tensor], wish: str, device: torch.device) 
             return model(*inputs, **conditions).float()
 
     return call
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what was asked of it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .execution import wait_for
 from .fetching import Data, fetch
 from .randomness import Order, Randomness
 from .settings import UserError, ran_out_of_memory
@@ -42,7 +43,7 @@ class Throughput:
     memory: int
     """Bytes at most: of the process on a CPU, of the tensors on a GPU."""
     ceiling: float
-    """Operations per second of the fastest 3×3 convolution, in the precision of the training, of one device."""
+    """Operations per second of the fastest 3×3 convolution, in the precision of the training."""
 
 
 @dataclass
@@ -72,17 +73,17 @@ def measure(trainer_for: TrainerFor, config: TrainConfig, data: Data, seconds: f
     config = config.model_copy(update={"steps": sys.maxsize})
     trainer = trainer_for(config, data)
     device, precision = trainer.accelerator.device, trainer.accelerator.mixed_precision
-    each = bytes_per_picture(trainer)
+    processes, each = trainer.accelerator.num_processes, bytes_per_picture(trainer)
     with_data = config.batch_size / trainer.rehearse(seconds)
     memory = memory_peak(device)
     del trainer
     return Throughput(
         images_per_second=with_data,
         without_data=config.batch_size / trainer_for(config, Repeated(data)).rehearse(seconds),
-        data_alone=feeding(data, config.batch_size, device, seconds),
+        data_alone=processes * feeding(data, config.batch_size // processes, device, seconds),
         bytes_per_picture=each,
         memory=memory,
-        ceiling=ceiling(device, precision),
+        ceiling=processes * ceiling(device, precision),
     )
 
 
@@ -130,33 +131,33 @@ def ceiling(device: torch.device, precision: str) -> float:
 def largest_batch(trainer_for: TrainerFor, config: TrainConfig, data: Data) -> int:
     """The largest batch size that fits, no larger than the data: 1, 2, 4, ... for each part of each process.
 
-    It follows from what a step keeps of each picture; on a GPU it is tried, too.
+    It follows from what a step keeps of each picture; on a single GPU it is tried, too.
     """
-
     from accelerate import PartialState
 
+    processes = PartialState().num_processes
+    parts = processes * config.gradient_accumulation_steps
+
     def trainer_of(share: int) -> Trainer:
-        processes = PartialState().num_processes
-        size = share * processes * config.gradient_accumulation_steps
-        return trainer_for(config.model_copy(update={"batch_size": size}), data)
+        return trainer_for(config.model_copy(update={"batch_size": share * parts}), data)
 
     trainer = trainer_of(1)
-    accelerator = trainer.accelerator
-    processes, device = accelerator.num_processes, accelerator.device
+    accelerator, device = trainer.accelerator, trainer.accelerator.device
     weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
     free = (1 - SPARE) * free_memory(device) / (processes if device.type == "cpu" else 1) - OPTIMISED * weights
-    parts = processes * config.gradient_accumulation_steps
     most = min(free / (WORKING * bytes_per_picture(trainer)), len(data) / parts)
     share = 2 ** int(math.log2(max(1, most)))
+    share = int(accelerator.gather(torch.tensor([share], device=device)).min())
     del trainer
-    while device.type != "cpu" and share > 1 and not _fits(trainer_of, share):
-        share //= 2
-    return parts * int(accelerator.gather(torch.tensor([share], device=device)).min())
+    if device.type != "cpu" and processes == 1:                # of several, one might fail while the others wait
+        while share > 1 and not _fits(trainer_of(share)):
+            share //= 2
+    return share * parts
 
 
-def _fits(trainer_of: Callable[[int], Trainer], share: int) -> bool:
+def _fits(trainer: Trainer) -> bool:
     try:
-        trainer_of(share).rehearse(0)
+        trainer.rehearse(0)
     except UserError as error:
         if not (error.__cause__ and ran_out_of_memory(error.__cause__)):
             raise
@@ -198,8 +199,3 @@ def memory_peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()

@@ -126,6 +126,8 @@ def _resume(asked: argparse.Namespace, flags: dict[str, str]) -> Plan:
     former = run.config()
     config = settings_from(run.folder / "config.yaml", Config, flags | {"train.output": str(run.folder)})
     _refuse_another_run(former, config, asked.force)
+    if config.train.batch_size == "auto":
+        config = config.changed(train={"batch_size": former.train.batch_size})
     return Plan(run, config, former, checkpoint, asked.overwrite, asked.force)
 
 
@@ -238,7 +240,7 @@ def _train(plan: Plan) -> int:
         config = config.changed(train={"batch_size": largest_batch(trainer_for, config.train, fed)})
         say(f"train.batch_size: {config.train.batch_size}, the most that fit into memory")
     if plan.benchmark:
-        tell(measure(trainer_for, config.train, fed, BENCHMARKED), config, say)
+        _tell(measure(trainer_for, config.train, fed, BENCHMARKED), config, say)
         return 0
     if not plan.former:
         config = config.changed(train=_settled(config.train, trainer_for, say))
@@ -296,7 +298,7 @@ def _settled(wish: TrainConfig, trainer_for: Callable, say: Callable) -> dict[st
     return {"steps": steps, "compile": compiling}
 
 
-def tell(found: Throughput, config: Config, say: Callable) -> None:
+def _tell(found: Throughput, config: Config, say: Callable) -> None:
     """What a measurement of a training means for it."""
     network = describe(config.unet, config.data.size)[-1]
     done = TRAINING * network.flops * found.images_per_second

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .averages import LENGTHS, Average, list_snapshots, power_share, save_snapshot
-from .execution import Execution
+from .execution import Execution, wait_for
 from .fetching import Data, fetch
 from .interruption import Interruption
 from .log import Log
@@ -178,7 +178,7 @@ class Trainer:
                 saving = last or stop or self.step % config.checkpoint_every == 0 or (logging and self._overdue)
                 previewing = last or self.step % config.preview_every == 0
                 if logging or saving or previewing:
-                    self._wait_for_device()
+                    wait_for(self.accelerator.device)          # at no other step, so that it is not kept waiting
                 self._seconds += time.monotonic() - started
                 if logging or self.step % NON_FINITE_LIMIT == 0:
                     self._refuse_to_go_on_broken()
@@ -209,7 +209,7 @@ class Trainer:
             started = time.monotonic()
             self._train_step(next(batches))
             self.step += 1
-            self._wait_for_device()
+            wait_for(self.accelerator.device)
             return time.monotonic() - started
 
         def agreed(took: list[float]) -> float:
@@ -219,11 +219,6 @@ class Trainer:
         with self._told_plainly():
             first = agreed([step_seconds() for _ in range(4)][1:])            # the very first one warms up
             return agreed([step_seconds() for _ in range(3 + int(seconds / first))])
-
-    def _wait_for_device(self) -> None:
-        """Until what was asked of it is done. A step itself never waits, so that the device is not kept waiting."""
-        if self.accelerator.device.type != "cpu":
-            torch.accelerator.synchronize()
 
     def _refuse_to_go_on_broken(self) -> None:
         if self._non_finite_in_a_row >= NON_FINITE_LIMIT:
