@@ -37,12 +37,13 @@ def in_a_new_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """`datasets` must neither find nor leave anything in the user's cache."""
+    """`datasets` and torch's compiler must neither find nor leave anything in the user's cache."""
     import datasets
 
     cache = tmp_path_factory.mktemp("cache")
     datasets.config.HF_DATASETS_CACHE = cache
     os.environ["HF_DATASETS_CACHE"] = str(cache)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "compiled")
 
 
 def small_unet(**changes) -> UNetConfig:

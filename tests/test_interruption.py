@@ -21,6 +21,7 @@ def test_a_signal_asks_and_asking_again_at_once_is_the_same_wish(number, capfd):
 
 
 def test_asking_again_later_ends_at_once(monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background jobs start without
     monkeypatch.setattr(interruption, "REPEATED", -1)
     with pytest.raises(KeyboardInterrupt), Interruption(Accelerator(cpu=True)) as asked:
         signal.raise_signal(signal.SIGINT)
