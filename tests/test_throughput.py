@@ -79,9 +79,12 @@ def test_a_benchmark_tells_and_leaves_nothing(small, capsys, monkeypatch):
     assert not Path("run").exists()
 
 
-def test_auto_becomes_a_number_that_a_resumed_run_keeps(small, capsys):
+def test_auto_becomes_a_number_that_a_resumed_run_keeps(small, capsys, monkeypatch):
     argv = ["--config", "small.yaml", "--train.batch_size", "auto", "--train.steps", "1"]
     assert run(commands.train, *argv, "--train.gradient_accumulation_steps", "1", "--unet.dropout", "0") == 0
+    assert settings_from(Path("run/config.yaml"), Config).train.batch_size == 1024
+    monkeypatch.setattr(throughput, "free_memory", lambda device: 0)           # not asked again
+    assert run(commands.train, "--resume", "run", "--train.steps", "2", "--train.batch_size", "auto") == 0
     assert settings_from(Path("run/config.yaml"), Config).train.batch_size == 1024
     assert "--train.batch_size" in mistake(
         capsys, commands.train, "--config", "small.yaml", "--train.batch_size", "all"

@@ -220,6 +220,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert torch.equal(weights[4], weights[5])
     assert log(tmp_path)[-1]["skipped"] == 2
     assert all(math.isfinite(line["loss"]) for line in log(tmp_path))
+    resumed = trainer(tmp_path)
+    resumed.resume()
+    assert resumed.skipped == 2
 
 
 def test_too_many_of_them_stop_the_run_and_leave_the_checkpoints(tmp_path):
