@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 NOT_NEEDED = ("torch._dynamo", "scipy.stats")
-"""What the schedulers of `diffusers` import: a compiler that they can do without, and what a spacing of steps is made
-of that is not offered, and would find it nevertheless."""
+"""What the schedulers of `diffusers` import at once: a compiler that they can do without, and statistics that only a
+spacing of steps needs which is not offered here. Empty modules stand in for them meanwhile; later imports are real."""
 
 
 def from_diffusers(name: str) -> Any:

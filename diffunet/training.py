@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # costs seconds, and `--help` needs none of it
 
 NON_FINITE_LIMIT = 10
-"""Training stops after so many steps in a row whose loss or gradient is not finite."""
+"""Training stops after so many steps in a row whose loss or gradient is not finite, before as many more are over."""
 
 
 class TrainConfig(Execution):
