@@ -129,7 +129,7 @@ def measure_ours(name: str, contender: Ours, seed: int, asked: argparse.Namespac
     """A training for each budget, until one is good enough in both ways to draw."""
     from diffunet.checkpoint import Run
     from diffunet.console import found_device
-    from diffunet.train_command import REHEARSED
+    from diffunet.forecast import REHEARSED
 
     yardstick = Yardstick(asked)
     guidance = {name: {}, f"{name}, {PLAIN}": {"guidance_scale": 1.0, "guide": None}}

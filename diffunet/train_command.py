@@ -2,45 +2,41 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from .averages import list_snapshots
 from .checkpoint import Run
 from .config import Config
 from .console import config_file, found_device, told_plainly
-from .drawing import draw_curves, draw_grid, draw_strip
+from .drawing import draw_curves
 from .execution import precision, ready
 from .fetching import Data
+from .forecast import settled, tell
 from .frontend import add_flags, parse_flags, settings_from
 from .generation import refuse_impossible
-from .inspection import describe
-from .sample_command import columns, draw
-from .settings import UserError, did_you_mean, ran_out_of_memory
+from .previews import Preview
+from .settings import UserError, did_you_mean
 from .state import is_whole, list_checkpoints
-from .throughput import TRAINING, Throughput, largest_batch, measure
+from .throughput import largest_batch, measure
 from .training import TrainConfig, Trainer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 IF_IT_IS_THERE = ""
 """What `--resume` means without a run."""
 PATIENCE = timedelta(minutes=30)
 """How long processes wait for each other: longer than a preview takes, during which all wait for the main one."""
-REHEARSED = 0.05
-"""Share of `train.minutes` in which the speed is measured before."""
-WORTH_MEASURING = 700
-"""Steps, of which the seven that tell the speed are one in a hundred."""
 BENCHMARKED = 10
 """Seconds in which `--benchmark` measures each of three things."""
-COMPILING_PAYS = 30
-"""Minutes, in trainings of which the compiler's one to three are won back (docs/performance.md)."""
 
 RESUMABLE = {
     "train.steps",
@@ -60,7 +56,6 @@ RESUMABLE = {
     "data.workers",
 }
 """What may change when a run is resumed; anything else would make it another run, and has to be forced."""
-
 
 
 @dataclass(frozen=True)
@@ -182,21 +177,13 @@ def _flat(values: dict, above: str = "") -> dict:
 
 
 def _train(plan: Plan) -> int:
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs, tqdm
+    from accelerate.utils import tqdm
 
     from .data import open_pictures
     from .health import Health
 
     run, config = plan.run, plan.config
-    _refuse_sharding()
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=precision(config.train.mixed_precision, found_device()),
-        log_with=_tracker(config.train.log_with),
-        project_dir=run.folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    accelerator = _accelerator(run, config.train)
     say = accelerator.print
     pictures = open_pictures(
         config.data,
@@ -209,23 +196,7 @@ def _train(plan: Plan) -> int:
     refuse_impossible(config.conditions.class_names, objective, config.sample)
     trained, held_out = pictures.parted()
     fed = trained.on(accelerator.device)
-    health = Health(objective, trained, held_out)
-
-    def preview(step: int, ema: nn.Module) -> dict[str, float]:
-        wish = config.sample
-        if wish.guide and not list_snapshots(run.folder):                     # nothing to guide by as yet
-            wish = wish.model_copy(update={"guide": None, "guidance_scale": 1.0})
-        try:
-            pixels = torch.cat([drawn.pixels for drawn in draw(run, ema, config, wish)])
-        except (UserError, RuntimeError, MemoryError) as error:               # no reason to end a training
-            if not isinstance(error, UserError) and not ran_out_of_memory(error):
-                raise
-            short = f"out of memory with sample.batch_size {wish.batch_size}"
-            say(f"no preview at step {step}: {error if isinstance(error, UserError) else short}")
-            return {}
-        draw_grid(pixels, config.data.bit_depth, run.folder / "samples" / f"step_{step:08d}.png", columns(config))
-        draw_strip(run.folder / "samples", config.data.size)
-        return health(ema, pixels, accelerator.device)
+    preview = Preview(run, config, Health(objective, trained, held_out), accelerator.device, say)
 
     def publish(ema: nn.Module) -> None:
         run.publish(ema)
@@ -240,33 +211,29 @@ def _train(plan: Plan) -> int:
         config = config.changed(train={"batch_size": largest_batch(trainer_for, config.train, fed)})
         say(f"train.batch_size: {config.train.batch_size}, the most that fit into memory")
     if plan.benchmark:
-        _tell(measure(trainer_for, config.train, fed, BENCHMARKED), config, say)
+        tell(measure(trainer_for, config.train, fed, BENCHMARKED), config, say)
         return 0
     if not plan.former:
-        config = config.changed(train=_settled(config.train, trainer_for, say))
+        config = config.changed(train=settled(config.train, trainer_for, say))
     trainer = trainer_for(config.train)
     with run.alone() if accelerator.is_main_process else nullcontext():
         if plan.former:
             trainer.resume(plan.checkpoint, plan.force)
-            if trainer.step >= config.train.steps:
-                raise UserError(f"{run.folder}: complete at step {trainer.step}; --train.steps NUMBER makes it longer")
-            say(f"{run.folder}: going on from step {trainer.step}")
-            before, now = (of.learning_rate_at(trainer.step) for of in (plan.former.train, config.train))
-            if before != now:
-                say(f"learning rate: {before:.3g} -> {now:.3g}, as {config.train.lr_schedule} over the new length")
+            if _is_complete(trainer, plan, config.train, say):
+                accelerator.end_training()
+                return 0
         if accelerator.is_main_process:
             run.begin(config, plan.overwrite and not plan.former)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard" if config.train.log_with == "tensorboard" else "diffunet")
-        millions = sum(p.numel() for p in trainer.ema.model.parameters()) / 1e6
+        parameters = sum(p.numel() for p in trainer.ema.model.parameters())
         kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
         say(
             f"{run.folder}: {len(pictures):,} pictures of {config.data.size[0]}×{config.data.size[1]}{kept}, "
-            f"{len(config.conditions.class_names) or 'no'} classes, {millions:.1f} million parameters, "
+            f"{len(config.conditions.class_names) or 'no'} classes, {parameters / 1e6:.1f} million parameters, "
             f"{accelerator.num_processes} × {accelerator.device.type}, precision {accelerator.mixed_precision}"
         )
-        snapshots = config.train.snapshots * sum(2 * 2 * p.numel() for p in trainer.ema.model.parameters())
-        if snapshots > 2**30:
+        if (snapshots := config.train.snapshots * 2 * 2 * parameters) > 2**30:  # two averages, in 16 bits
             say(f"train.snapshots: {config.train.snapshots} of them will take {snapshots / 2**30:.1f} GiB")
         ended_by = trainer.fit()
     accelerator.end_training()
@@ -279,46 +246,34 @@ def _train(plan: Plan) -> int:
     return 0
 
 
-def _settled(wish: TrainConfig, trainer_for: Callable, say: Callable) -> dict[str, bool | int]:
-    """What only a measurement tells: whether compiling pays, and how many steps fit into `minutes`."""
-    minutes, steps, compiling = wish.minutes, wish.steps, wish.compile
-
-    def seconds_per_step(seconds: float) -> float:
-        return trainer_for(wish.model_copy(update={"steps": sys.maxsize, "compile": compiling})).rehearse(seconds)
-
-    if not minutes and steps >= WORTH_MEASURING:
-        minutes = steps * seconds_per_step(0) / 60
-        say(f"{steps:,} steps: about {_duration(minutes)}, without previews")
-    if compiling == "auto":
-        compiling = (minutes or 0) > COMPILING_PAYS
-    if wish.minutes:
-        per_step = seconds_per_step(REHEARSED * 60 * minutes)
-        steps = max(1, round(60 * minutes / per_step))
-        say(f"{steps:,} steps of {per_step:.3g} s fit into {minutes:g} minutes")
-    return {"steps": steps, "compile": compiling}
+def _is_complete(trainer: Trainer, plan: Plan, config: TrainConfig, say: Callable) -> bool:
+    """Says where a resumed run goes on. To be at the end is no mistake: what starts a killed run again ends there."""
+    folder, step = plan.run.folder, trainer.step
+    if step > config.steps:
+        raise UserError(f"--train.steps: {config.steps}, and {folder} is at step {step} already")
+    if step == config.steps:
+        say(f"{folder}: complete at step {step}; --train.steps NUMBER makes it longer")
+        return True
+    say(f"{folder}: going on from step {step}")
+    before, now = (of.learning_rate_at(step) for of in (plan.former.train, config))
+    if before != now:
+        say(f"learning rate: {before:.3g} -> {now:.3g}, as {config.lr_schedule} over the new length")
+    return False
 
 
-def _tell(found: Throughput, config: Config, say: Callable) -> None:
-    """What a measurement of a training means for it."""
-    network = describe(config.unet, config.data.size)[-1]
-    done = TRAINING * network.flops * found.images_per_second
-    minutes = config.train.steps * config.train.batch_size / found.images_per_second / 60
-    say(
-        f"network       {network.parameters / 1e6:.1f} million parameters, {network.flops / 1e9:.3g} GFLOP a picture\n"
-        f"training      {found.images_per_second:,.1f} images/s with batches of {config.train.batch_size}: "
-        f"{done / 1e9:,.0f} GFLOP/s, {done / found.ceiling:.0%} of this machine's fastest 3×3 convolution\n"
-        f"without data  {found.without_data:,.1f} images/s\n"
-        f"data alone    {found.data_alone:,.0f} images/s\n"
-        f"memory        {found.memory / 2**30:.2f} GiB at most; a picture more takes about "
-        f"{found.bytes_per_picture / 2**20:.2g} MiB\n"
-        f"{config.train.steps:,} steps take about {_duration(minutes)}, without previews"
+def _accelerator(run: Run, config: TrainConfig) -> "Accelerator":
+    """UserError where a launcher asks for what would not be done, or where a tracker is missing."""
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    _refuse_sharding()
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=precision(config.mixed_precision, found_device()),
+        log_with=_tracker(config.log_with),
+        project_dir=run.folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-
-
-def _duration(minutes: float) -> str:
-    """In words: 1.9 minutes, 3.2 hours, 12 days."""
-    size, unit = next((s, u) for s, u in ((1440, "days"), (60, "hours"), (1, "minutes")) if minutes >= 2 * s or s == 1)
-    return f"{minutes / size:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def _refuse_sharding() -> None:

@@ -52,6 +52,8 @@ FLOORS = [
     "console",
     "network_commands",
     "sample_command",
+    "previews",
+    "forecast",
     "train_command",
     "quality_commands",
     "commands",

@@ -4,6 +4,7 @@ import shutil
 import zlib
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import pytest
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 from diffunet.data import DataConfig, Pictures, open_pictures, to_model, to_pixels
 from diffunet.randomness import Randomness
 from diffunet.settings import UserError
-from diffunet.sources import class_labels
+from diffunet.sources import class_labels, split_patterns
 from trials.pictures import png
 
 
@@ -280,6 +281,31 @@ def test_a_strip_is_cut_before_it_is_enlarged(tmp_path):
     Image.fromarray(line.transpose(1, 0, 2)).save(tmp_path / "post.png")
     pictures, _ = opened(tmp_path, resolution=64)
     assert (pictures.images == torch.tensor([10, 200, 30])[:, None, None]).all()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        ("cat/1.png", "dog/2.png"),
+        ("train/cat/1.png", "train/dog/2.png", "test/cat/3.png"),
+        ("a/training 2/cat/1.png", "a/my-eval/cat/2.png", "b/cat/3.png"),
+        ("train_1.png", "2-validation.png", "other.png", "sub/3.dev.png"),
+        ("test.png", "sub/train/1.png"),
+        ("test", "__eval.png", "1.png"),
+        ("latest/1.png", "valley/2.png", "Train/3.png", "detest_4.png"),
+        (".train/1.png", "__test/2.png", "cat/3.png", ".val.png"),
+        ("val[1]/1.png", "x[train]/2.png", "train*/3.png"),
+        ("train_test/1.png", "val.test/2.png"),
+    ],
+)
+def test_splits_are_those_that_datasets_finds(tmp_path, tree):
+    for name in tree:
+        write_picture(tmp_path / name, "L", (4, 4))
+    own = datasets.load_dataset_builder("imagefolder", data_dir=str(tmp_path)).config.data_files
+    ours = datasets.load_dataset_builder("imagefolder", data_dir=str(tmp_path), data_files=split_patterns(tmp_path))
+    assert {split: sorted(files) for split, files in ours.config.data_files.items()} == {
+        str(split): sorted(files) for split, files in own.items()
+    }
 
 
 def test_pictures_that_are_no_pictures_are_named_with_the_reason(tmp_path):

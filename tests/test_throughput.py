@@ -9,9 +9,9 @@ from torch import nn
 
 from diffunet import commands, throughput
 from diffunet.config import Config
+from diffunet.forecast import COMPILING_PAYS, duration, settled
 from diffunet.frontend import settings_from
 from diffunet.throughput import Repeated, bytes_per_picture, feeding, largest_batch
-from diffunet.train_command import COMPILING_PAYS, _duration, _settled
 from diffunet.training import TrainConfig
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_auto_becomes_a_number_that_a_resumed_run_keeps(small, capsys, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("wish", "settled"),
+    ("wish", "found"),
     [
         ({"steps": 100_000}, {"steps": 100_000, "compile": False}),  # 0.01 s each: a quarter of an hour
         ({"steps": 1_000_000}, {"steps": 1_000_000, "compile": True}),
@@ -103,16 +103,16 @@ def test_auto_becomes_a_number_that_a_resumed_run_keeps(small, capsys, monkeypat
         ({"minutes": 60}, {"steps": 720_000, "compile": True}),  # half the time for a step
     ],
 )
-def test_compiling_is_for_long_trainings(wish, settled):
+def test_compiling_is_for_long_trainings(wish, found):
     def trainer_for(wish):
         return SimpleNamespace(rehearse=lambda seconds: 0.005 if wish.compile is True else 0.01)
 
-    assert _settled(TrainConfig(**wish), trainer_for, lambda text: None) == settled
+    assert settled(TrainConfig(**wish), trainer_for, lambda text: None) == found
     assert 10 < COMPILING_PAYS < 60
 
 
 def test_a_time_is_told_in_its_unit():
-    assert [_duration(m) for m in (1.94, 119, 192, 60 * 47, 60 * 24 * 12)] == [
+    assert [duration(m) for m in (1.94, 119, 192, 60 * 47, 60 * 24 * 12)] == [
         "1.9 minutes",
         "119 minutes",
         "3.2 hours",

@@ -57,7 +57,9 @@ def test_a_signal_saves_first_and_says_so(small, number):
 
 def test_longer_is_the_same_run_and_other_changes_are_another(small, capsys):
     train_small("--train.preview_every", "50", "--train.lr_schedule", "linear")
-    assert "complete at step 12; --train.steps NUMBER" in mistake(capsys, commands.train, "--resume", "run")
+    assert "--train.steps: 8, and run is at step 12" in mistake(
+        capsys, commands.train, "--resume", "run", "--train.steps", "8"
+    )
     for flag, value in (("--unet.dropout", "0.5"), ("--train.seed", "1"), ("--data.random_flip", "false")):
         line = mistake(capsys, commands.train, "--resume", "run", flag, value)
         assert line.startswith(f"{flag}: was ")
@@ -156,7 +158,8 @@ def test_published_weights_are_those_of_the_checkpoint_again(small, capsys):
     line = mistake(capsys, commands.sample, "run")
     assert "diffusion_pytorch_model.safetensors: damaged (the SHA-256 of its tensors is not the one" in line
     assert "--resume RUN writes it anew" in line
-    mistake(capsys, commands.train, "--resume", "run")
+    assert run(commands.train, "--resume", "run") == 0
+    assert capsys.readouterr().out.strip() == "run: complete at step 4; --train.steps NUMBER makes it longer"
     assert WEIGHTS.read_bytes() == whole
 
 

@@ -28,7 +28,7 @@ MOMENTS = ("in a save", "in the rotation", "in the publishing", "anywhere")
 OF_SPEED = {"images_per_second", "minutes_left", "preview_share", "health_seconds"}
 LONGEST = 1800
 """Seconds that a run may take from its start to its end, or to a kill."""
-STEPS = 6
+STEPS = 12
 """For each kill, so that the run outlasts them: aimed at one of the next saves, a kill costs some."""
 
 
