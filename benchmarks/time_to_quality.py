@@ -13,6 +13,8 @@ digits, as `diffunet evaluate` has it. The seconds are those of training, the cl
 - A peer (benchmarks/peers) is measured on its way, at times that grow by a quarter, by the better of its weights and
   their average, until --cap_minutes or the end of its own recipe. `small` is the peer's network at the size of ours.
 
+Between two measurements the time is taken from the line between them, both axes logarithmic.
+
 Everybody's pictures are drawn with the contender's own noise schedule by DPM-Solver++ 2M in 25 steps: ours as the
 command does, even in log-SNR, the peers' even in time, which suits their schedules better. Fifty are looked at first:
 while those are further off than any good ones could be, the others are not drawn.
@@ -285,7 +287,16 @@ def table(points: list[dict], asked: argparse.Namespace) -> str:
 
 
 def reached(way: list[dict], asked: argparse.Namespace, key: str) -> float:
-    return next((point[key] for point in way if point["frechet"] <= asked.target), math.inf)
+    """Where the line between the first that is good enough and the one before, both logarithmic, is at the target."""
+    before = None
+    for point in way:
+        if point["frechet"] <= asked.target:
+            if before is None:
+                return point[key]
+            fallen = math.log(before["frechet"] / asked.target) / math.log(before["frechet"] / point["frechet"])
+            return before[key] * (point[key] / before[key]) ** fallen
+        before = point
+    return math.inf
 
 
 def median(times: list[float]) -> float:

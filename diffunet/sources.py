@@ -62,6 +62,7 @@ def split_patterns(folder: Path) -> dict[str, list[str]]:
     """Patterns for the files of each split: by the names of folders, else of files, else all are for training.
 
     What `datasets` finds by itself, too, but searches the folder sixty times for, with every word in every form.
+    UserError for a folder without files.
     """
     from datasets.data_files import NON_WORDS_CHARS as SEPARATORS
     from datasets.data_files import SPLIT_KEYWORDS
@@ -69,12 +70,15 @@ def split_patterns(folder: Path) -> dict[str, list[str]]:
     words = {word: str(split) for split, known in SPLIT_KEYWORDS.items() for word in known}
     end = f"[{SEPARATORS}]"
     named = re.compile(rf"(?:^|[/\0]|{end})({'|'.join(words)})(?=/|{end})")
-    folders, files = set(), set()
+    folders, files, number = set(), set(), 0
     for here, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith((".", "__"))]
         if names := [name for name in names if not name.startswith(".")]:
             folders.update(named.findall(f"{Path(here).relative_to(folder)}/"))
             files.update(named.findall("\0".join(names)))
+            number += len(names)
+    if not number:
+        raise UserError(f"data.path: {folder} holds no pictures")
     before = ("", f"*{end}")
     if folders:
         forms = [f"**/{start}{{}}{stop}/**" for start in before for stop in ("", f"{end}*")]
