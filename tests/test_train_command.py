@@ -95,6 +95,13 @@ def test_other_data_are_refused_wherever_they_lie(small, capsys):
     assert "was trained on 6 others; a run is resumed on its own data, or with --force" in said
 
 
+def test_a_preview_before_the_first_snapshot_is_drawn_unguided(small, capsys):
+    guided = ["--sample.guide", "0.5", "--sample.guidance_scale", "2", "--train.snapshots", "1"]
+    train_small(*guided, "--train.steps", "4", "--train.preview_every", "2")
+    assert "no preview" not in capsys.readouterr().out
+    assert Path("run/samples/step_00000002.png").exists()
+
+
 # ── where to go on ────────────────────────────────────────────────────────────────────────────────
 
 
