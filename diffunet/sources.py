@@ -74,7 +74,7 @@ def split_patterns(folder: Path) -> dict[str, list[str]]:
     for here, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith((".", "__"))]
         if names := [name for name in names if not name.startswith(".")]:
-            folders.update(named.findall(f"{Path(here).relative_to(folder)}/"))
+            folders.update(named.findall(f"{Path(here).relative_to(folder).as_posix()}/"))
             files.update(named.findall("\0".join(names)))
             number += len(names)
     if not number:

@@ -148,6 +148,10 @@ def _refuse_to_give_up(plan: Plan) -> None:
         )
     if not run.blank and not list_checkpoints(run.folder):
         raise UserError(f"{run.folder}: no checkpoint to resume from")
+    steps = plan.config.train.steps
+    for start in [checkpoint] if checkpoint else list_checkpoints(run.folder)[-1:]:
+        if start.name > f"step_{steps:08d}":
+            raise UserError(f"--train.steps: {steps}, and {start} is further already")
     if plan.overwrite and not checkpoint:
         raise UserError("--overwrite: gives up what is newer than a RUN/checkpoints/step_... that --resume names")
     for other in list_checkpoints(run.folder):
@@ -249,8 +253,6 @@ def _train(plan: Plan) -> int:
 def _is_complete(trainer: Trainer, plan: Plan, config: TrainConfig, say: Callable) -> bool:
     """Says where a resumed run goes on. To be at the end is no mistake: what starts a killed run again ends there."""
     folder, step = plan.run.folder, trainer.step
-    if step > config.steps:
-        raise UserError(f"--train.steps: {config.steps}, and {folder} is at step {step} already")
     if step == config.steps:
         say(f"{folder}: complete at step {step}; --train.steps NUMBER makes it longer")
         return True

@@ -57,9 +57,8 @@ def test_a_signal_saves_first_and_says_so(small, number):
 
 def test_longer_is_the_same_run_and_other_changes_are_another(small, capsys):
     train_small("--train.preview_every", "50", "--train.lr_schedule", "linear")
-    assert "--train.steps: 8, and run is at step 12" in mistake(
-        capsys, commands.train, "--resume", "run", "--train.steps", "8"
-    )
+    line = mistake(capsys, commands.train, "--resume", "run", "--train.steps", "8")
+    assert line == "--train.steps: 8, and run/checkpoints/step_00000012 is further already"
     for flag, value in (("--unet.dropout", "0.5"), ("--train.seed", "1"), ("--data.random_flip", "false")):
         line = mistake(capsys, commands.train, "--resume", "run", flag, value)
         assert line.startswith(f"{flag}: was ")
@@ -139,6 +138,8 @@ def test_going_back_gives_up_whole_checkpoints_only_when_told_to(small, capsys):
     assert "--overwrite: gives up what is newer" in mistake(capsys, commands.train, "--resume", "run", "--overwrite")
     near = mistake(capsys, commands.train, "--resume", "run/checkpoints/step_0000008")
     assert "no such checkpoint; did you mean step_00000008?" in near
+    assert "is further already" in mistake(capsys, commands.train, *back, "--overwrite", "--train.steps", "7")
+    assert Path("run/checkpoints/step_00000012").exists()  # a mistake costs nothing
     assert run(commands.train, *back, "--overwrite", "--train.steps", "9") == 0
     assert [path.name for path in list_checkpoints(Path("run"))] == ["step_00000008", "step_00000009"]
     assert [line["step"] for line in read_log(Path("run/log.jsonl"))] == [2, 4, 6, 8, 9]

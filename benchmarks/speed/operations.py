@@ -22,7 +22,7 @@ KINDS = {
     "group norm": ("group_norm",),
     "SiLU": ("silu",),
     "matrix products and attention": ("addmm", "bmm", "aten::mm", "attention"),
-    "optimiser, clipping and average": ("adam", "_foreach", "lerp", "norm_", "norm"),
+    "optimiser, clipping and average": ("adam", "_foreach", "lerp", "norm"),
     "copies and joins": ("copy_", "cat", "clone", "contiguous"),
     "sums and products": ("add", "mul", "div", "sum", "sub"),
 }
@@ -37,11 +37,11 @@ def shares(name: str, asked: argparse.Namespace) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as watched:
         for _ in range(asked.steps):
             step()
-    seconds = Counter()
+    spent = Counter()
     for event in watched.key_averages():
         kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), "all else")
-        seconds[kind] += event.self_cpu_time_total
-    return {kind: 100 * spent / seconds.total() for kind, spent in seconds.items()}
+        spent[kind] += event.self_cpu_time_total
+    return {kind: 100 * time / spent.total() for kind, time in spent.items()}
 
 
 def main() -> None:
@@ -54,10 +54,7 @@ def main() -> None:
     add("--output", type=Path, help="a file for the report, besides")
     asked = parser.parse_args()
     found = {name: shares(name, asked) for name in asked.contenders}
-    rows = [
-        [kind, *(f"{found[name].get(kind, 0):.1f}" for name in found)]
-        for kind in [*KINDS, "all else"]
-    ]
+    rows = [[kind, *(f"{each.get(kind, 0):.1f}" for each in found.values())] for kind in [*KINDS, "all else"]]
     report = f"{machine(torch.device('cpu'))}\n{table(['% of a training step', *found], rows)}"
     print(report)
     if asked.output:
