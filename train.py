@@ -3,7 +3,7 @@ python train.py --config configs/cifar10.yaml          another configuration; --
 python train.py --resume runs/digits                   the same run goes on
 accelerate launch train.py --config configs/cifar10.yaml   on all GPUs"""
 
-from diffunet.commands import train
+from diffunet.cli.main import train
 
 if __name__ == "__main__":
     train()

@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_quality.py --seeds 0 1 2 --target 25 --cap_minutes 6 --folder runs/time-to-quality
     python benchmarks/time_to_quality.py --contenders "diffusers, small" --seeds 0 1 --folder runs/time-to-quality
-    python benchmarks/time_to_quality.py --rehearse                                        two minutes
+    python benchmarks/time_to_quality.py --measure_step_time                                        two minutes
 
 Good enough is a Fréchet distance of the pixels (0 to 16) of at most --target between 1,000 pictures and all real
 digits, as `diffunet evaluate` has it. The seconds are those of training, the clock stands still while it is measured:
@@ -41,20 +41,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffunet.checkpoint import Run
-    from diffunet.denoiser import Denoiser
-    from diffunet.generation import SampleConfig
+    from diffunet.runs.run import Run
+    from diffunet.models.denoiser import Denoiser
+    from diffunet.sampling.loop.generate import SampleConfig
 
 STARTED = perf_counter()
 """Of this process; importing torch is a part of the time."""
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "digits.yaml"
 LOOK = 50
-"""Pictures in a first look."""
+"""ImageDataset in a first look."""
 GROWTH = 1.25
 """From one measurement of a peer to the next."""
 BATCH = 250
-"""Pictures drawn together."""
+"""ImageDataset drawn together."""
 REHEARSAL = {
     "num_images": 60,
     "steps": 3,
@@ -102,18 +102,18 @@ class Yardstick:
     """The Fréchet distance from all real digits, and the time that finding it took."""
 
     def __init__(self, asked: argparse.Namespace):
-        from diffunet.data import DataConfig, open_pictures
-        from diffunet.metrics import floor_of, frechet_distance
-        from diffunet.quality_commands import choose_features
-        from diffunet.settings import unwatched
+        from diffunet.data.dataset import DataConfig, load_images
+        from diffunet.evaluation.metrics import real_vs_real, frechet_distance
+        from diffunet.cli.evaluate import choose_features
+        from diffunet.core.progress import no_progress
 
         self.distance = frechet_distance
         self.num_images, self.look = asked.num_images, min(LOOK, asked.num_images)
-        pictures = open_pictures(DataConfig(path="digits"), labelled=True, say=unwatched)
+        pictures = load_images(DataConfig(path="digits"), labelled=True, say=no_progress)
         self.features = choose_features(None, None, pictures)
         self.real = self.features(pictures.images[list(range(len(pictures)))])
         # Few pictures are always further off: by so much if they are real.
-        self.hopeless = asked.target + 2 * floor_of(frechet_distance, self.real, self.look)
+        self.hopeless = asked.target + 2 * real_vs_real(frechet_distance, self.real, self.look)
         self.seconds = 0.0
 
     def __call__(self, draw: Callable) -> dict[str, float]:
@@ -129,9 +129,9 @@ class Yardstick:
 
 def measure_ours(name: str, contender: Ours, seed: int, asked: argparse.Namespace) -> Iterator[dict]:
     """A training for each budget, until one is good enough in both ways to draw."""
-    from diffunet.checkpoint import Run
-    from diffunet.console import found_device
-    from diffunet.forecast import REHEARSED
+    from diffunet.runs.run import Run
+    from diffunet.cli.console import default_device
+    from diffunet.tasks.fit import REHEARSED
 
     yardstick = Yardstick(asked)
     guidance = {name: {}, f"{name}, {PLAIN}": {"guidance_scale": 1.0, "guide": None}}
@@ -141,13 +141,13 @@ def measure_ours(name: str, contender: Ours, seed: int, asked: argparse.Namespac
         words = ["train", "--config", CONFIG, "--train.output", folder, "--train.seed", seed, "--overwrite"]
         words += ["--train.minutes", minutes, *contender.flags]
         started = perf_counter()
-        command = [sys.executable, "-c", "from diffunet.commands import main; main()", *map(str, words)]
+        command = [sys.executable, "-c", "from diffunet.cli.main import main; main()", *map(str, words)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             sys.exit(ended.stderr)
         took = perf_counter() - started
         run = Run(folder)
-        config, denoiser = run.config(), run.denoiser().to(found_device())
+        config, denoiser = run.config(), run.denoiser().to(default_device())
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         steps = [0, *(line["step"] for line in log)]
         trained = sum(
@@ -175,7 +175,7 @@ def drawer(run: "Run", denoiser: "Denoiser", wish: "SampleConfig") -> Callable[[
     """Draws as many pictures as it is told, as `diffunet sample` would."""
     import torch
 
-    from diffunet.sample_command import draw
+    from diffunet.cli.sample import draw
 
     def pictures(number: int) -> torch.Tensor:
         these = wish.model_copy(update={"num_images": number})
@@ -191,9 +191,9 @@ def measure_peer(name: str, contender: Peer, seed: int, asked: argparse.Namespac
     from accelerate import Accelerator
     from diffusers import DPMSolverMultistepScheduler
 
-    from diffunet.data import to_pixels
-    from diffunet.objective import CLIP_TO_DATA_RANGE
-    from diffunet.sampling import sample
+    from diffunet.data.dataset import denormalize
+    from diffunet.objectives.base import CLIP_TO_DATA_RANGE
+    from diffunet.sampling.loop import sample
 
     sys.path.insert(0, str(HERE / "peers"))
     peer, common = import_module(contender.module), import_module("common")
@@ -201,7 +201,7 @@ def measure_peer(name: str, contender: Peer, seed: int, asked: argparse.Namespac
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     scans = common.load_pictures("digits", contender.resolution).to(accelerator.device)
     batches = common.Batches(scans, peer.BATCH_SIZE, flip=False)
-    network = peer.build(contender.resolution, 1, "tiny" if asked.rehearse else contender.size)
+    network = peer.build(contender.resolution, 1, "tiny" if asked.measure_step_time else contender.size)
     recipe = peer.Recipe(network, batches, accelerator)
     noise = recipe.noise_scheduler
     noise_levels = {"trained_betas": noise.betas.tolist(), "prediction_type": noise.config.prediction_type}
@@ -216,7 +216,7 @@ def measure_peer(name: str, contender: Peer, seed: int, asked: argparse.Namespac
         generator = torch.Generator().manual_seed(10_000 * seed)
         start = torch.randn(number, *scans.shape[1:], generator=generator).to(accelerator.device)
         drawn = [sample(predict, sampler(), part) for part in start.split(BATCH)]
-        return to_pixels(F.adaptive_avg_pool2d(torch.cat(drawn), 8), bit_depth=8).cpu()
+        return denormalize(F.adaptive_avg_pool2d(torch.cat(drawn), 8), bit_depth=8).cpu()
 
     begun = perf_counter()
     yardstick = Yardstick(asked)
@@ -349,8 +349,8 @@ def arguments() -> argparse.Namespace:
     add("--num_images", type=int, default=1000, help="pictures to measure (%(default)s)")
     add("--steps", type=int, default=25, help="network calls for a picture (%(default)s)")
     add("--folder", type=Path, default=Path("runs/time-to-quality"))
-    add("--rehearse", action="store_true", help="all of it with tiny budgets and networks")
-    if parser.parse_args().rehearse:
+    add("--measure_step_time", action="store_true", help="all of it with tiny budgets and networks")
+    if parser.parse_args().measure_step_time:
         parser.set_defaults(**REHEARSAL)
     return parser.parse_args()
 

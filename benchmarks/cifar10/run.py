@@ -5,7 +5,7 @@
 DATA is a folder with CIFAR-10's parquet files, train-*.parquet and test-*.parquet. The Fréchet distance is
 taken in the features of a classifier that is trained first; it is not FID (README.md beside this file).
 Stopped, the same command goes on; with --piece_minutes 8 it stops by itself after about so many minutes.
---rehearse does all of it with tiny networks on 600 of the pictures, in a few minutes of a CPU.
+--measure_step_time does all of it with tiny networks on 600 of the pictures, in a few minutes of a CPU.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run(*words: str | Path) -> None:
 
 
 def diffunet(*words: str | Path) -> None:
-    run("-c", "from diffunet.commands import main; main()", *words)
+    run("-c", "from diffunet.cli.main import main; main()", *words)
 
 
 def main() -> None:
@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/cifar10-benchmark"))
     parser.add_argument("--piece_minutes", type=float, default=float("inf"))
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--measure_step_time", action="store_true")
     asked = parser.parse_args()
-    rehearsal = REHEARSAL if asked.rehearse else {part: [] for part in REHEARSAL}
+    rehearsal = REHEARSAL if asked.measure_step_time else {part: [] for part in REHEARSAL}
     folder, images = asked.folder, str(asked.num_images)
-    data = few(asked.data, folder / "few") if asked.rehearse else asked.data
+    data = few(asked.data, folder / "few") if asked.measure_step_time else asked.data
     end = time.monotonic() + 60 * asked.piece_minutes
     classifier = folder / "classifier"
     peers = folder / "peers"

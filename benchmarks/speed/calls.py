@@ -49,7 +49,7 @@ def training(name: str, setting: Setting, shape: Shape, batch: int, device: torc
 
 
 def sampling(name: str, setting: Setting, shape: Shape, batch: int, device: torch.device) -> Callable[[], object]:
-    """Pictures from noise, end to end."""
+    """ImageDataset from noise, end to end."""
     contender = EVERYONE[name]
     network = contender.network(shape, setting, device).eval()
     draw = contender.draw(network, batch, shape.side)

@@ -18,11 +18,11 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
-from diffunet.averages import Average
-from diffunet.denoiser import ConditionsConfig, Denoiser
-from diffunet.diffusion import Diffusion, DiffusionConfig
-from diffunet.sampling import sample
-from diffunet.unet import UNetConfig
+from diffunet.training.ema import EMA
+from diffunet.models.denoiser import ConditionsConfig, Denoiser
+from diffunet.objectives.ddpm import DDPM, DDPMConfig
+from diffunet.sampling.loop import sample
+from diffunet.models.unet import UNetConfig
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def diffunet(shape: Shape, gradient_checkpointing: bool = False) -> nn.Module:
 
 
 def diffunet_loss(network: nn.Module, side: int) -> Callable[[Tensor], Tensor]:
-    objective = Diffusion(DiffusionConfig())
+    objective = DDPM(DDPMConfig())
     return lambda pictures: objective.loss(network, pictures)["loss"].mean()
 
 
@@ -123,12 +123,12 @@ def diffunet_adamw(parameters, fused: bool) -> AdamW:
 
 
 def diffunet_average(network: nn.Module, foreach: bool) -> Callable[[], None]:
-    average, steps = Average(network, share_at=lambda step: 1e-4), count()
+    average, steps = EMA(network, share_at=lambda step: 1e-4), count()
     return lambda: average.update(network, next(steps))
 
 
 def diffunet_draw(network: nn.Module, pictures: int, side: int) -> Callable[[], Tensor]:
-    sampler = Diffusion(DiffusionConfig()).sampler("ddim", STEPS)
+    sampler = DDPM(DDPMConfig()).sampler("ddim", STEPS)
     device = next(network.parameters()).device
     return lambda: sample(network, sampler, torch.randn(pictures, 3, side, side, device=device))
 

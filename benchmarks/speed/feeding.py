@@ -1,7 +1,7 @@
 """Images per second that arrive as batches on the device, from a folder of JPEGs: ours, and diffusers' example's.
 
-    python benchmarks/speed/feeding.py --parquet CIFAR10.parquet                  its first 10,000 pictures as JPEGs
-    python benchmarks/speed/feeding.py --data FOLDER
+    python benchmarks/speed/loader_throughput.py --parquet CIFAR10.parquet                  its first 10,000 pictures as JPEGs
+    python benchmarks/speed/loader_throughput.py --data FOLDER
 
 The example's loader (examples/unconditional_image_generation) decodes each picture anew in every epoch; ours does it
 once, where they fit into data.memory_budget. Both flip, scale to [-1, 1] and shuffle. An epoch each, in turn; the
@@ -19,9 +19,9 @@ import torch
 from run import machine, table
 from timing import shown
 
-from diffunet.data import DataConfig, open_pictures
-from diffunet.settings import unwatched
-from diffunet.throughput import feeding
+from diffunet.data.dataset import DataConfig, load_images
+from diffunet.core.progress import no_progress
+from diffunet.training.benchmark import loader_throughput
 
 RESOLUTION, BATCH = 32, 128
 
@@ -66,8 +66,8 @@ def rates(folder: Path, cache: Path, rounds: int, device: torch.device) -> Itera
     for epoch in loaders.values():
         epoch()
     started = perf_counter()
-    pictures = open_pictures(
-        DataConfig(path=str(folder), resolution=RESOLUTION, random_flip=True), labelled=False, say=unwatched
+    pictures = load_images(
+        DataConfig(path=str(folder), resolution=RESOLUTION, random_flip=True), labelled=False, say=no_progress
     ).on(device)
     decoding = len(pictures) / (perf_counter() - started)
     found = {name: [] for name in [*loaders, "diffunet"]}
@@ -75,7 +75,7 @@ def rates(folder: Path, cache: Path, rounds: int, device: torch.device) -> Itera
         for name, epoch in loaders.items():
             started = perf_counter()
             found[name].append(epoch() / (perf_counter() - started))
-        found["diffunet"].append(feeding(pictures, BATCH, device, 1.0))
+        found["diffunet"].append(loader_throughput(pictures, BATCH, device, 1.0))
     yield from ((name, np.array(values)) for name, values in found.items())
     yield "diffunet's opening and decoding, once", np.array([decoding])
 

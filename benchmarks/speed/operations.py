@@ -50,7 +50,7 @@ def main() -> None:
     add("--contenders", nargs="+", choices=CONTENDERS, default=["diffunet", "diffusers"], metavar="NAME")
     add("--batch_size", type=int, default=16)
     add("--steps", type=int, default=5)
-    add("--tiny", action="store_true", help="a tiny network, to rehearse")
+    add("--tiny", action="store_true", help="a tiny network, to measure_step_time")
     add("--output", type=Path, help="a file for the report, besides")
     asked = parser.parse_args()
     found = {name: shares(name, asked) for name in asked.contenders}

@@ -30,7 +30,7 @@ from timing import WARM_UP, interleaved, shown
 from torch.utils.flop_counter import FlopCounterMode
 
 DRAWN = 16
-"""Pictures to draw at once, at most."""
+"""ImageDataset to draw at once, at most."""
 MEMORY_REPEATS = 3
 """New processes for each number of bytes, at most; on a GPU one, which knows exactly."""
 PACKAGES = ("torch", "diffusers", "monai", "denoising-diffusion-pytorch", "ema-pytorch")
@@ -118,7 +118,7 @@ class Bench:
             rows.append([name, type(network).__name__, f"{parameters:,}", f"{self.gflop[name]:.4f}"])
         return table(["", "class", "parameters", "GFLOP, forward, one picture"], rows)
 
-    def ceiling(self, batch: int) -> str:
+    def peak_conv_flops(self, batch: int) -> str:
         first, second, *_ = self.shape.widths
         places = [(first, self.shape.side), (second, self.shape.side // 2)]
         settings = [Setting(p, channels_last=last) for p in precisions(self.device) for last in (False, True)]
@@ -242,7 +242,7 @@ def main() -> None:
     add("--memory", action="store_true", help="also the memory of training, and what gradient checkpointing changes")
     add("--peak", type=float, help="TFLOP/s that the machine has on paper: a column more")
     add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"), help="(%(default)s)")
-    add("--tiny", action="store_true", help="a tiny network, to rehearse")
+    add("--tiny", action="store_true", help="a tiny network, to measure_step_time")
     add("--output", type=Path, help="a file for the report, besides")
     asked = parser.parse_args()
     batches = asked.batch_sizes or ([1, 4] if asked.tiny else [1, 16])
@@ -271,7 +271,7 @@ def main() -> None:
 
     say(f"# Speed\n\n{machine(bench.device)}\n{READING}\n")
     part("The networks", "networks", bench.networks())
-    part(f"The ceiling, batch {batch}", None, bench.ceiling(batch))
+    part(f"The ceiling, batch {batch}", None, bench.peak_conv_flops(batch))
     sizes = {"forward": batches, "training": [batch], "sampling": [min(batch, DRAWN)]}
     for name in (name for name in PARTS if name in asked.rows):
         able = [n for n in bench.names if name != "sampling" or CONTENDERS[n].draw]

@@ -20,8 +20,8 @@ from timing import interleaved, shown
 ROOT = Path(__file__).parent.parent.parent
 FIRST_CALL = """
 import os
-from diffunet import commands
-from diffunet.denoiser import Denoiser
+from diffunet.cli import main as commands
+from diffunet.models.denoiser import Denoiser
 Denoiser.forward = lambda *args, **conditions: os._exit(0)
 commands.sample([{run!r}])
 """
@@ -72,8 +72,8 @@ def against_pipelines(ours: Callable, theirs: Callable[[str, int], Callable], ro
 def drawing(run: str, folder: str, pictures: int, rounds: int) -> str:
     import diffusers
 
-    from diffunet.checkpoint import Run
-    from diffunet.sample_command import draw
+    from diffunet.runs.run import Run
+    from diffunet.cli.sample import draw
 
     opened = Run(run)
     config, denoiser = opened.config(), opened.denoiser()
@@ -98,7 +98,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = f"{scratch}/export"
         words = ["export", asked.run, folder, "--label", asked.label]
-        command("-c", f"from diffunet.commands import main; main({words})")()
+        command("-c", f"from diffunet.cli.main import main; main({words})")()
 
         def pipeline(name: str, steps: int) -> Callable:
             return command("-c", PIPELINE.format(pipeline=name, folder=folder, pictures=asked.pictures, steps=steps))

@@ -1,0 +1,4 @@
+"""Commands: words in, exit codes out.
+
+No library code lives here.
+"""

@@ -1,0 +1,78 @@
+"""How a network runs: device, precision, memory format, compiled or not. Its function stays the same.
+
+The effect of each is measured in docs/performance.md.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .settings import Settings
+
+COMPILE_CACHE = Path.home() / ".cache" / "diffunet" / "compiled"
+"""Where torch's compiler keeps its results for the next process, unless TORCHINDUCTOR_CACHE_DIR is set."""
+
+
+class RuntimeConfig(Settings):
+    """Precision, memory format and compilation of a network."""
+
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the network; loss and sampler are always fp32. auto: bf16 where the hardware has it."""
+    channels_last: bool = True
+    """Store the channels of a pixel next to each other, which convolutions prefer; false: torch's own order."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the network: minutes the first time, seconds from the cache. auto: in trainings of over half an hour."""
+
+
+def default_device() -> torch.device:
+    """Return the accelerator of this machine, or its CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def precision(requested: str, device: torch.device) -> str:
+    """Return `no`, `bf16` or `fp16`; for `auto` the fastest that the device has. Raise UserError for fp16 on a CPU."""
+    if requested == "fp16" and device.type == "cpu":
+        raise UserError("mixed_precision: fp16 needs a GPU; use no or bf16")
+    return ("bf16" if _has_bf16(device) else "no") if requested == "auto" else requested
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}    # since torch 2.10
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def prepare_for(unet: nn.Module, config: RuntimeConfig) -> None:
+    """Set the memory format of a network, and compile it at its first call if `compile` is true."""
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.compile is True and unet._compiled_call_impl is None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(COMPILE_CACHE))
+        unet.compile()
+
+
+def autocast(model: Callable[..., Tensor], requested: str, device: torch.device) -> Callable[..., Tensor]:
+    """Return the model with convolutions and matrix products in that precision, and its output in fp32."""
+    chosen = precision(requested, device)
+    if chosen == "no":
+        return model
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
+
+    def call(*inputs: Tensor, **conditions: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype):
+            return model(*inputs, **conditions).float()
+
+    return call
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

@@ -1,0 +1,4 @@
+"""From images to numbers.
+
+Features, distances with their errors and references, and the monitor of a training.
+"""

@@ -1,0 +1,4 @@
+"""Weights and loops of other libraries.
+
+diffusers, guided-diffusion, denoising-diffusion-pytorch.
+"""

@@ -1,0 +1,46 @@
+"""Flow matching along straight paths (Lipman et al. 2023; rectified flow, Liu et al. 2023).
+
+x_t = (1 - s) x_0 + s noise for s from 0 to 1; the network answers with the velocity, noise - x_0.
+"""
+
+from types import MappingProxyType
+
+from torch import Tensor
+
+from .base import CLIP_TO_DATA_RANGE, Objective, ObjectiveConfig, NoisyBatch
+from ..core.errors import UserError
+
+TIME_SCALE = 1000
+"""The network is told t = 1000 s, in the range that the sinusoids of its time are made for."""
+
+
+class FlowConfig(ObjectiveConfig):
+    """Straight paths, all of their length trained alike."""
+
+
+class Flow(Objective):
+    """The error of the velocity."""
+
+    config: FlowConfig
+    samplers = MappingProxyType(
+        {
+            "dpm++": ("DPMSolverMultistepScheduler", {}),
+            "unipc": ("UniPCMultistepScheduler", {}),
+        }
+    )
+
+    def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
+        s = u.reshape(-1, *[1] * (image.ndim - 1))
+        return NoisyBatch((1 - s) * image + s * noise, TIME_SCALE * u, noise - image)
+
+    def time(self, u: float) -> float:
+        return TIME_SCALE * u
+
+    def sampler(self, name: str, steps: int):
+        scheduler_class, options = self.scheduler_class(name)
+        if not 1 <= steps <= TIME_SCALE:
+            raise UserError(f"steps: {steps} is not between 1 and {TIME_SCALE}")
+        path = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "num_train_timesteps": TIME_SCALE}
+        sampler = scheduler_class(final_sigmas_type="zero", **path, **CLIP_TO_DATA_RANGE, **options)
+        sampler.set_timesteps(steps)
+        return sampler

@@ -1,0 +1,259 @@
+"""Bad input by the thousand: each case ends with an answer in time, and a refusal names what is at fault.
+
+    python -m stress.inputs --cases 1000 --seed 0
+
+One process imports everything, and each case is a child of it in a folder of its own. The folder of a
+failure is kept, with what the program said in it.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import datasets
+import diffusers
+import huggingface_hub
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from .fuzz_parquet import parquet_case, picture_case
+from .fuzz_runs import run_case
+from .fuzz_configs import command_case, config_case
+from .cases import TINY, Case
+
+KINDS = ("configs", "command lines", "picture folders", "parquet files", "run folders")
+SECONDS = 60
+"""After which a case counts as hanging."""
+MEMORY = 4 * 2**30
+"""Bytes that a case may take on top of what all of them share: a bomb must not hurt the machine."""
+IMPORTED = (
+    *("diffunet.cli.main", "diffunet.evaluation.report", "diffunet.evaluation.monitor", "diffunet.models.inspection", "diffunet.interop.diffusers"),
+    *("diffunet.models.tiling", "diffunet.training.trainer", "accelerate.tracking", "datasets", "einops._torch_specific"),
+    *("matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet"),
+    *("sklearn.datasets.data", "sklearn.svm", "torch.utils.flop_counter", "torchvision.io", "torchvision.utils"),
+    "torchvision.transforms.v2.functional",
+)
+FROM_DIFFUSERS = (
+    *("DDPMPipeline", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    *("EDMEulerScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "UNet2DModel"),
+    "UniPCMultistepScheduler",
+)
+BAR = re.compile(r"\d+%\||\d+it \[")
+SAID, COMPLAINED, ABOUT = ".out", ".err", ".case.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended."""
+
+    kind: str
+    index: int
+    case: Case
+    folder: Path
+    code: int | None
+    seconds: float
+    faults: list[str]
+
+
+def trial(cases: int, seed: int, folder: Path) -> Iterator[Outcome]:
+    """Runs cases of each kind in turn, in folders of `folder`; those without a fault are removed again."""
+    _warm_up()
+    run = _real_run(folder)
+    for index in range(cases):
+        kind = KINDS[index % len(KINDS)]
+        outcome = _tried(kind, index, f"{seed} {kind} {index}", folder / f"{seed}_{index:05d}", run)
+        if not outcome.faults:
+            shutil.rmtree(outcome.folder)
+        yield outcome
+    gc.unfreeze()
+
+
+def _warm_up() -> None:
+    """Imports all that a command may, so that no case has to. Nothing is computed: threads do not outlive a fork."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    for name in FROM_DIFFUSERS:  # which imports what it is asked for
+        getattr(diffusers, name)
+    Image.init()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # or each child would copy all of this to count references
+
+
+def _real_run(folder: Path) -> Path:
+    """A small run, whole, sampled from and exported: what the cases damage."""
+    home = folder / "real"
+    home.mkdir(parents=True)
+    (home / "tiny.yaml").write_text(TINY)
+
+    def make() -> None:
+        for argv in (["train", "--config", "tiny.yaml"], ["sample", "run"], ["export", "run", "run/exported"]):
+            with contextlib.suppress(SystemExit):
+                _command(argv)
+
+    code, _ = _in_a_child(make, home)
+    if code or not (home / "run" / "exported").is_dir():
+        raise RuntimeError(f"no run to damage: {(home / COMPLAINED).read_text()}")
+    for left in (SAID, COMPLAINED):
+        (home / left).unlink()
+    return home / "run"
+
+
+def _tried(kind: str, index: int, seed: str, folder: Path, run: Path) -> Outcome:
+    """Makes a case and asks the program, both in a child."""
+    folder.mkdir()
+
+    def ask() -> None:
+        rng = Random(seed)
+        case = {
+            "configs": lambda: config_case(rng, folder),
+            "command lines": lambda: command_case(rng, folder, run),
+            "picture folders": lambda: picture_case(rng, folder),
+            "parquet files": lambda: parquet_case(rng, folder),
+            "run folders": lambda: run_case(rng, folder, run),
+        }[kind]()
+        (folder / ABOUT).write_text(json.dumps(asdict(case)))
+        _command(list(case.argv))
+
+    code, seconds = _in_a_child(ask, folder)
+    if not (folder / ABOUT).exists():
+        raise RuntimeError(f"case {seed}: not made\n{(folder / COMPLAINED).read_text()}")
+    told = json.loads((folder / ABOUT).read_text())
+    case = Case(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+    said, complained = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in (SAID, COMPLAINED))
+    return Outcome(kind, index, case, folder, code, seconds, list(_faults(case, code, said, complained)))
+
+
+def _faults(case: Case, code: int | None, said: str, complained: str) -> Iterator[str]:
+    """What a person could not accept about an answer."""
+    both = said + complained
+    if code is None:
+        yield f"no end in {SECONDS} seconds"
+        return
+    if "Traceback (most recent call last)" in both:
+        yield f"a traceback: {both.strip().splitlines()[-1]}"
+        return
+    if code not in (0, 2):
+        yield f"exit code {code}"
+    if noise := re.search(r"^.*(Warning: |site-packages/).*$", both, re.MULTILINE):
+        yield f"noise of a library: {noise[0]}"
+    lines = [line for line in re.split(r"[\r\n]+", complained) if line.strip() and not BAR.search(line)]
+    if code == 2:
+        if case.expected == "accepted":
+            yield f"refused: {lines}"
+        if not lines:
+            yield "refused without a word"
+        for line in lines:
+            if not any(name in line for name in case.names):
+                yield f"names nothing: {line}"
+    if code == 0:
+        if case.expected == "refused":
+            yield "accepted"
+        yield from (f"not told: {word}" for word in case.told if word not in both)
+
+
+def _command(argv: list[str]) -> None:
+    from matplotlib.figure import Figure
+
+    from diffunet.cli.main import main
+
+    Figure.savefig = lambda self, file, **_: Path(file).write_text("curves")  # a second each, and not what is tried
+    main(argv)
+
+
+def _in_a_child(work, folder: Path) -> tuple[int | None, float]:
+    """Calls `work` in a child with this working directory. Its exit code, None if it did not end, and seconds."""
+    started = time.monotonic()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        _become(folder)
+        code = 70
+        try:
+            work()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+    try:
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() - started > SECONDS:
+                os.killpg(child, signal.SIGKILL)
+            time.sleep(0.005)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # also the workers that it left
+            os.killpg(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    seconds = time.monotonic() - started
+    return (None if seconds > SECONDS else code), seconds
+
+
+def _become(folder: Path) -> None:
+    """Makes this process one that was started in `folder`, with little memory and its output in files."""
+    os.setsid()
+    os.chdir(folder)
+    shared = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (shared + MEMORY, shared + MEMORY))
+    for number, name, errors in ((1, SAID, "strict"), (2, COMPLAINED, "backslashreplace")):
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+        stream = io.TextIOWrapper(os.fdopen(number, "wb"), encoding="utf-8", errors=errors, line_buffering=True)
+        setattr(sys, {1: "stdout", 2: "stderr"}[number], stream)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    datasets.config.HF_DATASETS_CACHE = folder / ".cache"
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU does not outlive a fork either
+    folder = Path(tempfile.mkdtemp(prefix="diffunet_inputs_"))
+    outcomes: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in tqdm(trial(asked.cases, asked.seed, folder), total=asked.cases, unit="case", dynamic_ncols=True):
+        outcomes[outcome.kind].append(outcome)
+        for fault in outcome.faults:
+            line = shlex.join(["diffunet", *outcome.case.argv])
+            tqdm.write(f"{outcome.folder} ({outcome.kind}): {outcome.case.about}\n    {line[:200]}\n    {fault[:300]}")
+    print(f"{'':16}{'cases':>7}{'refused':>9}{'accepted':>10}{'failed':>8}{'slowest':>10}{'all':>8}")
+    for kind, found in outcomes.items():
+        codes = [outcome.code for outcome in found]
+        seconds = [outcome.seconds for outcome in found]
+        failed = sum(bool(outcome.faults) for outcome in found)
+        print(
+            f"{kind:16}{len(found):7}{codes.count(2):9}{codes.count(0):10}{failed:8}"
+            f"{max(seconds):8.1f} s{sum(seconds):6.0f} s"
+        )
+    failed = any(outcome.faults for found in outcomes.values() for outcome in found)
+    if not failed:
+        shutil.rmtree(folder)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

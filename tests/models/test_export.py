@@ -1,0 +1,65 @@
+"""The network as one graph: compiled, exported, and in onnxruntime."""
+
+import pytest
+import torch
+from helpers import randomised, small_unet
+
+from diffunet.models.conditioning import Conditioning, LabelEmbedding, PlaneEmbedding, TimeEmbedding, TokenEmbedding
+from diffunet.models.denoiser import Denoiser
+from diffunet.models.unet import LevelConfig, UNet
+
+
+@pytest.fixture(params=[2, 3])
+def told(request):
+    """A denoiser on every route, and what it is called with."""
+    dims = request.param
+    unet = UNet(small_unet(dims=dims, token_dim=6, plane_channels=2, head_channels=4))
+    model = Denoiser(
+        unet,
+        TimeEmbedding(32, 8),
+        label=LabelEmbedding(32, classes=3),
+        text=TokenEmbedding(6, width=5),
+        sketch=PlaneEmbedding(channels=1, dims=dims),
+    )
+    size = (8,) * dims
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    text, sketch = (torch.randn(2, 3, 5), mask), torch.randn(2, 1, *size)
+    conditions = {"label": torch.tensor([0, 2]), "text": text, "sketch": sketch}
+    return randomised(model), (torch.randn(2, 3, *size), torch.tensor([3, 700])), conditions
+
+
+def test_is_one_graph(told):
+    model, arguments, conditions = told
+    expected = model(*arguments, **conditions)
+    traced = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(traced(*arguments, **conditions), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_compiles():
+    """Through the real compiler, which takes its time: the smallest network that has all parts."""
+    levels = (LevelConfig(channels=4, blocks=1, attention=True), LevelConfig(channels=4, up=(4,)))
+    unet = randomised(UNet(small_unet(levels=levels, token_dim=5, norm_groups=2, middle_blocks=0)))
+    x, cond = torch.randn(2, 3, 8, 8), Conditioning(vector=torch.randn(2, 32), tokens=torch.randn(2, 3, 5))
+    compiled = torch.compile(unet, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, cond), unet(x, cond), atol=1e-5, rtol=1e-4)
+
+
+def test_exports(told):
+    model, arguments, conditions = told
+    program = torch.export.export(model, arguments, conditions)
+    expected = model(*arguments, **conditions)
+    torch.testing.assert_close(program.module()(*arguments, **conditions), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_onnxruntime_says_the_same(told, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    pytest.importorskip("onnxscript", reason="pip install onnx onnxscript")
+    model, arguments, conditions = told
+    torch.onnx.export(model, arguments, tmp_path / "unet.onnx", kwargs=conditions, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "unet.onnx", providers=["CPUExecutionProvider"])
+    given = [*arguments, conditions["label"], *conditions["text"], conditions["sketch"]]
+    inputs = {place.name: value.numpy() for place, value in zip(session.get_inputs(), given, strict=True)}
+    expected = model(*arguments, **conditions).detach()
+    assert expected.std() > 0.05
+    torch.testing.assert_close(torch.from_numpy(session.run(None, inputs)[0]), expected, atol=1e-4, rtol=0)

@@ -1,0 +1,140 @@
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import randomised
+
+from diffunet.models.conditioning import Conditioning
+from diffunet.models.layers import (
+    CrossAttention,
+    Downsample,
+    DownsampleEndPadded,
+    PlainBlock,
+    ScaleShift,
+    SelfAttention,
+    Upsample,
+    centre,
+    convolution,
+    kaiming_,
+    group_norm,
+    join,
+    transposed_convolution,
+)
+
+NOTHING = Conditioning()
+
+
+def norm(channels):
+    return group_norm(4, 1e-5, channels)
+
+
+def test_centre_is_the_middle_and_nothing_for_equal_sizes():
+    x = torch.arange(25.0).reshape(1, 1, 5, 5)
+    assert centre(x, torch.empty(1, 1, 3, 1)).flatten().tolist() == [7, 12, 17]
+    assert centre(x, x) is x
+
+
+def test_join_crops_the_skip():
+    assert join(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 7, 7)).shape == (1, 6, 3, 3)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_borders(dims):
+    x = torch.zeros(1, 2, *[6] * dims)
+    assert convolution(dims, "same", 2, 3)(x).shape == (1, 3, *[6] * dims)
+    assert convolution(dims, "valid", 2, 3)(x).shape == (1, 3, *[4] * dims)
+
+
+def test_the_start_has_the_variance_of_ddpm():
+    layer = convolution(2, "same", 64, 192)
+    expected = 2 / ((64 + 192) * 9)
+    assert layer.weight.var().item() == pytest.approx(expected, rel=0.02)
+    assert not layer.bias.any()
+
+
+def test_groups_divide_the_channels():
+    assert group_norm(32, 1e-5, 48).num_groups == 16
+    assert group_norm(32, 1e-5, 128).num_groups == 32
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_resampling_halves_and_doubles(dims):
+    def conv(*args, **kwargs):
+        return convolution(dims, "same", *args, **kwargs)
+
+    x = torch.rand(1, 4, *[8] * dims)
+    for down in (Downsample(4, conv), DownsampleEndPadded(4, dims)):
+        assert down(x, NOTHING).shape == (1, 4, *[4] * dims)
+        assert Upsample(4, 4, conv)(down(x, NOTHING), NOTHING).shape == x.shape
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_transposed_convolution_doubles_and_without_borders_leaves_out_what_it_would_invent(dims):
+    x = torch.ones(1, 1, *[3] * dims)
+    along = {("same", 2): [1, 1, 1, 1, 1, 1], ("same", 3): [1, 2, 1, 2, 1, 1]}
+    along |= {("valid", 2): [1, 1, 1, 1, 1, 1], ("valid", 3): [1, 2, 1, 2, 1]}
+    for (padding, kernel_size), reached in along.items():
+        layer = transposed_convolution(dims, padding, 1, 1, kernel_size, bias=False)
+        torch.nn.init.ones_(layer.weight)
+        expected = torch.tensor(reached, dtype=torch.float)
+        for _ in range(dims - 1):
+            expected = expected[..., None] * torch.tensor(reached)
+        assert torch.equal(layer(x)[0, 0], expected)
+
+
+def test_plain_blocks_hear_the_vector_too():
+    """The norm and the modulation stand between the convolution and ReLU."""
+    modulated = partial(ScaleShift, vector_dim=5, norm=norm)
+    block = randomised(PlainBlock(4, 8, partial(convolution, 2, "same"), norm, modulated, dropout=0.0))
+    x, vector = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
+    h = F.group_norm(F.conv2d(x, block.conv.weight, block.conv.bias, padding=1), 4, *block.modulated.norm.parameters())
+    scale, shift = block.modulated.project(F.silu(vector)).chunk(2, dim=1)
+    expected = F.relu(h * (1 + scale[..., None, None]) + shift[..., None, None])
+    torch.testing.assert_close(block(x, Conditioning(vector=vector)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_start_before_a_relu_has_the_variance_of_he():
+    layer = kaiming_(convolution(2, "same", 64, 192))
+    assert layer.weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.02)
+    assert not layer.bias.any()
+
+
+def test_end_padding_reads_from_the_first_place():
+    down = DownsampleEndPadded(1, 1)
+    torch.nn.init.ones_(down.conv.weight)
+    assert down(torch.tensor([[[1.0, 2, 4, 8]]]), NOTHING).flatten().tolist() == [7, 12]
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)])
+def test_self_attention_is_torchs(shape):
+    """The same projections in torch's own multi-head attention, over the flattened places."""
+    layer = randomised(SelfAttention(8, heads=2, norm=norm))
+    oracle = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    oracle.in_proj_weight.data, oracle.in_proj_bias.data = layer.to_qkv.weight.data, layer.to_qkv.bias.data
+    oracle.out_proj.load_state_dict(layer.to_out.state_dict())
+    x = torch.randn(2, 8, *shape)
+    h = layer.norm(x).flatten(2).transpose(1, 2)
+    expected = x + oracle(h, h, h)[0].transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x, NOTHING), expected, atol=1e-5, rtol=0)
+
+
+def test_cross_attention_is_a_softmax_over_the_tokens():
+    layer = randomised(CrossAttention(8, heads=1, norm=norm, token_dim=5))
+    x, tokens = torch.randn(2, 8, 3, 3), torch.randn(2, 4, 5)
+    q = layer.to_q(layer.norm(x).flatten(2).transpose(1, 2))
+    k, v = layer.to_kv(tokens).chunk(2, dim=-1)
+    read = F.softmax(q @ k.transpose(1, 2) / 8**0.5, dim=-1) @ v
+    expected = x + layer.to_out(read).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x, Conditioning(tokens=tokens)), expected, atol=1e-5, rtol=0)
+    assert layer(x, NOTHING) is x
+
+    mask = torch.tensor([[True, False, True, True], [False] * 4])
+    scores = (q @ k.transpose(1, 2) / 8**0.5).masked_fill(~mask[:, None], -torch.inf)
+    read = F.softmax(scores[:1], dim=-1) @ v[:1]
+    expected = x[:1] + layer.to_out(read).transpose(1, 2).reshape(x[:1].shape)
+    masked = layer(x, Conditioning(tokens=tokens, token_mask=mask))
+    torch.testing.assert_close(masked[:1], expected, atol=1e-5, rtol=0)
+    assert torch.equal(masked[1], x[1])                    # nothing to read, and no NaN
+    masked.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())

@@ -1,0 +1,182 @@
+"""Folders that somebody else made: each attack is planted, and must neither run anything nor write anywhere else."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run, write_image
+
+from diffunet.cli import main as commands
+from diffunet.runs.run import Run
+from diffunet.runs.config import Config
+from diffunet.core.settings import settings_from
+from stress.program import SMALL_RUN
+
+MARK = "executed"
+"""What an attack leaves that succeeds."""
+
+
+class Attack:
+    """Unpickled, it runs a command."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {Path(MARK).absolute()}",)
+
+
+def poison(path: Path) -> None:
+    """A file in pickle's own format, and in that of `torch.save`."""
+    torch.save({"state_dict": Attack()}, path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.yaml").write_text(SMALL_RUN)
+    options = ["--train.steps", "2", "--train.output", folder / "run"]
+    assert run(commands.train, "--config", folder / "small.yaml", *options) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def planted(trained, in_a_new_folder):
+    """A copy of that run in a folder of its own, which has to look the same afterwards but for the run."""
+    shutil.copytree(trained, "run")
+    Path("precious").mkdir()
+    Path("precious/file").write_text("precious")
+    yield Path("run")
+    assert not Path(MARK).exists()
+    assert Path("precious/file").read_text() == "precious"
+    assert [path.name for path in Path("precious").iterdir()] == ["file"]
+
+
+def test_the_attack_would_work(in_a_new_folder):
+    poison(Path("a.pt"))
+    torch.load("a.pt", weights_only=False)
+    assert Path(MARK).exists()
+    Path(MARK).unlink()
+    pickle.loads(pickle.dumps(Attack()))
+    assert Path(MARK).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "argv"),
+    [
+        ("model/diffusion_pytorch_model.safetensors", ["sample", "run"]),
+        ("averages/step_00000002.safetensors", ["ema", "run", "0.1"]),
+        ("checkpoints/step_00000002/optimizer.safetensors", ["train", "--resume", "run", "--train.steps", "3"]),
+        ("checkpoints/step_00000002/state.json", ["train", "--resume", "run", "--train.steps", "3"]),
+        ("model/config.json", ["sample", "run"]),
+        ("config.yaml", ["sample", "run"]),
+        ("run.json", ["sample", "run"]),
+    ],
+)
+def test_a_pickle_in_a_run_is_not_unpickled(planted, capsys, file, argv):
+    poison(planted / file)
+    assert run(commands.main, *argv) == 2
+    assert Path(file).name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["!!python/object/apply:os.system ['touch executed']", "!!python/name:os.system"])
+def test_yaml_makes_no_objects(planted, capsys, word):
+    Path("evil.yaml").write_text(f"train:\n  output: {word}\n")
+    assert run(commands.train, "--config", "evil.yaml") == 2
+    assert run(commands.train, "--train.steps", word) == 2
+    (planted / "config.yaml").write_text(f"train: {word}\n...\n")
+    assert run(commands.sample, "run") == 2
+    assert "evil.yaml:2: not valid YAML: could not determine a constructor" in capsys.readouterr().err
+
+
+def test_a_run_does_not_say_where_pictures_go(planted):
+    config = planted / "config.yaml"
+    config.write_text(config.read_text().replace("  output: null", "  output: precious/pictures"))
+    assert "precious/pictures" in config.read_text()
+    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
+    assert run(commands.evaluate, "run", "--num_images", "3", "--steps", "2") == 0
+    assert (planted / "pictures/000/00000.png").exists()
+    assert (planted / "evaluations/000/evaluation.json").exists()
+
+
+def test_a_run_does_not_say_where_it_is_resumed(planted):
+    config = planted / "config.yaml"
+    config.write_text(config.read_text().replace("output: ", "output: precious/run #", 1))
+    assert settings_from(config, Config).train.output == "precious/run"
+    assert run(commands.train, "--resume", "run", "--train.steps", "3") == 0
+    assert (planted / "checkpoints/step_00000003").exists()
+
+
+def test_names_of_classes_are_no_paths(planted):
+    """Of the first class, which is drawn, shown in the record, and exported."""
+    for file in (planted / "config.yaml", planted / "model/config.json"):
+        text = file.read_text()
+        file.write_text(text.replace('"0"', '"../precious/x"').replace("- '0'", "- ../precious/x"))
+    assert Run("run").config().conditions.class_names[0] == "../precious/x"
+    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2", "--output", "out") == 0
+    assert json.loads(Path("out/metadata.jsonl").read_text())["class"] == "../precious/x"
+    assert sorted(path.name for path in Path("out").iterdir()) == ["00000.png", "grid.png", "metadata.jsonl"]
+    assert run(commands.export, "run", "exported", "--label", "../precious/x") == 0
+
+
+def test_checksums_name_no_file_elsewhere(planted, capsys):
+    sums = planted / "checkpoints/step_00000002/SHA256SUMS"
+    sums.write_text(sums.read_text() + "0" * 64 + "  ../../../precious/file\n")
+    assert run(commands.train, "--resume", "run", "--train.steps", "3") == 2
+    assert "SHA256SUMS: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["log.jsonl", ".lock", "curves.png", "samples/strip.png", "config.yaml"])
+def test_links_to_files_are_not_written_through(planted, file):
+    link, text = planted / file, Path("precious/file").read_text()
+    if file == "config.yaml":                              # must be read first
+        text = link.read_text()
+        Path("precious/file").write_text(text)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("precious/file").absolute())
+    run(commands.train, "--resume", "run", "--train.steps", "3")
+    assert Path("precious/file").read_text() == text
+    Path("precious/file").write_text("precious")
+
+
+def test_foreign_weights_are_tensors_only(planted, capsys):
+    poison(Path("evil.pt"))
+    options = ["--attention_order", "new", "--config", "configs/adm64.yaml"]
+    assert run(commands.import_, "evil.pt", "back", *options) == 2
+    assert "evil.pt: not a file of tensors" in capsys.readouterr().err
+    assert run(commands.evaluate, "run", "--num_images", "3", "--features", "inception", "--weights", "evil.pt") == 2
+
+
+def test_a_diffusers_folder_runs_no_code_of_its_own(planted, capsys):
+    assert run(commands.export, "run", "folder", "--label", "7") == 0
+    code = f"import pathlib; pathlib.Path({str(Path(MARK).absolute())!r}).touch()\nclass Evil: pass\n"
+    for place in ("", "unet", "scheduler"):
+        Path("folder", place, "evil.py").write_text(code)
+        Path("folder", place, "__init__.py").write_text(code)
+    index = json.loads(Path("folder/model_index.json").read_text())
+    index |= {"_class_name": ["evil", "Evil"], "unet": ["evil", "Evil"]}
+    Path("folder/model_index.json").write_text(json.dumps(index))
+    network = json.loads(Path("folder/unet/config.json").read_text())
+    Path("folder/unet/config.json").write_text(json.dumps(network | {"auto_map": {"AutoModel": "evil.Evil"}}))
+    run(commands.import_, "folder", "back")
+    shutil.rmtree("back", ignore_errors=True)
+    weights = Path("folder/unet/diffusion_pytorch_model.safetensors")
+    weights.unlink()
+    poison(weights.with_suffix(".bin"))
+    capsys.readouterr()
+    assert run(commands.import_, "folder", "back") == 2
+    assert "not a DDPMPipeline folder with safetensors" in capsys.readouterr().err
+
+
+def test_a_data_set_runs_no_code_of_its_own(planted):
+    code = f"import pathlib; pathlib.Path({str(Path(MARK).absolute())!r}).touch()\n"
+    for number in range(3):
+        write_image(Path("photos") / f"{number}.png", "L", (8, 8), seed=number)
+    for name in ("photos.py", "dataset.py", "__init__.py", "loading_script.py"):
+        Path("photos", name).write_text(code)
+    poison(Path("photos/data.pkl"))
+    poison(Path("photos/dataset.pt"))
+    Path("photos/dataset_infos.json").write_text("{")
+    run(commands.train, "--config", "run/config.yaml", "--data.path", "photos", "--train.output", "new")

@@ -1,0 +1,100 @@
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffunet.core.errors import UserError
+from diffunet.training.checkpoint import State, is_intact, list_checkpoints, newest_checkpoint, read_state, remove, write_checkpoint
+from diffunet.core.storage import CHECKSUMS, load_tensors
+
+
+def state(step):
+    return State(step=step, skipped=1, examples=40, data="abc", environment={"processes": 2}, scaler=None)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with checkpoints of steps 4 and 8."""
+    for step in (4, 8):
+        tensors = {"model": {"w": torch.full((50,), float(step))}, "ema": {"w": torch.full((50,), step / 2)}}
+        write_checkpoint(tmp_path, state(step), tensors)
+    return tmp_path
+
+
+def test_a_checkpoint_comes_back(run):
+    assert [path.name for path in list_checkpoints(run)] == ["step_00000004", "step_00000008"]
+    newest = newest_checkpoint(run)
+    assert read_state(newest) == state(8)
+    assert load_tensors(newest / "ema.safetensors")["w"].tolist() == [4.0] * 50
+    assert {path.name for path in newest.iterdir()} == {"model.safetensors", "ema.safetensors", "state.json", CHECKSUMS}
+    assert newest_checkpoint(run / "nothing") is None
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def swap(path):
+    other = path.with_name("ema.safetensors" if path.name != "ema.safetensors" else "model.safetensors")
+    kept = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, swap, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "state.json", CHECKSUMS])
+def test_damage_is_named_and_the_checkpoint_before_offered(run, name, damage):
+    newest = list_checkpoints(run)[-1]
+    damage(newest / name)
+    assert not is_intact(newest)
+    with pytest.raises(UserError) as mistake:
+        newest_checkpoint(run)
+    said = str(mistake.value)
+    assert said.startswith(f"{newest}/")
+    assert name in said or damage is swap or name == CHECKSUMS
+    assert said.endswith(f"; --resume {run}/checkpoints/step_00000004 goes on from the one before")
+    cut(run / "checkpoints" / "step_00000004" / "ema.safetensors")
+    with pytest.raises(UserError, match="and no checkpoint before it is whole"):
+        newest_checkpoint(run)
+
+
+def test_a_file_that_does_not_belong_is_named(run):
+    newest = list_checkpoints(run)[-1]
+    (newest / "extra.pkl").write_bytes(b"?")
+    with pytest.raises(UserError, match="extra.pkl: does not belong here"):
+        newest_checkpoint(run)
+
+
+def test_checksums_are_those_of_coreutils(run):
+    subprocess.run(["sha256sum", "--check", "--strict", CHECKSUMS], cwd=list_checkpoints(run)[-1], check=True)
+
+
+def test_half_removed_ones_are_none(run):
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "step_00000004", checkpoints / ".step_00000002.removed")
+    assert len(list_checkpoints(run)) == 2
+    remove(run, [])
+    assert {path.name for path in checkpoints.iterdir()} == {"step_00000004", "step_00000008"}
+    remove(run, list_checkpoints(run)[:1])
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000008"]
+
+
+def test_a_state_of_another_version_is_named(run):
+    file = list_checkpoints(run)[-1] / "state.json"
+    for change, message in (
+        ({"step": -1}, "step: input should be greater"),
+        ({"epoch": 3}, "epoch: extra inputs"),
+        ({"data": None}, "data: input should be a valid string"),
+    ):
+        file.write_text(json.dumps(state(8).model_dump() | change))
+        with pytest.raises(UserError, match=rf"state.json: {message}.*another version of diffunet wrote it"):
+            read_state(file.parent)

@@ -1,0 +1,307 @@
+import json
+import math
+import shutil
+import subprocess
+import time
+
+import pytest
+import torch
+from line_fit import Fit, Points, network, trainer
+
+from diffunet.training.ema import std_to_gamma, list_snapshots
+from diffunet.core.rng import BatchRNG
+from diffunet.core.errors import UserError
+from diffunet.training.checkpoint import is_intact, list_checkpoints
+from diffunet.core.storage import load_tensors
+from diffunet.training.trainer import NON_FINITE_LIMIT, TrainConfig, Trainer
+
+SPEED = {"images_per_second", "minutes_left", "preview_share"}
+
+
+def states(folder, step):
+    checkpoint = folder / "checkpoints" / f"step_{step:08d}"
+    return {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+
+
+def log(folder):
+    """log.jsonl without the speed and what follows from it."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]
+
+
+def fit_and_record(run):
+    """Trains; the first layer's weights before the first step and after each."""
+    weights = [run._unwrapped[0].weight.detach().clone()]
+    step = run._train_step
+
+    def recorded(parts):
+        step(parts)
+        weights.append(run._unwrapped[0].weight.detach().clone())
+
+    run._train_step = recorded
+    run.fit()
+    return weights
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    trainer(tmp_path / "whole", preview_every=6).fit()
+    first = trainer(tmp_path / "halves", preview_every=6)
+    first.config = first.config.model_copy(update={"steps": 6})                # ends as if it had been stopped there
+    first.fit()
+    second = trainer(tmp_path / "halves", preview_every=6)
+    second.resume()
+    assert second.step == 6
+    second.fit()
+    assert states(tmp_path / "whole", 12) == states(tmp_path / "halves", 12)
+    assert log(tmp_path / "whole") == log(tmp_path / "halves")
+
+
+def test_a_resumed_log_forgets_what_will_be_written_again(tmp_path):
+    trainer(tmp_path).fit()
+    complete = log(tmp_path)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 14, "loss": 1}\n{"step": 1')
+    resumed = trainer(tmp_path, steps=16)
+    resumed.resume()
+    assert log(tmp_path) == complete
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_changes_only_the_memory(tmp_path, parts):
+    """The noise is that of the position in the whole batch, so the gradients agree; without dropout."""
+    results = []
+    for number in (1, parts):
+        run = trainer(tmp_path / str(number), gradient_accumulation_steps=number)
+        for module in run.model.modules():
+            module.p = 0.0
+        run.fit()
+        results.append(run._unwrapped.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(UserError, match=r"train.batch_size: 8 cannot be shared .* 3 accumulation .* try 9"):
+        trainer(tmp_path, gradient_accumulation_steps=3)
+
+
+def test_ema_is_the_sum_of_the_past(tmp_path):
+    """In closed form: each step's weights count (1 - decay) times the product of the decays after it."""
+    run = trainer(tmp_path, ema_decay=0.7)
+    past = fit_and_record(run)
+    decays = [min(0.7, (1 + n) / (10 + n)) for n in range(12)]
+    expected = past[0] * math.prod(decays)
+    for n, weights in enumerate(past[1:]):
+        expected = expected + weights * (1 - decays[n]) * math.prod(decays[n + 1 :])
+    torch.testing.assert_close(run.ema.model[0].weight, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(run.ema.model[0].weight, past[-1], atol=1e-4)
+
+
+def test_the_kept_averages_are_part_of_the_step_and_of_the_run(tmp_path):
+    """Each in closed form, and a snapshot of them at equal shares of the training."""
+    run = trainer(tmp_path, snapshots=4)
+    past = fit_and_record(run)[1:]
+    for length, average in run.averages.items():
+        expected = 0
+        for step, weights in enumerate(past):
+            share = 1 - (1 - 1 / (step + 1)) ** (std_to_gamma(length) + 1)
+            expected = (1 - share) * expected + share * weights
+        torch.testing.assert_close(average.model[0].weight, expected, atol=1e-6, rtol=1e-5)
+    assert list(list_snapshots(tmp_path)) == [3, 6, 9, 12]
+    assert trainer(tmp_path / "without", snapshots=0).averages == {}
+
+
+def test_snapshots_after_the_checkpoint_are_forgotten(tmp_path):
+    trainer(tmp_path, snapshots=6, checkpoint_every=9).fit()
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000012")
+    before = {step: file.read_bytes() for step, file in list_snapshots(tmp_path).items()}
+    resumed = trainer(tmp_path, snapshots=6, checkpoint_every=9)
+    resumed.resume()
+    assert list(list_snapshots(tmp_path)) == [2, 4, 6, 8]
+    resumed.fit()
+    assert {step: file.read_bytes() for step, file in list_snapshots(tmp_path).items()} == before
+
+
+def test_what_a_preview_saw_is_in_the_log(tmp_path):
+    trainer(tmp_path, preview_every=5).fit()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {line["step"]: line.get("seen") for line in lines if "seen" in line} == {5: 2.5, 10: 5.0, 12: 6.0}
+    assert all(0 <= line["preview_share"] < 1 for line in lines if "seen" in line)
+    assert lines[-1]["minutes_left"] == 0
+    assert lines[0]["minutes_left"] >= 0
+
+
+def test_a_rehearsal_measures_a_step_and_leaves_no_trace(tmp_path):
+    run = trainer(tmp_path / "rehearsed", steps=10**9, learning_rate=0.01)
+    step = run._train_step
+
+    def slow(parts):
+        time.sleep(0.02)
+        step(parts)
+
+    run._train_step = slow
+    per_step = run.measure_step_time(0.2)
+    assert 0.02 <= per_step < 0.1
+    assert 8 <= run.step <= 20
+    assert not any((tmp_path / "rehearsed").iterdir())
+
+
+def test_learning_rates_are_functions_of_the_step():
+    def rates(schedule):
+        config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0, lr_schedule=schedule)
+        return [config.learning_rate_at(step) for step in (0, 4, 9, 50, 75)]
+
+    assert rates("constant") == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert rates("linear") == pytest.approx([0.1, 0.5 * 0.96, 0.91, 0.5, 0.25])
+    assert rates("cosine")[3:] == pytest.approx([0.5, (1 - math.sqrt(0.5)) / 2])
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    run = trainer(tmp_path, Fit(poison={3, 5}))
+    weights = fit_and_record(run)[1:]
+    assert run.skipped == 2
+    assert torch.equal(weights[2], weights[3])
+    assert not torch.equal(weights[3], weights[4])
+    assert torch.equal(weights[4], weights[5])
+    assert log(tmp_path)[-1]["skipped"] == 2
+    assert all(math.isfinite(line["loss"]) for line in log(tmp_path))
+    resumed = trainer(tmp_path)
+    resumed.resume()
+    assert resumed.skipped == 2
+
+
+def test_too_many_of_them_stop_the_run_and_leave_the_checkpoints(tmp_path):
+    run = trainer(tmp_path, Fit(poison=range(5, 99)), steps=50)
+    with pytest.raises(UserError, match=rf"not finite {NON_FINITE_LIMIT} times in a row"):
+        run.fit()
+    saved = load_tensors(list_checkpoints(tmp_path)[-1] / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+    assert torch.equal(saved["0.weight"], run._unwrapped[0].weight)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    (tmp_path / "checkpoints" / ".step_00000001.partial").mkdir(parents=True)  # what a kill left
+    trainer(tmp_path, keep_checkpoints=2, checkpoint_every=3).fit()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000009", "step_00000012"]
+
+
+def test_other_data_are_refused_unless_forced(tmp_path, capsys):
+    trainer(tmp_path).fit()
+    for others in (torch.linspace(-1, 1, 39)[:, None], torch.linspace(0, 1, 40)[:, None]):
+        run = trainer(tmp_path, steps=20)
+        run.data.x = others
+        message = rf"data.path: {len(others)} examples, and .*step_00000012 was trained on 40 others; .* --force"
+        with pytest.raises(UserError, match=message):
+            run.resume()
+        run.resume(force=True)
+        assert "going on by force" in capsys.readouterr().out
+        assert run.step == 12
+
+
+def test_it_learns(tmp_path):
+    run = trainer(tmp_path, steps=300, learning_rate=0.03, ema_decay=0.9, checkpoint_every=300, log_every=100)
+    run.fit()
+    x = torch.tensor([[-0.8], [0.5]])
+    assert run.ema.model(x).flatten().tolist() == pytest.approx([-2.4, 1.5], abs=0.25)
+
+
+# ── faults ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class FitAnd(Fit):
+    """Also does something at the beginning of some steps: {step: what}."""
+
+    def __init__(self, happenings):
+        super().__init__()
+        self.happenings = happenings
+
+    def loss(self, model, rng, x):
+        self.happenings.get(self.calls, lambda: None)()
+        return super().loss(model, rng, x)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB, mounted for one test."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk):
+    """Leaves not a byte."""
+    with pytest.raises(OSError, match="No space left"), open(disk / "ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+def test_a_full_disk_stops_nothing_and_what_it_refused_comes_later(tmp_path, small_disk, capsys):
+    """Full from step 3 on, when a checkpoint, a preview and snapshots are due; free from step 6."""
+    happenings = {2: lambda: fill(small_disk), 5: (small_disk / "ballast").unlink}
+    full = trainer(small_disk / "run", FitAnd(happenings), checkpoint_every=4, preview_every=4, snapshots=12)
+    full.preview = lambda step, ema: (full.folder / "preview").write_text("...") and {}
+    full.fit()
+    whole = trainer(tmp_path / "whole", preview_every=4, snapshots=12)
+    whole.preview = lambda step, ema: {}
+    whole.fit()
+    said = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line.split(":")[1] for line in said] == [" no snapshot", " no preview", " no checkpoint"]
+    assert all("No space left on device; training goes on" in line for line in said)
+    assert log(full.folder) == log(whole.folder)
+    assert {path.name for path in list_checkpoints(full.folder)} == {"step_00000008", "step_00000012"}
+    assert states(full.folder, 12) == states(whole.folder, 12)
+
+
+def test_a_checkpoint_that_was_refused_is_tried_again_with_the_log(small_disk):
+    happenings = {3: lambda: fill(small_disk), 4: (small_disk / "ballast").unlink}
+    run = trainer(small_disk / "run", FitAnd(happenings), steps=7, checkpoint_every=4, keep_checkpoints=9)
+    run.fit()
+    assert [path.name for path in list_checkpoints(run.folder)] == ["step_00000006", "step_00000007"]
+
+
+def test_the_end_of_a_training_that_cannot_be_saved_is_told(small_disk):
+    run = trainer(small_disk / "run", FitAnd({9: lambda: fill(small_disk)}))
+    with pytest.raises(UserError, match=r"checkpoint of step 12 cannot be written; .* goes on from step_00000008"):
+        run.fit()
+    assert all(map(is_intact, list_checkpoints(run.folder)))
+    assert not list((run.folder / "checkpoints").glob(".*"))
+    (small_disk / "ballast").unlink()
+    again = trainer(small_disk / "run")
+    again.resume()
+    assert again.step == 8
+    again.fit()
+    assert log(run.folder)[-1]["step"] == 12
+
+
+def test_a_log_that_is_gone_begins_anew(tmp_path):
+    file = tmp_path / "run" / "log.jsonl"
+    run = trainer(tmp_path / "run", FitAnd({6: file.unlink}))
+    run.fit()
+    assert [line["step"] for line in log(run.folder)] == [8, 10, 12]
+
+
+def test_too_little_memory_names_the_batch_size_and_what_helps(tmp_path):
+    run = trainer(tmp_path, FitAnd({9: lambda: torch.empty(1 << 60)}), gradient_accumulation_steps=2)
+    message = (
+        r"out of memory at step 4 with train.batch_size 8, 4 at a time: raise --train.gradient_accumulation_steps, "
+        r"which changes nothing else, or lower --train.batch_size"
+    )
+    with pytest.raises(UserError, match=message):
+        run.fit()
+    assert is_intact(list_checkpoints(tmp_path)[-1])
+
+
+def test_what_changed_around_a_run_is_said(tmp_path, capsys):
+    trainer(tmp_path).fit()
+    run = trainer(tmp_path, steps=14)
+    run.accelerator.state.__dict__["_mixed_precision"], before = "bf16", run.accelerator.mixed_precision
+    try:
+        run.resume()
+    finally:
+        run.accelerator.state.__dict__["_mixed_precision"] = before
+    assert "precision: no -> bf16" in capsys.readouterr().out
