@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from diffunet.cli import main as commands
 from diffunet.models.unet import LevelConfig, UNetConfig
 
 
@@ -88,6 +87,8 @@ def mistake(capsys, command, *argv) -> str:
 
 def train_small(*argv):
     """Trains SMALL_RUN, with flags laid over, in the folder that `small` made."""
+    from diffunet.cli import main as commands  # here, so that tests of the floors below do not import the commands
+
     assert run(commands.train, "--config", "small.yaml", *argv) == 0
 
 

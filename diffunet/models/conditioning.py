@@ -1,11 +1,12 @@
-"""What a U-Net can be told, and the embeddings that say it.
+"""Conditioning inputs of the U-Net, and the embeddings that produce them.
 
-There are three routes into the network. An embedding turns one value (the time, a label) into a
-`Conditioning` on one of them and owns what to say when that value is withheld, so the network
-itself never asks which conditions exist.
+There are three routes into the network. An embedding turns the value of one condition (the time, a label) into a
+`Conditioning` on one route and owns the representation of an absent value, so the network does not depend on which
+conditions exist.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,19 +15,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network is told; `Conditioning()` is nothing at all, and `+` says both.
+    """The conditioning inputs of a U-Net; `Conditioning()` is none, and `+` combines two.
 
-    Wherever B stands, 1 means the same for the whole batch; wherever S stands, 1 means the same everywhere.
+    A batch axis of 1 stands for the whole batch, a spatial axis of 1 for every position.
     """
 
     vector: Tensor | None = None
-    """(B, D): modulates every block. Several vectors add up."""
+    """(B, D): modulates every block. Several vectors are added."""
     tokens: Tensor | None = None
-    """(B, N, D): read by cross-attention. Several sets stand one after the other."""
+    """(B, N, D): keys and values of cross-attention. Several sets are concatenated."""
     token_mask: Tensor | None = None
-    """(B, N) bool: False for padding, which is not read. None: every token is read."""
+    """(B, N) bool: False for padding, which is not attended to. None: all tokens are."""
     planes: Tensor | None = None
-    """(B, C, *S): stacked on the input. Several stand one after the other."""
+    """(B, C, *S): extra input channels. Several are concatenated."""
 
     def __add__(self, other: "Conditioning") -> "Conditioning":
         masked = self.token_mask is not None or other.token_mask is not None
@@ -38,18 +39,18 @@ class Conditioning:
         )
 
     def mask(self) -> Tensor | None:
-        """(B, N) bool: which tokens are read; None without tokens."""
+        """Return the token mask, (B, N) bool, all True if there is none; None without tokens."""
         if self.tokens is None or self.token_mask is not None:
             return self.token_mask
         return self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
 
 
-def _merge(a, b, both):
+def _merge(a: Tensor | None, b: Tensor | None, both: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
     return b if a is None else a if b is None else both(a, b)
 
 
 def _concat_broadcast(a: Tensor, b: Tensor) -> Tensor:
-    """a and b along axis 1, each repeated along the other axes where it has 1."""
+    """Return a and b concatenated along axis 1, with the other axes broadcast."""
     others = torch.broadcast_shapes(a[:, 0].shape, b[:, 0].shape)
     return torch.cat([part.expand(others[:1] + part.shape[1:2] + others[1:]) for part in (a, b)], dim=1)
 
@@ -57,9 +58,11 @@ def _concat_broadcast(a: Tensor, b: Tensor) -> Tensor:
 class TimeEmbedding(nn.Module):
     """The time as a vector: sinusoids (Vaswani et al. 2017, section 3.5), then a small MLP.
 
-    Frequencies fall from 1 to 1/10000 over half the channels; `freq_shift` 1 lets the last one be
-    exactly 1/10000, as in DDPM 2020, and 0 stops one place short, as in guided-diffusion.
+    Frequencies fall geometrically from 1 to 1/10000 over half the channels. With `freq_shift` 1 the last one is exactly
+    1/10000, as in DDPM 2020; with 0 they end one step above it, as in guided-diffusion.
     """
+
+    frequencies: Tensor
 
     def __init__(self, vector_dim: int, channels: int, freq_shift: int = 0):
         super().__init__()
@@ -67,9 +70,7 @@ class TimeEmbedding(nn.Module):
         exponent = torch.arange(half, device="cpu") / (half - freq_shift)         # as a meta tensor it costs seconds
         frequencies = torch.exp(-math.log(10000) * exponent).to(torch.get_default_device())
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, vector_dim), nn.SiLU(), nn.Linear(vector_dim, vector_dim)
-        )
+        self.mlp = _mlp(channels, vector_dim)
 
     def forward(self, t: Tensor) -> Conditioning:
         """t: (B,), or one number for the whole batch."""
@@ -79,85 +80,96 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A class as a vector, with one more row for "not told"."""
+    """A class as a vector, with one more row for the null label."""
 
-    def __init__(self, vector_dim: int, classes: int):
+    def __init__(self, vector_dim: int, num_classes: int):
         super().__init__()
-        self.classes = classes
-        self.table = nn.Embedding(classes + 1, vector_dim)
+        self.num_classes = num_classes
+        self.table = nn.Embedding(num_classes + 1, vector_dim)
 
-    def forward(self, label: Tensor | None, told: Tensor | None = None) -> Conditioning:
-        """label: (B,) integers in [0, classes); told: (B,) bool, False where to withhold it."""
-        nothing = torch.full((), self.classes, device=self.table.weight.device)   # unlike a copy it waits for nothing
+    def forward(self, label: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
+        """label: (B,) integers in [0, num_classes). keep_mask: (B,) bool, False drops the label."""
+        null_label = torch.full((), self.num_classes, device=self.table.weight.device)  # unlike a copy, without a sync
         if label is None:
-            label = nothing[None]
-        elif told is not None:
-            label = torch.where(told, label, nothing)
+            label = null_label[None]
+        elif keep_mask is not None:
+            label = torch.where(keep_mask, label, null_label)
         return Conditioning(vector=self.table(label))
 
 
 class VectorEmbedding(nn.Module):
-    """Numbers about an example (a pose, a camera, an attribute's strength) as a vector: a small MLP."""
+    """Numbers about an example (a pose, a camera, the strength of an attribute) as a vector: a small MLP."""
 
     def __init__(self, vector_dim: int, width: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, vector_dim), nn.SiLU(), nn.Linear(vector_dim, vector_dim))
-        self.nothing = nn.Parameter(torch.zeros(1, vector_dim))
+        self.mlp = _mlp(width, vector_dim)
+        self.nothing = nn.Parameter(torch.zeros(1, vector_dim))                   # the null embedding
 
-    def forward(self, numbers: Tensor | None, told: Tensor | None = None) -> Conditioning:
-        """numbers: (B, width), best of about unit size; told: (B,) bool, False where to withhold them."""
+    def forward(self, numbers: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
+        """numbers: (B, width), of about unit scale. keep_mask: (B,) bool, False drops them."""
         if numbers is None:
             return Conditioning(vector=self.nothing)
         vector = self.mlp(numbers)
-        return Conditioning(vector=vector if told is None else torch.where(told[:, None], vector, self.nothing))
+        return Conditioning(
+            vector=vector if keep_mask is None else torch.where(keep_mask[:, None], vector, self.nothing)
+        )
 
 
 class AugmentationEmbedding(nn.Module):
-    """How a training image was distorted, as a vector; nothing said is not distorted, and adds nothing."""
+    """The augmentation parameters of a training image as a vector; absent means not augmented, a zero vector."""
 
     def __init__(self, vector_dim: int, width: int):
         super().__init__()
         self.project = nn.Linear(width, vector_dim, bias=False)
 
-    def forward(self, augmentation: Tensor | None, told: Tensor | None = None) -> Conditioning:
-        """augmentation: (B, width), zeros for an image as it is. Never withheld, whatever `told` is: it happened."""
+    def forward(self, augmentation: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
+        """augmentation: (B, width), zeros for an image that is not augmented. Never dropped: keep_mask is ignored."""
         return Conditioning() if augmentation is None else Conditioning(vector=self.project(augmentation))
 
 
 class TokenEmbedding(nn.Module):
-    """What an encoder of texts, or of anything in pieces, says: its tokens in the width of cross-attention."""
+    """The output of a text encoder, or of any other encoder of sequences, as tokens for cross-attention."""
 
     def __init__(self, token_dim: int, width: int):
         super().__init__()
         self.project = nn.Linear(width, token_dim)
 
-    def forward(self, tokens: Tensor | tuple[Tensor, Tensor] | None, told: Tensor | None = None) -> Conditioning:
-        """tokens: (B, N, width), or with them the encoder's attention mask, (B, N), zero for padding;
-        told: (B,) bool, False where to withhold them. What is withheld is not read.
+    def forward(
+        self, tokens: Tensor | tuple[Tensor, Tensor] | None, keep_mask: Tensor | None = None
+    ) -> Conditioning:
+        """tokens: (B, N, width), alone or with the encoder's attention mask, (B, N), zero for padding.
+
+        keep_mask: (B,) bool, False drops all tokens of an example: they are masked out.
         """
         if tokens is None:
             return Conditioning()
         tokens, mask = tokens if isinstance(tokens, tuple) else (tokens, None)
-        said = Conditioning(tokens=self.project(tokens), token_mask=None if mask is None else mask.bool())
-        return said if told is None else replace(said, token_mask=said.mask() & told[:, None])
+        cond = Conditioning(tokens=self.project(tokens), token_mask=None if mask is None else mask.bool())
+        return cond if keep_mask is None else replace(cond, token_mask=cond.mask() & keep_mask[:, None])
 
 
 class PlaneEmbedding(nn.Module):
-    """An image that the output shall follow (to sharpen, to colour, to fill in) as planes on the input.
+    """An image to be followed (to upscale, to colorize, to inpaint) as extra input channels.
 
-    One more plane says where it is told: 1 there, and 0, with the image at 0, where it is withheld.
-    So `plane_channels` of the U-Net is `channels + 1`.
+    One more plane marks its presence: 1, or 0, with the image at 0, where it is absent or dropped.
+    `plane_channels` of the U-Net is therefore `channels + 1`.
     """
+
+    null_planes: Tensor
 
     def __init__(self, channels: int, dims: int = 2):
         super().__init__()
-        self.register_buffer("nothing", torch.zeros(1, channels + 1, *[1] * dims), persistent=False)
+        self.register_buffer("null_planes", torch.zeros(1, channels + 1, *[1] * dims), persistent=False)
 
-    def forward(self, image: Tensor | None, told: Tensor | None = None) -> Conditioning:
-        """image: (B, channels, *S), in the size of x_t; told: (B,) bool, False where to withhold it."""
+    def forward(self, image: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
+        """image: (B, channels, *S), with the size of x_t. keep_mask: (B,) bool, False drops it."""
         if image is None:
-            return Conditioning(planes=self.nothing)
+            return Conditioning(planes=self.null_planes)
         planes = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
-        if told is not None:
-            planes = planes * told.reshape(-1, *[1] * (planes.ndim - 1))          # (B, 1, 1, ...)
+        if keep_mask is not None:
+            planes = planes * keep_mask.reshape(-1, *[1] * (planes.ndim - 1))     # (B, 1, 1, ...)
         return Conditioning(planes=planes)
+
+
+def _mlp(width: int, vector_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, vector_dim), nn.SiLU(), nn.Linear(vector_dim, vector_dim))

@@ -1,35 +1,53 @@
-"""A U-Net with what it is told; and guidance, a model around a model."""
+"""A U-Net with embeddings of the time and of named conditions."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, Strict
 from torch import Tensor, nn
 
-from .conditioning import AugmentationEmbedding, Conditioning, LabelEmbedding, TimeEmbedding
-from ..core.settings import Settings
 from ..core.errors import did_you_mean
+from ..core.settings import Settings
+from .conditioning import AugmentationEmbedding, Conditioning, LabelEmbedding, TimeEmbedding
 from .unet import UNet, UNetConfig
 
 
-class ConditionsConfig(Settings):
-    """What the network is told besides x_t."""
+class LabelConfig(Settings):
+    """A class label as a condition."""
 
-    classes: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = 0
-    """Classes of the label condition; 0: no labels; auto: as many as the data have."""
+    type: Literal["label"] = "label"
+    column: str | None = None
+    """Column of the classes; null: the condition's own name."""
+    num_classes: int | None = Field(None, ge=1, le=100_000)
+    """Number of classes; null: as many as the data have."""
     class_names: Annotated[tuple[str, ...], Strict(False)] = ()
-    """Names of the classes, read from the data."""
-    augmentation: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Numbers that say how a training picture was distorted; settled by data.augmentation."""
-    time_freq_shift: Literal[0, 1] = 0
-    """1: the slowest of the time's sinusoids is exactly 1/10000, as in DDPM 2020; 0: a step short of it."""
+    """Names of the classes; filled in from the data."""
+
+
+class AugmentationConfig(Settings):
+    """The parameters of training augmentation as a condition (Karras et al. 2022, appendix F.2)."""
+
+    type: Literal["augmentation"] = "augmentation"
+    width: int = Field(ge=1, le=1000)
+    """Number of augmentation parameters; set by data.augmentation."""
+
+
+ConditionConfig = Annotated[LabelConfig | AugmentationConfig, Field(discriminator="type")]
+
+
+class TimeConfig(Settings):
+    """The sinusoidal embedding of the time."""
+
+    freq_shift: Literal[0, 1] = 0
+    """1: the lowest frequency is exactly 1/10000, as in DDPM 2020; 0: one step above it."""
 
 
 class Denoiser(nn.Module):
-    """`model(x_t, t, label=y)`: the papers' eps_theta(x_t, t, c), whatever it was trained to predict.
+    """`model(x_t, t, label=y)`: the papers' eps_theta(x_t, t, c), whatever the target it is trained for.
 
-    `time` embeds t; each further embedding embeds the condition of its name: called as
-    `embedding(value, told)`, it answers with a `Conditioning`, also where the value is withheld.
+    `time` embeds t. Each further embedding embeds the condition of its name: `embedding(value, keep_mask)` returns a
+    `Conditioning`, also for a condition that is absent (value None) or dropped for some examples.
     """
 
     def __init__(self, unet: UNet, time: nn.Module, **embeddings: nn.Module):
@@ -39,72 +57,46 @@ class Denoiser(nn.Module):
         self.embeddings = nn.ModuleDict(embeddings)
 
     @classmethod
-    def from_config(cls, unet: UNetConfig, conditions: ConditionsConfig) -> "Denoiser":
-        """The denoiser of a settled configuration, with DDPM's width of the time's sinusoids.
+    def from_config(
+        cls,
+        unet: UNetConfig,
+        conditions: Mapping[str, LabelConfig | AugmentationConfig] = MappingProxyType({}),
+        time: TimeConfig = TimeConfig(),
+    ) -> "Denoiser":
+        """Return a denoiser with fresh weights; the time has as many sinusoids as the finest level has channels.
 
-        ValueError for a network without levels, or without a vector, which could not be told the time.
+        Raise ValueError for a network without levels or without a vector, or a label without a number of classes.
         """
         if not unet.levels:
-            raise ValueError("levels: there are none; a settled configuration names them")
+            raise ValueError("unet.levels: empty; give at least one level")
         if not unet.vector_dim:
-            raise ValueError(f"vector_dim is 0, so it cannot be told the time; try {4 * unet.levels[0].channels}")
-        embeddings = {}
-        if conditions.classes:
-            embeddings["label"] = LabelEmbedding(unet.vector_dim, conditions.classes)
-        if conditions.augmentation:
-            embeddings["augmentation"] = AugmentationEmbedding(unet.vector_dim, conditions.augmentation)
-        time = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, conditions.time_freq_shift)
-        return cls(UNet(unet), time, **embeddings)
+            raise ValueError(f"unet.vector_dim: 0, so the time has no input; try {4 * unet.levels[0].channels}")
+        embeddings = {name: _embedding(name, config, unet.vector_dim) for name, config in conditions.items()}
+        sinusoids = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, time.freq_shift)
+        return cls(UNet(unet), sinusoids, **embeddings)
 
     def forward(
-        self, x_t: Tensor, t: Tensor, told: Tensor | dict[str, Tensor] | None = None, **conditions: Tensor
+        self, x_t: Tensor, t: Tensor, keep_masks: Mapping[str, Tensor] | None = None, **conditions: Tensor
     ) -> Tensor:
-        """x_t: (B, C, *S). t: (B,) or one number, in [0, num_train_timesteps). Returns the shape of x_t.
+        """Return the prediction, in the shape of x_t, (B, C, *S).
 
-        A condition left out is not told to anyone; where told, (B,) bool, is False, no condition is, or
-        with a dict of such masks, the condition of that name is not.
-        TypeError for a condition without an embedding.
+        t: (B,) or one number, in [0, num_train_timesteps). A condition left out is absent for the whole batch.
+        keep_masks: (B,) bool per condition name; False drops that condition for that example.
+        Raise TypeError for a condition without an embedding.
         """
-        told = told if isinstance(told, dict) else dict.fromkeys(self.embeddings, told)
-        for name in (*conditions, *told):
+        keep_masks = keep_masks or {}
+        for name in (*conditions, *keep_masks):
             if name not in self.embeddings:
                 raise TypeError(f"no embedding for condition {name}{did_you_mean(name, self.embeddings)}")
         cond: Conditioning = self.time(t)
         for name, embedding in self.embeddings.items():
-            cond = cond + embedding(conditions.get(name), told.get(name))
+            cond = cond + embedding(conditions.get(name), keep_masks.get(name))
         return self.unet(x_t, cond)
 
 
-class Guided(nn.Module):
-    """Guidance: away from a worse model, `guide`, in the scale of diffusers:
-
-        guide + guidance_scale * (model - guide)
-
-    Without a guide it is the model itself told no condition: classifier-free guidance (Ho & Salimans 2022,
-    equation 6). With one, such as an early state of the same training, it is autoguidance (Karras et al.
-    2024). 1 is the model itself, 0 the guide. Outside `interval`, the lowest and highest t at which to
-    guide, the model is used alone (Kynkäänniemi et al. 2024): guidance harms at the highest noise and does
-    nothing at the lowest.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        guidance_scale: float,
-        interval: tuple[float, float] = (float("-inf"), float("inf")),
-        guide: nn.Module | None = None,
-    ):
-        super().__init__()
-        self.model = model
-        self.guidance_scale = guidance_scale
-        self.interval = interval
-        self.guide = guide
-
-    def forward(self, x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-        """t: one number for the whole batch, as when sampling."""
-        answer = self.model(x_t, t, **conditions)
-        lowest, highest = self.interval
-        if self.guidance_scale == 1 or not lowest <= t <= highest:
-            return answer
-        worse = self.model(x_t, t) if self.guide is None else self.guide(x_t, t, **conditions)
-        return torch.lerp(worse, answer, self.guidance_scale)
+def _embedding(name: str, config: LabelConfig | AugmentationConfig, vector_dim: int) -> nn.Module:
+    if isinstance(config, AugmentationConfig):
+        return AugmentationEmbedding(vector_dim, config.width)
+    if config.num_classes is None:
+        raise ValueError(f"conditions.{name}.num_classes: not set; give the number of classes")
+    return LabelEmbedding(vector_dim, config.num_classes)

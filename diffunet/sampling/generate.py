@@ -9,7 +9,7 @@ from pydantic import Field, Strict
 from torch import Tensor, nn
 
 from ..data.dataset import DataConfig, denormalize
-from ..models.denoiser import Guided
+from .guidance import Guided
 from ..core.runtime import RuntimeConfig, autocast
 from ..objectives.base import Objective
 from .loop import sample

@@ -14,7 +14,7 @@ from diffunet.models.conditioning import (
 from diffunet.models.unet import LevelConfig, UNet, UNetConfig
 
 
-def test_sum_of_conditionings():
+def test_sum_adds_vectors_and_concatenates_tokens():
     a, b = torch.rand(2, 4), torch.rand(1, 4)
     tokens = torch.rand(2, 3, 5)
     both = Conditioning(vector=a, tokens=tokens) + Conditioning(vector=b, tokens=tokens[:, :1])
@@ -24,39 +24,39 @@ def test_sum_of_conditionings():
     assert Conditioning() + Conditioning() == Conditioning()
 
 
-def test_planes_stack():
+def test_sum_concatenates_planes():
     planes = torch.rand(2, 1, 4, 4)
     assert (Conditioning(planes=planes) + Conditioning(planes=planes)).planes.shape == (2, 2, 4, 4)
 
 
-def test_sinusoids_are_those_of_diffusers():
+def test_sinusoids_match_diffusers():
     t = torch.tensor([0, 1, 17, 999])
     for shift in (0, 1):
         embedding = TimeEmbedding(vector_dim=32, channels=32, freq_shift=shift)
         embedding.mlp = torch.nn.Sequential(torch.nn.Linear(32, 32))
         torch.nn.init.eye_(embedding.mlp[0].weight)
         torch.nn.init.zeros_(embedding.mlp[0].bias)
-        theirs = get_timestep_embedding(t, 32, flip_sin_to_cos=True, downscale_freq_shift=shift)
-        torch.testing.assert_close(embedding(t).vector, theirs, atol=1e-4, rtol=0)
+        expected = get_timestep_embedding(t, 32, flip_sin_to_cos=True, downscale_freq_shift=shift)
+        torch.testing.assert_close(embedding(t).vector, expected, atol=1e-4, rtol=0)
 
 
-def test_one_time_for_the_whole_batch():
+def test_scalar_time_applies_to_the_whole_batch():
     embedding = TimeEmbedding(8, 8)
     one, several = embedding(torch.tensor(5)).vector, embedding(torch.tensor([5, 9])).vector
     torch.testing.assert_close(one, several[:1])
 
 
-def test_a_label_that_is_withheld_is_a_row_of_its_own():
-    embedding = LabelEmbedding(vector_dim=4, classes=3)
+def test_dropped_label_is_the_null_row():
+    embedding = LabelEmbedding(vector_dim=4, num_classes=3)
     label = torch.tensor([0, 1, 2])
-    nothing = embedding(None).vector
-    told = embedding(label, told=torch.tensor([True, False, True])).vector
-    assert torch.equal(told[1:2], nothing)
-    assert torch.equal(told[[0, 2]], embedding(label).vector[[0, 2]])
-    assert not torch.isclose(embedding(label).vector, nothing).all(dim=1).any()
+    null = embedding(None).vector
+    mixed = embedding(label, keep_mask=torch.tensor([True, False, True])).vector
+    assert torch.equal(mixed[1:2], null)
+    assert torch.equal(mixed[[0, 2]], embedding(label).vector[[0, 2]])
+    assert not torch.isclose(embedding(label).vector, null).all(dim=1).any()
 
 
-def test_sets_of_tokens_with_and_without_padding():
+def test_sum_of_tokens_with_and_without_a_mask():
     tokens, mask = torch.rand(2, 3, 5), torch.tensor([[True, True, False], [True, False, False]])
     both = Conditioning(tokens=tokens, token_mask=mask) + Conditioning(tokens=tokens[:1, :2])
     assert both.tokens.shape == (2, 5, 5)
@@ -65,13 +65,13 @@ def test_sets_of_tokens_with_and_without_padding():
     assert (Conditioning() + Conditioning(tokens=tokens, token_mask=mask)).token_mask is mask
 
 
-def test_planes_that_are_the_same_everywhere_stack_too():
+def test_constant_planes_are_broadcast():
     both = Conditioning(planes=torch.ones(1, 2, 1, 1)) + Conditioning(planes=torch.zeros(3, 1, 4, 5))
     assert both.planes.shape == (3, 3, 4, 5)
     assert both.planes.sum() == 3 * 2 * 4 * 5
 
 
-SOME_TOLD = torch.tensor([True, False, True])
+KEEP = torch.tensor([True, False, True])
 VALUES = {
     "vector": (VectorEmbedding(8, width=4), torch.randn(3, 4)),
     "tokens": (TokenEmbedding(6, width=5), 30 * torch.randn(3, 2, 5)),
@@ -80,19 +80,18 @@ VALUES = {
 
 
 @pytest.mark.parametrize("route", VALUES)
-def test_an_embedding_owns_what_is_withheld(route):
-    """Told to some is, example by example, told or not told."""
+def test_keep_mask_selects_present_or_absent_per_example(route):
     embedding, value = VALUES[route]
     levels = (LevelConfig(channels=8, blocks=1, attention=True),)
     unet = randomised(UNet(UNetConfig(levels=levels, vector_dim=8, token_dim=6, plane_channels=3, in_channels=1)))
     x, rest = torch.randn(3, 1, 4, 4), Conditioning(planes=None if route == "planes" else torch.zeros(1, 3, 1, 1))
-    told, not_told = unet(x, embedding(value) + rest), unet(x, embedding(None) + rest)
-    mixed = unet(x, embedding(value, SOME_TOLD) + rest)
-    assert not torch.allclose(told, not_told, atol=1e-3)
-    torch.testing.assert_close(mixed, torch.where(SOME_TOLD[:, None, None, None], told, not_told), atol=1e-6, rtol=0)
+    present, absent = unet(x, embedding(value) + rest), unet(x, embedding(None) + rest)
+    mixed = unet(x, embedding(value, KEEP) + rest)
+    assert not torch.allclose(present, absent, atol=1e-3)
+    torch.testing.assert_close(mixed, torch.where(KEEP[:, None, None, None], present, absent), atol=1e-6, rtol=0)
 
 
-def test_padding_changes_nothing():
+def test_masked_tokens_have_no_effect():
     embedding, tokens = TokenEmbedding(6, width=5), 30 * torch.randn(2, 4, 5)
     attention_mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])                   # as tokenizers write it
     levels = (LevelConfig(channels=8, blocks=1, attention=True),)
