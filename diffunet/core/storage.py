@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and that vouch for themselves. Nothing here is ever unpickled."""
+"""Files that are complete or absent, with checksums. Nothing here is ever unpickled."""
 
 import errno
 import hashlib
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from .errors import UserError
 
 CHECKSUMS = "SHA256SUMS"
-"""In a whole folder: the SHA-256 of each of its files, as `sha256sum --check SHA256SUMS` reads them, too."""
+"""In an atomic directory: the SHA-256 of each of its files, in the format of `sha256sum --check SHA256SUMS`."""
 
 
-# ── whole or absent ───────────────────────────────────────────────────────────────────────────────
+# ── complete or absent ────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A new folder to fill with files, which becomes `path` only when it is complete and on the disk.
+    """Yield a new folder, which becomes `path` when the context ends and all of it is on the disk.
 
-    Nothing is left of it when it cannot be written.
+    Nothing remains of it if it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,9 +57,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file name to write to, which becomes `path` only when it is complete and on the disk.
+    """Yield a file name to write to, which becomes `path` when the context ends and all of it is on the disk.
 
-    Nothing is left of it when it cannot be written.
+    Nothing remains of it if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial.{path.name}")
@@ -75,7 +75,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, whole or not at all. OSError if it cannot be written."""
+    """Append a line to a file, completely or not at all. Raise OSError if it cannot be written."""
     text = (line + "\n").encode()
     with open(path, "ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -90,7 +90,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Lets an error say what file it is about: that of a full disk does not."""
+    """Add the file to an OSError: that of a full disk has none."""
     if isinstance(error, OSError) and not error.filename:
         error.filename = str(path)
 
@@ -103,32 +103,32 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# ── vouching for themselves ───────────────────────────────────────────────────────────────────────
+# ── checksums and contents ────────────────────────────────────────────────────────────────────────
 
 
 def verify_checksums(folder: Path) -> None:
-    """UserError that names the first file of a whole folder which is not as it was written."""
+    """Raise UserError, naming the first file of an atomic directory that was changed, lost or added."""
     if not (sums := folder / CHECKSUMS).is_file():
         raise UserError(f"{sums}: missing")
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or not all(re.fullmatch(r"[0-9a-f]{64}  [^/]+", line) for line in lines):
         raise UserError(f"{sums}: damaged")
-    said = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    there = {file.name for file in folder.iterdir()} - {CHECKSUMS}
-    for name in sorted(said.keys() | there):
-        if name not in there:
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    present = {file.name for file in folder.iterdir()} - {CHECKSUMS}
+    for name in sorted(listed.keys() | present):
+        if name not in present:
             raise UserError(f"{folder / name}: missing")
-        if name not in said:
-            raise UserError(f"{folder / name}: does not belong here ({CHECKSUMS} does not name it)")
-        if sha256_of_file(folder / name) != said[name]:
+        if name not in listed:
+            raise UserError(f"{folder / name}: does not belong here (not listed in {CHECKSUMS})")
+        if sha256_of_file(folder / name) != listed[name]:
             raise UserError(f"{folder / name}: damaged (its SHA-256 is not the one in {CHECKSUMS})")
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Named tensors as safetensors, with their SHA-256 in its metadata. OSError if it cannot be written."""
+    """Write named tensors as safetensors, with their SHA-256 in the metadata. Raise OSError if that fails."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        # A single entry: safetensors writes several in random order, and equal files shall be equal bytes.
+        # A single entry: safetensors writes several in random order, and equal contents must be equal bytes.
         save_file(tensors, path, metadata={"sha256": sha256_of_tensors(tensors)})
     except safetensors.SafetensorError as error:                               # holds an OSError as text
         number = re.search(r"os error (\d+)", str(error))
@@ -137,28 +137,28 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. UserError if it is missing or damaged."""
+    """Return the tensors of a safetensors file, on the CPU. Raise UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path}: missing")
     try:
         tensors = load_file(path)
         with safetensors.safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get("sha256")
+            expected = (file.metadata() or {}).get("sha256")
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or not safetensors ({error})") from error
-    if said not in (None, sha256_of_tensors(tensors)):
-        raise UserError(f"{path}: damaged (the SHA-256 of its tensors is not the one that it names)")
+    if expected not in (None, sha256_of_tensors(tensors)):
+        raise UserError(f"{path}: damaged (the SHA-256 of its tensors is not the one in its metadata)")
     return tensors
 
 
 def sha256_of_file(file: Path) -> str:
-    """Of a file's contents."""
+    """Return the SHA-256 of a file's contents."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """Of tensors with their names, types and shapes: the same wherever they lie."""
+    """Return the SHA-256 of tensors with their names, types and shapes, on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -167,7 +167,7 @@ def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def load_json(path: Path) -> dict:
-    """The contents of a JSON file. UserError if it is missing or damaged."""
+    """Return the contents of a JSON file. Raise UserError if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -180,13 +180,13 @@ def load_json(path: Path) -> dict:
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
-    """Copies tensors into a module; UserError names the first missing, extra or misshapen one."""
+    """Copy tensors into a module. Raise UserError, naming the first tensor that is missing, unknown or misshapen."""
     check_state_dict(module.state_dict(), tensors, source)
     module.load_state_dict(tensors)
 
 
 def check_state_dict(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: Path | str) -> None:
-    """UserError names the first missing, extra or misshapen tensor."""
+    """Raise UserError, naming the first tensor that is missing, unknown or of another shape."""
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is not part of this network" for name in tensors if name not in expected]
     problems += [

@@ -1,40 +1,66 @@
-"""One configuration for a whole run, and what the data settle of it."""
+"""The configuration of a run, and what of it follows from the data."""
 
-from typing import Literal, Self
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
 
 import yaml
+from pydantic import Field, field_validator
 
+from ..core.errors import UserError, did_you_mean
+from ..core.settings import Settings
 from ..data.augmentation import KINDS
 from ..data.dataset import DataConfig, ImageDataset
-from ..models.denoiser import ConditionsConfig
+from ..models.denoiser import AugmentationConfig, ConditionConfig, Denoiser, LabelConfig, TimeConfig
+from ..models.unet import UNetConfig, levels_for
+from ..objectives.base import Objective
 from ..objectives.ddpm import DDPM, DDPMConfig
 from ..objectives.edm import EDM, EDMConfig
 from ..objectives.flow import Flow, FlowConfig
 from ..sampling.generate import SampleConfig
-from ..objectives.base import Objective
-from ..core.settings import Settings
-from ..core.errors import UserError
-from ..training.trainer import TrainConfig
-from ..models.unet import UNetConfig, levels_for
+from ..training.config import TrainConfig
 
-RUNS_NEED = {"dims": 2, "padding": "same", "token_dim": 0, "plane_channels": 0}
-"""What the U-Net of a run has to be; as a library it is more."""
-
-
-OBJECTIVES = {"diffusion": DDPM, "edm": EDM, "flow": Flow}
-"""What can be learnt; each has a section of its own."""
+OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}
+CONFIG_DIR = next(f for p in (1, 2) if (f := Path(__file__).parents[p] / "configs").is_dir() or p == 2)
+"""The shipped configs: inside the installed package, or beside it in a checkout."""
+RESERVED = {"time", "image", "target", "weight", "x_t", "t", "keep_masks", "model", "rng", "run", "output", "help"}
+"""Names that a condition cannot have: columns and arguments of another meaning."""
 
 
 class ModelConfig(Settings):
-    """What decides a network."""
+    """Everything that determines a network: model/config.json."""
 
     unet: UNetConfig = UNetConfig()
-    conditions: ConditionsConfig = ConditionsConfig()
+    time: TimeConfig = TimeConfig()
+    conditions: dict[str, ConditionConfig] = {}
+    """Conditions by name: `{label: {type: label}}`. {}: unconditional."""
 
-    def fitted(
-        self, size: tuple[int, ...], channels: int, class_names: tuple[str, ...], augmentation: int = 0
-    ) -> Self:
-        """With what follows from pictures of this size, their channels, classes and numbers of distortion."""
+    @field_validator("conditions")
+    @classmethod
+    def _names_are_usable(cls, conditions: dict[str, ConditionConfig]) -> dict[str, ConditionConfig]:
+        for name, condition in conditions.items():
+            taken = name in RESERVED or name in SampleConfig.model_fields
+            if taken or (name == "augmentation") != isinstance(condition, AugmentationConfig):
+                raise ValueError(f"{name} is a reserved name; choose another")
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is not a name: use letters, digits and _")
+        return conditions
+
+    @property
+    def labels(self) -> dict[str, LabelConfig]:
+        """The label conditions by name."""
+        return {name: condition for name, condition in self.conditions.items() if isinstance(condition, LabelConfig)}
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """The class names of each label condition."""
+        return {name: label.class_names for name, label in self.labels.items()}
+
+    def build_denoiser(self) -> Denoiser:
+        """Return the network with fresh weights. ValueError if it is not resolved, or has no vector for the time."""
+        return Denoiser.from_config(self.unet, self.conditions, self.time)
+
+    def resolve_model(self, size: tuple[int, ...], channels: int) -> Self:
+        """Return the config with what follows from images of this size (height, width) and number of channels."""
         levels = self.unet.levels or levels_for(min(size))
         unet = {
             "levels": levels,
@@ -42,54 +68,67 @@ class ModelConfig(Settings):
             "out_channels": channels,
             "vector_dim": self.unet.vector_dim or 4 * levels[0].channels,
         }
-        classes = len(class_names) if self.conditions.classes == "auto" else self.conditions.classes
-        conditions = {"classes": classes, "class_names": class_names, "augmentation": augmentation}
-        return self.model_copy(
-            update={
-                "unet": self.unet.model_copy(update=unet),
-                "conditions": self.conditions.model_copy(update=conditions),
-            }
-        )
+        return self.model_copy(update={"unet": self.unet.model_copy(update=unet)})
 
 
 class Config(ModelConfig):
-    """Everything that decides a run."""
+    """Everything that determines a run."""
 
-    objective: Literal["diffusion", "edm", "flow"] = "diffusion"
-    """What to learn: DDPM's diffusion, EDM's preconditioned one, or flow matching. The section of its name counts."""
-    diffusion: DDPMConfig = DDPMConfig()
-    edm: EDMConfig = EDMConfig()
-    flow: FlowConfig = FlowConfig()
+    task: ClassVar[str] = "generation"
+
+    objective: Annotated[DDPMConfig | EDMConfig | FlowConfig, Field(discriminator="type")] = DDPMConfig()
+    """The training objective; its type decides which keys there are."""
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
 
-    def changed(self, **sections: dict) -> "Config":
-        """With other values in some sections: `changed(train={"steps": 10})`."""
+    def replace(self, **sections: dict) -> Self:
+        """Return the config with other values in some sections: `replace(train={"steps": 10})`."""
         return self.model_copy(
             update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
         )
 
     def build_objective(self) -> Objective:
-        """The training objective that `objective` names, with its section."""
-        return OBJECTIVES[self.objective](getattr(self, self.objective))
+        """Return the training objective."""
+        return OBJECTIVES[self.objective.type](self.objective)
 
-    def settled(self, pictures: ImageDataset) -> "Config":
-        """The config with everything filled in that follows from the pictures. UserError where they disagree."""
-        for key, needed in RUNS_NEED.items():
-            if (found := getattr(self.unet, key)) != needed:
-                raise UserError(f"unet.{key}: {found}, but a run trains on pictures and their labels; use {needed}")
-        names, classes = pictures.class_names, self.conditions.classes
-        if classes not in ("auto", 0, len(names)):
-            raise UserError(
-                f"conditions.classes: {classes}, but {pictures.config.path} has {len(names) or 'no'} classes"
-                + (f"; use {len(names)}, or auto" if names else "; use 0, or name data.label_column")
-            )
-        told = KINDS if self.data.augmentation else 0
-        fitted = self.fitted(pictures.config.size, pictures.config.channels, names, told)
-        return fitted.model_copy(update={"data": pictures.config})
+    def resolve(self, images: ImageDataset) -> Self:
+        """Return the config with everything that follows from the data. UserError where they disagree."""
+        conditions: dict[str, ConditionConfig] = {}
+        for name, label in self.labels.items():
+            found = images.class_names.get(name)
+            if label.num_classes not in (None, len(found or ())):
+                raise UserError(
+                    f"conditions.{name}.num_classes: {label.num_classes}, but {images.config.path} has "
+                    f"{len(found or ()) or 'no'} classes; "
+                    + (f"use {len(found)} or null" if found else f"leave {name} out, or set conditions.{name}.column")
+                )
+            if found:
+                update = {"num_classes": len(found), "class_names": found}
+                conditions[name] = label.model_copy(update=update)
+        if self.data.augmentation:
+            conditions["augmentation"] = AugmentationConfig(width=KINDS)
+        resolved = self.resolve_model(images.config.size, images.config.channels)
+        return resolved.model_copy(update={"conditions": conditions, "data": images.config})
 
     def to_yaml(self) -> str:
-        """Every value, in the order of the documentation, and an end by which a file that was cut off is known."""
-        values = self.model_dump(mode="json")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, explicit_end=True)
+        """Return every value as YAML with an end mark, by which a truncated file is recognized."""
+        return dump_config(self)
+
+
+def dump_config(config: Settings) -> str:
+    """Return every value of a config as YAML with an end mark."""
+    values = config.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, explicit_end=True)
+
+
+def config_file(name: str) -> Path:
+    """Return the path of a config: a file, or a shipped one by its path in the project. UserError if there is none."""
+    path = Path(name)
+    shipped = CONFIG_DIR / path.name
+    if not path.exists() and path.parent.name in ("", "configs") and shipped.exists():
+        return shipped
+    if not path.exists() and not path.parent.is_dir():
+        names = [file.name for file in CONFIG_DIR.glob("*.yaml")]
+        raise UserError(f"{name}: no such file{did_you_mean(path.name, names)}")
+    return path

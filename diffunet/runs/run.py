@@ -1,92 +1,124 @@
-"""A run folder <-> a ready denoiser. Nothing else is needed to sample, evaluate, export or resume."""
+"""A run folder and ready objects made from it. Sampling, evaluating, exporting and resuming need nothing beside it."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError, did_you_mean
+from ..core.progress import no_progress
+from ..core.runtime import default_device
+from ..core.settings import settings_from
+from ..core.storage import atomic_write, check_state_dict, load_json, load_tensors, save_tensors
+from ..models.denoiser import Denoiser
+from ..models.meta import on_meta
+from ..models.saving import WEIGHTS
+from ..sampling.generate import SampleBatch, SampleConfig, Sampler
+from ..training.checkpoint import list_checkpoints
 from ..training.ema import posthoc_ema, snapshot_near
 from .config import Config, ModelConfig
-from ..models.denoiser import Denoiser
-from ..core.settings import settings_from
-from ..models.meta import on_meta
-from ..core.errors import UserError, did_you_mean
-from ..training.checkpoint import list_checkpoints
-from ..core.storage import load_json, load_strictly, load_tensors, check_state_dict, save_tensors, atomic_write
-from ..models.unet import UNet, UNetConfig
+from .migration import migrate_config, migrate_folder, migrate_model
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-"""The file name that diffusers gives to the weights of a model."""
-AVERAGE = "average.json"
-"""Beside weights whose average was chosen after the training: its length, and what it was chosen by."""
-FORMAT = 1
-"""Of run folders, in their run.json. 0, without that file: drawn from and measured, but not resumed."""
-PATIENCE = 10
-"""Seconds to wait for a training that was killed: its data workers notice it within five."""
+EMA_FILE = "ema.json"
+"""Beside weights whose EMA length was chosen after the training: the length, and the measurements behind it."""
+FORMAT = 2
+"""Of run folders, in their run.json. 1: read and resumed; 0, without that file: sampled and evaluated, not resumed."""
+LOCK_SECONDS = 10
+"""How long to wait for a training that was killed: its data workers notice within five seconds."""
+
+C = TypeVar("C", Config, Any)
+
+
+def load_run(folder: str | Path) -> "Run":
+    """Return the run in a folder. Raise UserError if the folder is no run of images."""
+    run = Run(folder)
+    run.config()
+    return run
 
 
 class Run:
-    """A folder with config.yaml, model/ (the network and its newest EMA weights) and what else its training left."""
+    """A folder with config.yaml, model/ (the network and its newest EMA weights), checkpoints, logs and samples."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+
+    # ── the folder ────────────────────────────────────────────────────────────────────────────────
 
     @property
     def exists(self) -> bool:
         return (self.folder / "config.yaml").is_file()
 
-    def config(self) -> Config:
-        """The settled configuration. UserError if the folder is no run."""
+    @property
+    def format(self) -> int:
+        """Format of the folder. Raise UserError if run.json is damaged."""
+        return self._record()[0]
+
+    @property
+    def task(self) -> str:
+        """The kind of training, such as generation."""
+        return self._record()[1]
+
+    def _record(self) -> tuple[int, str]:
+        file = self.folder / "run.json"
+        if not file.exists():
+            return 0, Config.task
+        record = load_json(file)
+        found, task = record.get("format"), record.get("task", Config.task)
+        if type(found) is not int or found < 1 or not isinstance(task, str):
+            raise UserError(f"{file}: damaged (expected a format from 1 to {FORMAT})")
+        return found, task
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its training has saved nothing yet."""
+        return not (list_checkpoints(self.folder) or (self.folder / "model" / WEIGHTS).exists())
+
+    def files(self) -> list[Path]:
+        """Return the contents of the folder, without hidden files."""
+        entries = self.folder.iterdir() if self.folder.is_dir() else []
+        return [file for file in entries if not file.name.startswith(".")]
+
+    def config(self, kind: type[C] = Config) -> C:
+        """Return the resolved configuration. Raise UserError if the folder is no run of this kind."""
         if not self.exists:
             near = ""
             if self.folder.parent.is_dir():
-                near = did_you_mean(self.folder.name, [f.name for f in self.folder.parent.iterdir()])
-            what = "has no config.yaml, so it is not a run folder" if self.folder.is_dir() else "no such run folder"
+                others = [f.name for f in self.folder.parent.iterdir() if f.name != self.folder.name]
+                near = did_you_mean(self.folder.name, others)
+            what = "no config.yaml, so not a run folder" if self.folder.is_dir() else "no such run folder"
             raise UserError(f"{self.folder}: {what}{near}")
         if self.format > FORMAT:
-            raise UserError(f"{self.folder}: format {self.format}, and this diffunet reads up to {FORMAT}; upgrade it")
+            raise UserError(f"{self.folder}: format {self.format}, but this diffunet reads up to {FORMAT}; upgrade it")
+        if self.task != kind.task:
+            raise UserError(f"{self.folder}: a run of {self.task}, not of {kind.task}")
         file = self.folder / "config.yaml"
         try:
-            config = settings_from(file, Config)
+            config = settings_from(file, kind, migrate=migrate_config if self.format < 2 else None)
         except UserError as mistake:
             if self.format:
                 raise
-            old = "the run is older than the formats of run folders, and this diffunet cannot read it"
+            old = "the run is older than run formats and cannot be read by this version"
             raise UserError(f"{str(mistake).splitlines()[0]}; {old}") from None
         if self.format and not file.read_text(encoding="utf-8").rstrip().endswith("\n..."):
-            raise UserError(f"{file}: cut off, its last line is not ...; a part of it would be another run")
-        # Where pictures go is for those to say who draw them: a folder from elsewhere might name any place.
-        return config.model_copy(update={"sample": config.sample.model_copy(update={"output": None})})
-
-    @property
-    def format(self) -> int:
-        """The format of the folder. UserError if its run.json is damaged."""
-        if not (file := self.folder / "run.json").exists():
-            return 0
-        found = load_json(file).get("format")
-        if type(found) is not int or found < 1:
-            raise UserError(f"{file}: damaged (expected a format from 1 to {FORMAT})")
-        return found
-
-    @property
-    def blank(self) -> bool:
-        """Whether nothing of its training was saved yet."""
-        return not (list_checkpoints(self.folder) or (self.folder / "model" / WEIGHTS).exists())
+            raise UserError(f"{file}: truncated, its last line is not ...")
+        return config
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps other trainings out of the folder, which is made. UserError while another one is at work there."""
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep other trainings out. Raise UserError while another one is running there."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
-            raise UserError(f"{self.folder}: another process is training here; stop that first") from None
+            raise UserError(f"{self.folder}: another process is training here; stop it first") from None
         except NotImplementedError:                            # a file system without locks
             pass
         try:
@@ -95,99 +127,115 @@ class Run:
             lock.release()
 
     def check_not_overwriting(self, overwrite: bool) -> None:
-        """UserError if something stands there already, unless it is a run and `overwrite` gives it up."""
+        """Raise UserError if the folder is not empty, unless it is a run and `overwrite` is true."""
         if not self.folder.exists() or (self.folder.is_dir() and not self.files()):
             return
         if not self.exists:
-            raise UserError(f"{self.folder}: exists and is not a run folder; name another with --train.output")
+            raise UserError(f"{self.folder}: exists and is not a run folder; choose another with --train.output")
         if not overwrite:
             raise UserError(
-                f"{self.folder}: already holds a run; --resume {self.folder} goes on with it, "
-                "--train.output NAME makes another, --overwrite replaces it"
+                f"{self.folder}: already holds a run; --resume {self.folder} continues it, "
+                "--train.output NAME starts another, --overwrite replaces it"
             )
 
-    def begin(self, config: Config, overwrite: bool = False) -> None:
-        """Makes the folder, if need be without the run that was there, and writes every value of the configuration."""
+    def create(self, config: Any, overwrite: bool = False) -> None:
+        """Make the folder, without the run that was there if `overwrite`, and write the configuration."""
         for file in self.files() if overwrite else []:
             if file.is_dir():
                 shutil.rmtree(file)
-            elif file.name != "config.yaml":                   # without it, what a kill leaves would be no run
+            elif file.name != "config.yaml":                   # without it, an interrupted removal would be no run
                 file.unlink()
-        model = ModelConfig(unet=config.unet, conditions=config.conditions)
-        for name, text in (
-            ("run.json", json.dumps({"format": FORMAT})),
-            ("config.yaml", config.to_yaml()),
-            ("model/config.json", model.model_dump_json(indent=2)),
-        ):
+        migrate_folder(self.folder)
+        texts = {"run.json": json.dumps({"format": FORMAT, "task": config.task}), "config.yaml": config.to_yaml()}
+        if isinstance(config, ModelConfig):
+            model = ModelConfig(unet=config.unet, time=config.time, conditions=config.conditions)
+            texts["model/config.json"] = model.model_dump_json(indent=2)
+        for name, text in texts.items():
             with atomic_write(self.folder / name) as file:
                 file.write_text(text, encoding="utf-8")
 
-    def files(self) -> list[Path]:
-        """What lies in the folder, without what begins with a dot: that is nobody's work."""
-        there = self.folder.iterdir() if self.folder.is_dir() else []
-        return [file for file in there if not file.name.startswith(".")]
+    # ── weights ───────────────────────────────────────────────────────────────────────────────────
 
-    def publish(self, ema: nn.Module) -> None:
-        """Puts these weights into model/."""
+    def publish(self, ema: nn.Module, chosen_by: dict[str, Any] | None = None) -> None:
+        """Write these weights to model/, with a record of how their EMA length was chosen, if it was."""
         with atomic_write(self.folder / "model" / WEIGHTS) as file:
             save_tensors(file, ema.state_dict())
-        (self.folder / "model" / AVERAGE).unlink(missing_ok=True)             # it told of other weights
+        record = self.folder / "model" / EMA_FILE
+        record.unlink(missing_ok=True)
+        if chosen_by:
+            with atomic_write(record) as file:
+                file.write_text(json.dumps(chosen_by, indent=2), encoding="utf-8")
 
     def denoiser(self) -> Denoiser:
-        """The denoiser with the newest EMA weights, ready to sample. UserError if they are missing or do not fit."""
+        """Return the denoiser with the newest EMA weights, in evaluation mode. Raise UserError if they do not fit."""
         return load_denoiser(self.folder / "model")
 
-    def averaged(self, length: float, until: float = 1.0) -> Denoiser:
-        """The denoiser with an average of its weights of this length, as of this share of the training so far.
+    def posthoc_ema(self, std: float, until: float = 1.0) -> Denoiser:
+        """Return the denoiser with an EMA of length `std`, as of the share `until` of the training so far.
 
-        UserError without snapshots to make it of.
+        Raise UserError without snapshots.
         """
-        return _denoiser_with(posthoc_ema(self.folder, length, until), self.folder / "model", self.folder / "averages")
+        tensors = posthoc_ema(self.folder, std, until)
+        return _denoiser_with(tensors, self.folder / "model", self.folder / "ema_snapshots")
 
     def snapshot(self, share: float) -> Denoiser:
-        """The denoiser as it was after this share of the training so far. UserError if the run has no snapshots."""
+        """Return the denoiser as it was after this share of the training so far. Raise UserError without snapshots."""
         tensors = snapshot_near(self.folder, share)
         if tensors is None:
-            raise UserError(f"{self.folder}/averages: no snapshot yet that could guide; leave sample.guide out")
-        return _denoiser_with(tensors, self.folder / "model", self.folder / "averages")
+            raise UserError(f"{self.folder}/ema_snapshots: no snapshot to guide with yet; leave sample.guide out")
+        return _denoiser_with(tensors, self.folder / "model", self.folder / "ema_snapshots")
+
+    # ── samples ───────────────────────────────────────────────────────────────────────────────────
+
+    def sampler(self, config: SampleConfig, denoiser: Denoiser | None = None) -> Sampler:
+        """Return a sampler of the run's EMA weights, or of `denoiser`, with the guide that `config` names."""
+        own = self.config()
+        denoiser = denoiser or self.denoiser().to(default_device())
+        guide = None
+        if config.guide and config.guidance_scale != 1:
+            guide = self.snapshot(config.guide).to(next(denoiser.parameters()).device)
+        shape = (own.data.channels or 1, *own.data.size)
+        return Sampler(denoiser, own.build_objective(), shape, own.data.bit_depth or 8, own.class_names, guide)
+
+    def sample(self, progress: Callable = no_progress, **settings: Any) -> SampleBatch:
+        """Return images sampled as the run's section `sample` says, with other `settings` laid over.
+
+            load_run("runs/digits").sample(num_images=4, conditions={"label": 7}, steps=20).pixels
+
+        Raise UserError for a setting, class or sampler that does not exist.
+        """
+        config = settings_from(self.config().sample, SampleConfig, {}, lambda values: values | settings)
+        batches = list(self.sampler(config).sample(config, progress))
+        return SampleBatch(
+            pixels=torch.cat([batch.pixels for batch in batches]),
+            seeds=[seed for batch in batches for seed in batch.seeds],
+            conditions={
+                name: [value for batch in batches for value in batch.conditions[name]]
+                for name in batches[0].conditions
+            },
+        )
 
 
 def load_denoiser(folder: str | Path) -> Denoiser:
-    """The denoiser of a run's model/ folder, which needs nothing beside it. UserError if its files do not fit."""
+    """Return the denoiser of a run's model/ folder, which needs nothing beside it. UserError if its files do not fit."""
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS}: missing; the run has no checkpoint yet")
     try:
         tensors = load_tensors(folder / WEIGHTS)
     except UserError as damage:
-        raise UserError(f"{damage}; if it is a run's, python train.py --resume RUN writes it anew") from None
+        raise UserError(f"{damage}; for a run, python train.py --resume RUN writes it again") from None
     return _denoiser_with(tensors, folder, folder / WEIGHTS)
 
 
 def _denoiser_with(tensors: dict[str, Tensor], model: Path, source: Path) -> Denoiser:
-    """The denoiser of a model/ folder with tensors that came from `source`, ready to sample."""
-    config = settings_from(model / "config.json", ModelConfig)
+    """Return the denoiser of a model/ folder with tensors that were read from `source`, in evaluation mode."""
+    config = settings_from(model / "config.json", ModelConfig, migrate=migrate_model)
     try:
-        with on_meta():                                       # so that an absurd size is refused before it is made
-            check_state_dict(Denoiser.from_config(config.unet, config.conditions).state_dict(), tensors, source)
+        with on_meta():                                        # refuses an absurd size before it is allocated
+            check_state_dict(config.build_denoiser().state_dict(), tensors, source)
     except ValueError as impossible:
         raise UserError(f"{model / 'config.json'}: {impossible}") from None
-    denoiser = Denoiser.from_config(config.unet, config.conditions)
+    denoiser = config.build_denoiser()
     denoiser.load_state_dict(tensors)
     return denoiser.eval().requires_grad_(False)
-
-
-def save_unet(unet: UNet, folder: str | Path) -> None:
-    """Writes a U-Net by itself: config.json and its weights as safetensors."""
-    with atomic_write(Path(folder) / "config.json") as file:
-        file.write_text(unet.config.model_dump_json(indent=2), encoding="utf-8")
-    with atomic_write(Path(folder) / WEIGHTS) as file:
-        save_tensors(file, unet.state_dict())
-
-
-def load_unet(folder: str | Path) -> UNet:
-    """The U-Net that `save_unet` wrote, ready to train on. UserError if its files do not fit."""
-    folder = Path(folder)
-    unet = UNet(settings_from(folder / "config.json", UNetConfig))
-    load_strictly(unet, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
-    return unet

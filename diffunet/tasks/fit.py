@@ -1,58 +1,151 @@
-"""What can be told of a training before it: how long it takes, and whether compiling pays."""
+"""Training any task: resuming, locking, automatic batch size, time limits, trackers, the end."""
 
-import sys
-from collections.abc import Callable
+import os
+import signal
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from ..runs.config import Config
-from ..models.inspection import describe
-from ..training.benchmark import TRAINING, Throughput
-from ..training.trainer import TrainConfig
+import torch
 
-REHEARSED = 0.05
-"""Share of `train.minutes` in which the speed is measured before."""
-WORTH_MEASURING = 700
-"""Steps, of which the seven that tell the speed are one in a hundred."""
-COMPILING_PAYS = 30
-"""Minutes, in trainings of which the compiler's one to three are won back (docs/performance.md)."""
+from ..core.errors import UserError, did_you_mean
+from ..core.runtime import default_device, precision
+from ..training.benchmark import Throughput, largest_batch, measure
+from ..training.config import TrainConfig
+from ..training.loader import TrainingData
+from ..training.processes import from_main
+from ..training.trainer import Trainer
+from .estimate import resolve_schedule
+from .task import Start, Task
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def settled(wish: TrainConfig, trainer_for: Callable, say: Callable) -> dict[str, bool | int]:
-    """What only a measurement tells: whether compiling pays, and how many steps fit into `minutes`."""
-    minutes, steps, compiling = wish.minutes, wish.steps, wish.compile
-
-    def seconds_per_step(seconds: float) -> float:
-        return trainer_for(wish.model_copy(update={"steps": sys.maxsize, "compile": compiling})).measure_step_time(seconds)
-
-    if not minutes and steps >= WORTH_MEASURING:
-        minutes = steps * seconds_per_step(0) / 60
-        say(f"{steps:,} steps: about {duration(minutes)}, without previews")
-    if compiling == "auto":
-        compiling = (minutes or 0) > COMPILING_PAYS
-    if wish.minutes:
-        per_step = seconds_per_step(REHEARSED * 60 * minutes)
-        steps = max(1, round(60 * minutes / per_step))
-        say(f"{steps:,} steps of {per_step:.3g} s fit into {minutes:g} minutes")
-    return {"steps": steps, "compile": compiling}
+PROCESS_TIMEOUT = timedelta(minutes=30)
+"""How long processes wait for each other: longer than a preview, during which all wait for the main process."""
+BENCHMARK_SECONDS = 5
+"""How long each part of a benchmark is measured."""
 
 
-def tell(found: Throughput, config: Config, say: Callable) -> None:
-    """What a measurement of a training means for it."""
-    network = describe(config.unet, config.data.size)[-1]
-    done = TRAINING * network.flops * found.images_per_second
-    minutes = config.train.steps * config.train.batch_size / found.images_per_second / 60
-    say(
-        f"network       {network.parameters / 1e6:.1f} million parameters, {network.flops / 1e9:.3g} GFLOP a picture\n"
-        f"training      {found.images_per_second:,.1f} images/s with batches of {config.train.batch_size}: "
-        f"{done / 1e9:,.0f} GFLOP/s, {done / found.ceiling:.0%} of this machine's fastest 3×3 convolution\n"
-        f"without data  {found.without_data:,.1f} images/s\n"
-        f"data alone    {found.data_alone:,.0f} images/s\n"
-        f"memory        {found.memory / 2**30:.2f} GiB at most; a picture more takes about "
-        f"{found.bytes_per_image / 2**20:.2g} MiB\n"
-        f"{config.train.steps:,} steps take about {duration(minutes)}, without previews"
+def fit(task: Task, start: Start) -> signal.Signals | None:
+    """Train a task to its last step. Return the signal that ended it early, after a checkpoint, if one did.
+
+    Raise UserError where the training cannot begin, or cannot continue.
+    """
+    accelerator, log = task.accelerator, task.accelerator.print
+    config = _with_batch_size(task)
+    if not start.previous:
+        config = resolve_schedule(config, lambda train: _trainer(task, train), log)
+    trainer = _trainer(task, config)
+    with ExitStack() as lock:
+        from_main(accelerator, lambda: lock.enter_context(start.run.lock()) and None)
+        if start.previous:
+            trainer.resume(start.checkpoint, start.force)
+        if start.previous and trainer.step == config.steps:
+            log(f"{start.run.folder}: complete at step {trainer.step}; a larger --train.steps continues it")
+            accelerator.end_training()
+            return None
+        if start.previous:
+            _log_resumed(task, start.previous, config, trainer)
+        if accelerator.is_main_process:
+            recorded = task.config.model_copy(update={"train": config})
+            start.run.create(recorded, start.overwrite and not start.previous)
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("tensorboard" if config.log_with == "tensorboard" else "diffunet")
+        _log_beginning(task, config, trainer)
+        ended_by = trainer.fit()
+    accelerator.end_training()
+    if ended_by:
+        log(f"saved at step {trainer.step}; python train.py --resume {start.run.folder} continues")
+        return ended_by
+    if config.minutes and not start.previous:
+        log(f"trained for {trainer.spent['steps'] / 60:.2f} of {config.minutes:g} minutes")
+    log(task.report(trainer.ema.model))
+    return None
+
+
+def benchmark(task: Task) -> tuple[Throughput, TrainConfig]:
+    """Measure the speed and memory of a task without writing anything; also return its resolved `train` section."""
+    config = _with_batch_size(task)
+
+    def trainer_for(train: TrainConfig, data: TrainingData) -> Trainer:
+        return _trainer(task, train, data)
+
+    return measure(trainer_for, config, task.data, BENCHMARK_SECONDS, task.accelerator.print), config
+
+
+def make_accelerator(config: TrainConfig) -> "Accelerator":
+    """Return Accelerate's view of the processes and devices.
+
+    Raise UserError where a launcher requests sharding, which is not supported, or where a tracker is missing.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(f"accelerate: use_{name.lower()}: sharding is not supported; leave it out")
+    tracker = _tracker(config.log_with)
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=precision(config.runtime.mixed_precision, default_device()),
+        log_with=tracker,
+        project_dir=config.output,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
     )
 
 
-def duration(minutes: float) -> str:
-    """In words: 1.9 minutes, 3.2 hours, 12 days."""
-    size, unit = next((s, u) for s, u in ((1440, "days"), (60, "hours"), (1, "minutes")) if minutes >= 2 * s or s == 1)
-    return f"{minutes / size:.1f}".removesuffix(".0") + f" {unit}"
+def _tracker(name: str | None) -> str | None:
+    if name is None:
+        return None
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known, installed = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS], map(str, get_available_trackers())
+    if name not in known:
+        raise UserError(f"train.log_with: {name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+    if name not in installed:
+        raise UserError(f"train.log_with: {name} is not installed; pip install {name}")
+    return name
+
+
+def _trainer(task: Task, config: TrainConfig, data: TrainingData | None = None) -> Trainer:
+    task.accelerator.free_memory()
+    return Trainer(
+        config,
+        task.build_model(config),
+        task.objective,
+        data or task.data,
+        task.accelerator,
+        preview=task.preview,
+        publish=task.publish,
+    )
+
+
+def _with_batch_size(task: Task) -> TrainConfig:
+    """The `train` section with `batch_size: auto` resolved."""
+    config = task.config.train
+    if config.batch_size != "auto":
+        return config
+    size = largest_batch(lambda train, data: _trainer(task, train, data), config, task.data)
+    task.accelerator.print(f"train.batch_size: {size}, the largest that fits into memory")
+    return config.model_copy(update={"batch_size": size})
+
+
+def _log_beginning(task: Task, config: TrainConfig, trainer: Trainer) -> None:
+    accelerator = task.accelerator
+    parameters = sum(p.numel() for p in trainer.ema.model.parameters())
+    accelerator.print(
+        f"{config.output}: {task.summary}, {parameters / 1e6:.1f} million parameters, "
+        f"{accelerator.num_processes} × {accelerator.device.type}, precision {accelerator.mixed_precision}"
+    )
+    if (snapshots := config.snapshots * 2 * 2 * parameters) > 2**30:           # two averages, in 16 bits
+        accelerator.print(f"train.snapshots: {config.snapshots} of them will take {snapshots / 2**30:.1f} GiB")
+
+
+def _log_resumed(task: Task, previous: TrainConfig, config: TrainConfig, trainer: Trainer) -> None:
+    task.accelerator.print(f"{config.output}: resuming from step {trainer.step}")
+    before, now = (train.learning_rate_at(trainer.step) for train in (previous, config))
+    if before != now:
+        task.accelerator.print(
+            f"learning rate: {before:.3g} -> {now:.3g}, by the {config.lr_schedule} schedule over the new length"
+        )

@@ -1,47 +1,159 @@
-"""What a training shows on its way: grids of pictures, and signs of its health."""
+"""Training a model that generates images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..training.ema import list_snapshots
-from ..runs.run import Run
-from ..runs.config import Config
-from ..runs.figures import save_grid, save_timeline
-from ..cli.sample import columns, draw
 from ..core.errors import UserError, ran_out_of_memory
+from ..core.runtime import prepare_for
+from ..core.settings import settings_from
+from ..data.dataset import load_images
+from ..evaluation.monitor import Monitor
+from ..models.denoiser import Denoiser
+from ..runs.config import Config, config_file
+from ..runs.figures import columns, plot_curves, save_grid, save_timeline
+from ..runs.run import Run
+from ..sampling.generate import check_sample_config
+from ..training.config import TrainConfig
+from ..training.ema import list_snapshots
+from .fit import fit, make_accelerator
+from .start import begin, resume
+from .task import Start, Task
 
-if TYPE_CHECKING:
-    from ..evaluation.monitor import Monitor
+UNET = {"dims": 2, "padding": "same", "token_dim": 0, "plane_channels": 0}
+"""What the U-Net of an image generator has to be; as a library it is more."""
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | Path = "configs/digits.yaml",
+    *,
+    resumed: bool = False,
+    overwrite: bool = False,
+    **sections: Mapping[str, Any],
+) -> Run:
+    """Train as `python train.py` does, and return the run.
+
+        run = train("configs/digits.yaml", train={"steps": 200, "output": "runs/short"})
+
+    `config` is a YAML file, nested values or a `Config`; `sections` are laid over it. With `resumed`, a run at
+    `train.output` is resumed if there is one; with `overwrite`, it is replaced. KeyboardInterrupt ends a training
+    after a checkpoint. Raise UserError for a mistake in the configuration or the data.
+    """
+    source = config_file(str(config)) if isinstance(config, str | Path) else config
+    source = source if isinstance(source, Config | Path) else settings_from(Config(), Config, {}, _with(source))
+    config = settings_from(source, Config, {}, _with(sections))
+    run = Run(config.train.output)
+    if resumed and run.exists:
+        config, start = resume(run.folder, lambda folder, _: _read(folder, sections), {})
+    else:
+        start = begin(config, overwrite)
+    if fit(generation(config), start):
+        raise KeyboardInterrupt
+    return run
+
+
+def _read(folder: Path, sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    return settings_from(Run(folder).config(), Config, {}, _with(sections))
+
+
+def _with(sections: Mapping[str, Any]) -> Callable[[dict], dict]:
+    """A function that lays values over nested ones."""
+
+    def lay_over(values: dict, changes: Mapping[str, Any] = sections) -> dict:
+        merged = dict(values)
+        for name, change in changes.items():
+            nested = isinstance(change, Mapping) and isinstance(merged.get(name), dict)
+            merged[name] = lay_over(merged[name], change) if nested else change
+        return merged
+
+    return lay_over
+
+
+def generation(config: Config) -> Task:
+    """Return the task of training a generator of images. Raise UserError where config and data disagree."""
+    for key, needed in UNET.items():
+        if (found := getattr(config.unet, key)) != needed:
+            raise UserError(f"unet.{key}: a generator of images needs {needed} (got {found})")
+    accelerator = make_accelerator(config.train)
+    from accelerate.utils import tqdm                          # a bar in the main process only
+
+    log = accelerator.print
+    columns_of = {name: label.column for name, label in config.labels.items()}
+    images = load_images(
+        config.data, columns_of, log=log, progress=partial(tqdm, desc="decode", unit="image", leave=False)
+    )
+    config = config.resolve(images)
+    objective, run = config.build_objective(), Run(config.train.output)
+    check_sample_config(config.class_names, objective, config.sample)
+    training, held_out = images.split_held_out()
+    preview = Preview(run, config, Monitor(objective, training, held_out), accelerator.device, log)
+
+    def publish(ema: nn.Module) -> None:
+        run.publish(ema)
+        plot_curves(run.folder)
+
+    kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
+    height, width = config.data.size
+    classes = ", ".join(f"{len(names)} classes" for names in config.class_names.values()) or "no classes"
+    return Task(
+        config=config,
+        accelerator=accelerator,
+        build_model=partial(_build, config),
+        objective=objective,
+        data=training.to(accelerator.device),
+        preview=preview,
+        publish=publish,
+        summary=f"{len(images):,} images of {height}×{width}{kept}, {classes}",
+        report=lambda ema: (
+            f"samples: {run.folder}/samples, curves: {run.folder}/curves.png; "
+            f"sample more with python sample.py {run.folder}"
+        ),
+    )
+
+
+def _build(config: Config, train: TrainConfig) -> nn.Module:
+    """The denoiser before training, a function of the seed."""
+    from accelerate.utils import set_seed
+
+    set_seed(train.seed)
+    denoiser = config.build_denoiser()
+    prepare_for(denoiser.unet, train.runtime)
+    return denoiser
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Draws as the section `sample` says, into RUN/samples. What cannot be drawn is said, and ends no training."""
+    """Samples as the section `sample` says, into RUN/samples, and validates. A failure is logged and ends nothing."""
 
     run: Run
     config: Config
-    health: "Monitor"
+    monitor: Monitor
     device: torch.device
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
-    def __call__(self, step: int, ema: nn.Module) -> dict[str, float]:
-        """Numbers for the log; none where nothing could be drawn. OSError if the folder cannot be written to."""
-        wish = self.config.sample
-        if wish.guide and not list_snapshots(self.run.folder):                # nothing to guide by as yet
-            wish = wish.model_copy(update={"guide": None, "guidance_scale": 1.0})
+    def __call__(self, step: int, ema: Denoiser) -> dict[str, float]:
+        """Return numbers for the log; none if sampling failed. Raise OSError if the folder cannot be written to."""
+        config = self.config.sample
+        if config.guide and not list_snapshots(self.run.folder):               # nothing to guide with yet
+            config = config.model_copy(update={"guide": None, "guidance_scale": 1.0})
         try:
-            pixels = torch.cat([drawn.pixels for drawn in draw(self.run, ema, self.config, wish)])
+            pixels = torch.cat([batch.pixels for batch in self.run.sampler(config, ema).sample(config)])
         except (UserError, RuntimeError, MemoryError) as error:
             if not isinstance(error, UserError) and not ran_out_of_memory(error):
                 raise
-            short = f"out of memory with sample.batch_size {wish.batch_size}"
-            self.say(f"no preview at step {step}: {error if isinstance(error, UserError) else short}")
+            memory = f"out of memory with sample.batch_size {config.batch_size}"
+            self.log(f"skipped preview at step {step}: {error if isinstance(error, UserError) else memory}")
             return {}
         folder = self.run.folder / "samples"
-        save_grid(pixels, self.config.data.bit_depth, folder / f"step_{step:08d}.png", columns(self.config))
+        bit_depth = self.config.data.bit_depth or 8
+        save_grid(pixels, bit_depth, folder / f"step_{step:08d}.png", columns(self.config.class_names))
         save_timeline(folder, self.config.data.size)
-        return self.health(ema, pixels, self.device)
+        return self.monitor(ema, pixels, self.device)
+
+
+__all__ = ["Start", "generation", "train"]

@@ -1,7 +1,6 @@
-"""How fast a training is on this machine, how much memory it takes, and what holds it back."""
+"""Speed and memory of a training on this machine, and its bottleneck."""
 
 import math
-import resource
 import statistics
 import sys
 import time
@@ -11,20 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.runtime import synchronize
-from .loader import TrainingData, fetch
-from ..core.rng import EpochShuffle, BatchRNG
 from ..core.errors import UserError, ran_out_of_memory
-from .trainer import TrainConfig, Trainer
+from ..core.rng import BatchRNG, EpochShuffle
+from ..core.runtime import synchronize
+from .config import TrainConfig
+from .loader import TrainingData, fetch
+from .trainer import Trainer
 
 MEMORY_MARGIN = 0.2
-"""Share of the memory that a batch size leaves free: for previews, and for what the allocator wastes."""
+"""Share of the memory that an automatic batch size leaves free: for previews and fragmentation."""
 ACTIVATION_OVERHEAD = 1.5
-"""Memory in which a picture is worked on, as a multiple of what is kept of it."""
+"""Peak memory of an image as a multiple of its stored activations."""
 OPTIMIZER_COPIES = 3
-"""Gradient and two moments, which are made in the first step."""
-TRAINING = 3
-"""Operations of a training step in those of a forward pass: the backward pass has twice as many."""
+"""Gradient and two moments, which are allocated in the first step."""
+TRAIN_FLOPS_RATIO = 3
+"""Operations of a training step relative to a forward pass: the backward pass has twice as many."""
+MAX_STEP = 1.0
+"""Seconds that a step of the benchmark may take; batches are cut to fit."""
 
 TrainerFor = Callable[[TrainConfig, TrainingData], Trainer]
 
@@ -33,22 +35,24 @@ TrainerFor = Callable[[TrainConfig, TrainingData], Trainer]
 class Throughput:
     """Of a training as it is configured, all processes together."""
 
+    batch_size: int
+    """Global batch size that was measured: that of the config, or fewer where a step would take too long."""
     images_per_second: float
     without_data: float
-    """The same, one batch again and again."""
+    """Images per second when one batch is repeated."""
     data_alone: float
-    """Batches made ready for the network, and no training."""
+    """Images per second loaded and prepared, without training."""
     bytes_per_image: float
-    """What a step keeps of each."""
+    """Activations that a step stores for each image."""
     memory: int
-    """Bytes at most: of the process on a CPU, of the tensors on a GPU."""
-    ceiling: float
+    """Peak in bytes: of the process on a CPU, of the tensors on a GPU."""
+    peak_flops: float
     """Operations per second of the fastest 3×3 convolution, in the precision of the training."""
 
 
 @dataclass
 class SameBatch:
-    """A data set that is one batch for ever."""
+    """A data set that returns one batch forever."""
 
     data: TrainingData
     batch: dict[str, Tensor] | None = None
@@ -68,55 +72,72 @@ class SameBatch:
         return self.data.prepare(batch, rng)
 
 
-def measure(trainer_for: TrainerFor, config: TrainConfig, data: TrainingData, seconds: float) -> Throughput:
-    """Trains for about so long, twice, and leaves no trace in the folder."""
+def measure(
+    trainer_for: TrainerFor, config: TrainConfig, data: TrainingData, seconds: float, log: Callable[[str], None]
+) -> Throughput:
+    """Measure each part for about `seconds` without writing to the run folder; `log` gets a line before each."""
     config = config.model_copy(update={"steps": sys.maxsize})
-    trainer = trainer_for(config, data)
-    device, precision = trainer.accelerator.device, trainer.accelerator.mixed_precision
-    processes, each = trainer.accelerator.num_processes, bytes_per_image(trainer)
-    with_data = config.batch_size / trainer.measure_step_time(seconds)
-    memory = memory_peak(device)
-    del trainer
+    log("measuring one example ...")
+    trainer = trainer_for(_with_micro_batch(config, 1), data)
+    accelerator, parts = trainer.accelerator, trainer.batch_size
+    activations = bytes_per_image(trainer)
+    fitting = max(1, int(MAX_STEP / trainer.measure_step_time(0)))
+    config = _with_micro_batch(config, min(config.batch_size // parts, fitting))
+    log(f"measuring training with batches of {config.batch_size} ...")
+    with_data = config.batch_size / trainer_for(config, data).measure_step_time(seconds)
+    memory = memory_peak(accelerator.device)
+    log("measuring training on one batch ...")
+    without_data = config.batch_size / trainer_for(config, SameBatch(data)).measure_step_time(seconds)
+    log("measuring the data ...")
+    processes = accelerator.num_processes
     return Throughput(
+        batch_size=config.batch_size,
         images_per_second=with_data,
-        without_data=config.batch_size / trainer_for(config, SameBatch(data)).measure_step_time(seconds),
-        data_alone=processes * loader_throughput(data, config.batch_size // processes, device, seconds),
-        bytes_per_image=each,
+        without_data=without_data,
+        data_alone=processes * loader_throughput(data, config.batch_size // processes, accelerator.device, seconds),
+        bytes_per_image=activations,
         memory=memory,
-        ceiling=processes * peak_conv_flops(device, precision),
+        peak_flops=processes * peak_conv_flops(accelerator.device, accelerator.mixed_precision),
     )
 
 
-def loader_throughput(data: TrainingData, batch_size: int, device: torch.device, seconds: float) -> float:
-    """Images per second that one process can make ready for a network on this device."""
-    far = device.type == "cuda" and data.device.type == "cpu"
-    order, whole = EpochShuffle(len(data), batch_size, seed=0), slice(0, batch_size)
-    batches = fetch(data, order, [whole], range(sys.maxsize), pin_memory=far, say=print)
+def _with_micro_batch(config: TrainConfig, size: int) -> TrainConfig:
+    from accelerate import PartialState
 
-    def make_ready(step: int) -> None:
+    parts = PartialState().num_processes * config.gradient_accumulation_steps
+    return config.model_copy(update={"batch_size": size * parts})
+
+
+def loader_throughput(data: TrainingData, batch_size: int, device: torch.device, seconds: float) -> float:
+    """Return images per second that one process can load and prepare on this device."""
+    pin_memory = device.type == "cuda" and data.device.type == "cpu"
+    order, whole = EpochShuffle(len(data), batch_size, seed=0), slice(0, batch_size)
+    batches = fetch(data, order, [whole], range(sys.maxsize), pin_memory=pin_memory, log=print)
+
+    def prepare(step: int) -> None:
         (batch,) = next(batches)
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         data.prepare(moved, BatchRNG.at(0, step, whole, batch_size, device))
 
-    make_ready(0)                                              # starts the processes that decode
+    prepare(0)                                                 # starts the worker processes
     started, steps = time.monotonic(), 0
     while time.monotonic() < started + seconds or not steps:
         steps += 1
-        make_ready(steps)
+        prepare(steps)
     synchronize(device)
     return steps * batch_size / (time.monotonic() - started)
 
 
 @torch.no_grad()
 def peak_conv_flops(device: torch.device, precision: str) -> float:
-    """Operations per second of the fastest 3×3 convolution in `no`, `bf16` or `fp16`, in either order of memory."""
+    """Return operations per second of the fastest 3×3 convolution in `no`, `bf16` or `fp16`, in any memory format."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     batch = 16 if device.type == "cpu" else 512
     fastest = 0.0
     for channels, side in ((128, 32), (256, 16)):
-        for order in (torch.contiguous_format, torch.channels_last):
-            layer = torch.nn.Conv2d(channels, channels, 3, padding=1).to(device, dtype, memory_format=order)
-            x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=order)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            layer = torch.nn.Conv2d(channels, channels, 3, padding=1).to(device, dtype, memory_format=memory_format)
+            x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=memory_format)
             took = []
             for _ in range(9):
                 started = time.monotonic()
@@ -129,64 +150,60 @@ def peak_conv_flops(device: torch.device, precision: str) -> float:
 
 
 def largest_batch(trainer_for: TrainerFor, config: TrainConfig, data: TrainingData) -> int:
-    """The largest batch size that fits, no larger than the data: 1, 2, 4, ... for each part of each process.
+    """Return the largest global batch size that fits and is no larger than the data: micro-batches of 1, 2, 4, ...
 
-    It follows from what a step keeps of each picture; on a single GPU it is tried, too.
+    It is estimated from the stored activations of an image; on a single GPU it is also tried.
     """
-    from accelerate import PartialState
-
-    processes = PartialState().num_processes
-    parts = processes * config.gradient_accumulation_steps
-
-    def trainer_of(share: int) -> Trainer:
-        return trainer_for(config.model_copy(update={"batch_size": share * parts}), data)
-
-    trainer = trainer_of(1)
+    trainer = trainer_for(_with_micro_batch(config, 1), data)
     accelerator, device = trainer.accelerator, trainer.accelerator.device
+    processes = accelerator.num_processes
+    parts = processes * config.gradient_accumulation_steps
     weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
-    free = (1 - MEMORY_MARGIN) * free_memory(device) / (processes if device.type == "cpu" else 1) - OPTIMIZER_COPIES * weights
+    free = (1 - MEMORY_MARGIN) * free_memory(device) / (processes if device.type == "cpu" else 1)
+    free -= OPTIMIZER_COPIES * weights
     most = min(free / (ACTIVATION_OVERHEAD * bytes_per_image(trainer)), len(data) / parts)
-    share = 2 ** int(math.log2(max(1, most)))
-    share = int(accelerator.gather(torch.tensor([share], device=device)).min())
+    size = 2 ** int(math.log2(max(1, most)))
+    size = int(accelerator.gather(torch.tensor([size], device=device)).min())
     del trainer
     if device.type != "cpu" and processes == 1:                # of several, one might fail while the others wait
-        while share > 1 and not _fits(trainer_of(share)):
-            share //= 2
-    return share * parts
+        while size > 1 and not _fits(trainer_for(_with_micro_batch(config, size), data)):
+            size //= 2
+    return size * parts
 
 
 def _fits(trainer: Trainer) -> bool:
     try:
         trainer.measure_step_time(0)
     except UserError as error:
-        if not (error.__cause__ and ran_out_of_memory(error.__cause__)):
+        if not (isinstance(error.__cause__, Exception) and ran_out_of_memory(error.__cause__)):
             raise
         return False
     return True
 
 
 def bytes_per_image(trainer: Trainer) -> float:
-    """What a training step keeps of each picture for its backward pass."""
+    """Return the bytes of activations that a training step stores for each image."""
+    data, device = trainer.data, trainer.accelerator.device
 
-    def kept(number: int) -> int:
+    def stored(number: int) -> int:
         sizes: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        batch = trainer.data.__getitems__(list(range(number)))
-        batch = {name: tensor.to(trainer.accelerator.device) for name, tensor in batch.items()}
+        batch = data.__getitems__([index % len(data) for index in range(number)])
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            trainer.objective.loss(trainer.model, rng=BatchRNG(), **trainer.data.prepare(batch, BatchRNG()))
+            trainer.objective.loss(trainer.model, rng=BatchRNG(), **data.prepare(batch, BatchRNG()))
         return sum(sizes.values())
 
     few, more = 1, 3
-    return (kept(more) - kept(few)) / (more - few)
+    return (stored(more) - stored(few)) / (more - few)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device, or for the processes of this machine."""
+    """Return the free bytes of the device, or of this machine for a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
@@ -195,7 +212,13 @@ def free_memory(device: torch.device) -> int:
 
 
 def memory_peak(device: torch.device) -> int:
-    """Bytes in use at most so far: of the process on a CPU, of the tensors on a GPU."""
+    """Return the peak of used bytes so far: of the process on a CPU, of the tensors on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:                                        # Windows has no such record, but another
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

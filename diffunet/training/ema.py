@@ -1,9 +1,9 @@
-"""Averages of the weights over the training, of a length chosen before it or after.
+"""Exponential moving averages (EMA) of the weights, of a length chosen before or after the training.
 
-The moving average of `train.ema_decay` has its length from the start. Beside it two averages with power
-functions of the time are kept, and snapshots of them; from those follows, by least squares, the average of
-any length at the end (Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion
-models", section 3.1). A length is the spread of an average's profile as a share of the training.
+The EMA of `train.ema_decay` has its length from the start. Beside it two averages with power functions of the time are
+kept, with snapshots; from those an average of any length is reconstructed afterwards by least squares (Karras et al.
+2024, "Analyzing and improving the training dynamics of diffusion models", section 3.1). The length `ema_std` is the
+standard deviation of an average's profile relative to the length of the training (sigma_rel there).
 """
 
 import copy
@@ -15,63 +15,64 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..core.storage import load_tensors, save_tensors, atomic_write
+from ..core.storage import atomic_write, load_tensors, save_tensors
 
-LENGTHS = (0.05, 0.10)
-"""The lengths that are kept while training."""
-SHORTEST, LONGEST = 0.02, 0.25
-"""The lengths that their snapshots can make."""
+STDS = (0.05, 0.10)
+"""The lengths that are kept during training."""
+MIN_STD, MAX_STD = 0.02, 0.25
+"""The lengths that can be reconstructed from their snapshots."""
 
 
 class EMA:
     """A copy of a model that follows its weights; its buffers are the model's."""
 
-    def __init__(self, model: nn.Module, share_at: Callable[[int], float]):
-        """At step 0, 1, ... the average goes by `share_at(step)` of the way to the model."""
+    def __init__(self, model: nn.Module, rate_at: Callable[[int], float]):
+        """At step 0, 1, ... the average moves by `rate_at(step)` of the way to the model."""
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.share_at = share_at
+        self.rate_at = rate_at
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards the weights after step 0, 1, ..."""
         averaged, current = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averaged, current, self.share_at(step))
+        torch._foreach_lerp_(averaged, current, self.rate_at(step))
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
 
 
-def std_to_gamma(length: float) -> float:
-    """The gamma of the profile t^gamma whose spread is `length`.
+def std_to_gamma(std: float) -> float:
+    """Return the gamma of the profile t^gamma with this standard deviation.
 
-    Of such a profile on [0, 1] the variance is (gamma + 1) / ((gamma + 2)² (gamma + 3)) (EDM2, appendix C).
+    On [0, 1] its variance is (gamma + 1) / ((gamma + 2)² (gamma + 3)) (EDM2, appendix C).
     """
-    inverse = length**-2
+    inverse = std**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-def power_ema_rate(length: float) -> Callable[[int], float]:
-    """How far the average of this length goes towards the weights at step 0, 1, ... (EDM2, appendix C)."""
-    gamma = std_to_gamma(length)
+def power_ema_rate(std: float) -> Callable[[int], float]:
+    """Return the rate of a power-function EMA of this length at step 0, 1, ... (EDM2, appendix C)."""
+    gamma = std_to_gamma(std)
     return lambda step: 1 - (1 - 1 / (step + 1)) ** (gamma + 1)
 
 
-def posthoc_coefficients(steps: list[int], last: int, length: float) -> dict[tuple[int, float], float]:
-    """How much to take of each snapshot, `(step, its length)`, for the average of `length` over `last` steps.
+def posthoc_coefficients(steps: list[int], last: int, std: float) -> dict[tuple[int, float], float]:
+    """Return the coefficient of each snapshot, `(step, its length)`, for an average of length `std` over `last` steps.
 
-    The least squares between the profiles, with shares that add up to 1.
+    The least-squares solution for the profiles, with coefficients that sum to 1 (EDM2, algorithm 3).
     """
-    parts = [(step, kept) for step in steps for kept in LENGTHS]
+    parts = [(step, kept) for step in steps for kept in STDS]
     gamma = np.array([std_to_gamma(kept) for _, kept in parts])
     end = np.array([step for step, _ in parts]) / last
-    among = _overlap(gamma[:, None], end[:, None], gamma, end)
-    wanted = _overlap(gamma, end, std_to_gamma(length), 1.0)
-    # Lagrange's condition: among @ shares + multiplier = wanted, sum of shares = 1.
+    among = _profile_dot_product(gamma[:, None], end[:, None], gamma, end)
+    target = _profile_dot_product(gamma, end, std_to_gamma(std), 1.0)
+    # Lagrange's condition: among @ coefficients + multiplier = target, sum of coefficients = 1.
     border = np.ones((len(parts), 1))
     system = np.block([[among, border], [border.T, np.zeros((1, 1))]])
-    shares = np.linalg.lstsq(system, np.append(wanted, 1.0), rcond=None)[0][:-1]
-    return dict(zip(parts, shares.tolist(), strict=True))
+    coefficients = np.linalg.lstsq(system, np.append(target, 1.0), rcond=None)[0][:-1]
+    return dict(zip(parts, coefficients.tolist(), strict=True))
 
 
-def _overlap(gamma_a, end_a, gamma_b, end_b):
+def _profile_dot_product(gamma_a, end_a, gamma_b, end_b):
     """The integral of the product of two profiles (gamma + 1) t^gamma / end^(gamma + 1) on [0, end]."""
     both = gamma_a + gamma_b + 1
     scale = (gamma_a + 1) * (gamma_b + 1) / both
@@ -83,49 +84,50 @@ def _overlap(gamma_a, end_a, gamma_b, end_b):
 
 
 def save_snapshot(folder: Path, step: int, averages: dict[float, EMA]) -> None:
-    """Writes the averages at this step, in half precision, to RUN/averages."""
+    """Write the averages at this step, in half precision, to RUN/ema_snapshots."""
     tensors = {
-        f"{length}:{name}": tensor.half() if tensor.is_floating_point() else tensor
-        for length, average in averages.items()
+        f"{std}:{name}": tensor.half() if tensor.is_floating_point() else tensor
+        for std, average in averages.items()
         for name, tensor in average.model.state_dict().items()
     }
-    with atomic_write(folder / "averages" / f"step_{step:08d}.safetensors") as file:
+    with atomic_write(folder / "ema_snapshots" / f"step_{step:08d}.safetensors") as file:
         save_tensors(file, tensors)
 
 
 def list_snapshots(folder: Path) -> dict[int, Path]:
-    """The snapshots of a run folder by their step, oldest first."""
-    return {int(file.stem.removeprefix("step_")): file for file in sorted((folder / "averages").glob("step_*"))}
+    """Return the snapshots of a run folder by step, oldest first. Format 1 has them in RUN/averages."""
+    found = sorted((folder / "ema_snapshots").glob("step_*")) or sorted((folder / "averages").glob("step_*"))
+    return {int(file.stem.removeprefix("step_")): file for file in found}
 
 
-def posthoc_ema(folder: Path, length: float, until: float = 1.0) -> dict[str, Tensor]:
-    """The weights of a run averaged with this length, as of this share of the training so far.
+def posthoc_ema(folder: Path, std: float, until: float = 1.0) -> dict[str, Tensor]:
+    """Return the weights of a run averaged with length `std`, as of the share `until` of the training so far.
 
-    UserError if it has no snapshots to make it of.
+    Raise UserError if the run has no snapshots, or the length is out of range.
     """
-    if not SHORTEST <= length <= LONGEST:
-        raise UserError(f"an average's length is from {SHORTEST} to {LONGEST} of the training, not {length}")
+    if not MIN_STD <= std <= MAX_STD:
+        raise UserError(f"ema length: {std} is not between {MIN_STD} and {MAX_STD} of the training")
     snapshots = list_snapshots(folder)
     if not snapshots:
-        raise UserError(f"{folder}/averages: no snapshots; train with --train.snapshots 16")
+        raise UserError(f"{folder}/ema_snapshots: no snapshots; train with --train.snapshots 16")
     last = _nearest(snapshots, until)
     snapshots = {step: file for step, file in snapshots.items() if step <= last}
     mixed: dict[str, Tensor] = {}
-    for (step, kept), share in posthoc_coefficients(list(snapshots), last, length).items():
+    for (step, kept), coefficient in posthoc_coefficients(list(snapshots), last, std).items():
         for name, tensor in _of_length(snapshots[step], kept).items():
             if tensor.is_floating_point():
-                mixed[name] = mixed.get(name, 0) + share * tensor.double()
+                mixed[name] = mixed.get(name, 0) + coefficient * tensor.double()
             else:
                 mixed[name] = tensor
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in mixed.items()}
 
 
 def snapshot_near(folder: Path, share: float) -> dict[str, Tensor] | None:
-    """The shorter average as it was nearest to this share of the training so far; None before the first snapshot."""
+    """Return the shorter average closest to this share of the training so far; None before the first snapshot."""
     snapshots = list_snapshots(folder)
     if not snapshots:
         return None
-    found = _of_length(snapshots[_nearest(snapshots, share)], min(LENGTHS))
+    found = _of_length(snapshots[_nearest(snapshots, share)], min(STDS))
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
 
 
@@ -133,8 +135,7 @@ def _nearest(snapshots: dict[int, Path], share: float) -> int:
     return min(snapshots, key=lambda step: abs(step - share * max(snapshots)))
 
 
-def _of_length(snapshot: Path, length: float) -> dict[str, Tensor]:
-    mark = f"{length}:"
-    return {
-        name.removeprefix(mark): tensor for name, tensor in load_tensors(snapshot).items() if name.startswith(mark)
-    }
+def _of_length(snapshot: Path, std: float) -> dict[str, Tensor]:
+    prefix = f"{std}:"
+    tensors = load_tensors(snapshot)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

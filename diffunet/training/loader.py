@@ -1,4 +1,4 @@
-"""The batches of a data set, from any step on. What dies while it fetches them is replaced."""
+"""The batches of a data set from any step on. Worker processes that are killed are replaced."""
 
 import signal
 import threading
@@ -8,22 +8,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.rng import EpochShuffle, BatchRNG
 from ..core.errors import UserError
+from ..core.rng import BatchRNG, EpochShuffle
 
-WORKER_DEATHS = 3
-"""The end, when the processes that fetch data die so many times without a batch in between."""
+MAX_CRASHES = 3
+"""Consecutive crashes of worker processes, without a batch in between, that end the training."""
 
 
 class TrainingData(Protocol):
-    """What can be trained on: a map-style data set of whole batches, and what to make of one."""
+    """A map-style data set of whole batches, and how to prepare one for the network."""
 
-    workers: int
-    """Processes that fetch; 0: this one."""
-    device: torch.device
-    """Where the batches lie."""
-    fingerprint: str
-    """Tells other data from these."""
+    @property
+    def workers(self) -> int:
+        """Processes that load data; 0: this one."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the batches."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the data: different data have another one."""
+        ...
 
     def __len__(self) -> int: ...
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]: ...
@@ -31,41 +39,46 @@ class TrainingData(Protocol):
 
 
 def fetch(
-    data: TrainingData, order: EpochShuffle, positions: list[slice], steps: range, pin_memory: bool, say: Callable
+    data: TrainingData,
+    order: EpochShuffle,
+    positions: list[slice],
+    steps: range,
+    pin_memory: bool,
+    log: Callable[[str], None],
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """For each of `steps` what stands at each of these positions of its batch.
+    """Yield for each of `steps` the examples at each of these positions of its batch.
 
-    Processes that were killed are replaced: which examples come next follows from the step alone. UserError if
-    that happens again and again, or if nothing can be read.
+    Killed workers are replaced: the next examples follow from the step alone. Raise UserError after `MAX_CRASHES`, or
+    if no example can be read.
     """
-    deaths = 0
+    crashes = 0
     while steps:
-        parts = _parts(data, order, positions, steps, pin_memory)
+        micro_batches = _load(data, order, positions, steps, pin_memory)
         try:
             while steps:
-                batch = [next(parts) for _ in positions]
-                steps, deaths = steps[1:], 0
+                batch = [next(micro_batches) for _ in positions]
+                steps, crashes = steps[1:], 0
                 yield batch
-        except UserError as mistake:                           # from a worker its traceback comes along, as text
-            said = str(mistake).splitlines()[-1]
-            raise UserError(said.partition("UserError: ")[2] or said) from None
+        except UserError as mistake:                           # from a worker it comes with its traceback, as text
+            line = str(mistake).splitlines()[-1]
+            raise UserError(line.partition("UserError: ")[2] or line) from None
         except (RuntimeError, ConnectionError, EOFError) as error:
             if not (data.workers and _is_worker_crash(error)):
                 raise
-            deaths += 1
-            if deaths == WORKER_DEATHS:
+            crashes += 1
+            if crashes == MAX_CRASHES:
                 raise UserError(
-                    f"the processes that fetch data were killed {deaths} times in a row; if the memory is short, "
-                    "lower --data.workers; --resume RUN goes on from the newest checkpoint"
+                    f"data.workers: the worker processes were killed {crashes} times in a row; if memory is short, "
+                    "lower --data.workers; then --resume RUN"
                 ) from None
-            say(f"step {steps.start}: a process that fetches data was killed; others take over")
+            log(f"step {steps.start}: a data worker was killed and is replaced")
 
 
-def _parts(
+def _load(
     data: TrainingData, order: EpochShuffle, positions: list[slice], steps: range, pin_memory: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """The same, one after the other."""
-    from torch.utils.data import DataLoader  # a tenth of a second, which `--help` need not wait for
+    """Yield the micro-batches one after the other."""
+    from torch.utils.data import DataLoader  # takes a tenth of a second, which `--help` does not need
 
     loader = DataLoader(
         data,
@@ -76,16 +89,16 @@ def _parts(
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
-    parts = iter(loader)
+    micro_batches = iter(loader)
     if data.workers and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)          # torch's handler raises amid a step; `next` tells, too
-    return parts
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)          # torch's handler raises amid a step; `next` raises too
+    return micro_batches
 
 
 def _is_worker_crash(error: Exception) -> bool:
-    """Whether it says that a process has gone, by itself or by a broken connection, rather than what one came upon."""
-    came_upon = str(error).startswith("Caught ")
-    return "DataLoader worker (pid" in str(error) if isinstance(error, RuntimeError) else not came_upon
+    """Return whether a worker is gone, by its own report or by a broken connection, rather than raised an error."""
+    raised_in_worker = str(error).startswith("Caught ")
+    return "DataLoader worker (pid" in str(error) if isinstance(error, RuntimeError) else not raised_in_worker
 
 
 def _identity(batch):

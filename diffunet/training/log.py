@@ -1,4 +1,4 @@
-"""log.jsonl: what a training counted since the last line, a line at a time."""
+"""log.jsonl: one JSON object per line, with means since the line before."""
 
 import json
 import math
@@ -15,8 +15,19 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+RENAMED = {
+    "held_out_loss": "val_loss",
+    "seen_loss": "train_eval_loss",
+    "tint_": "mean_shift/",
+    "contrast_": "std_ratio/",
+    "drawn_images": "sampled_images",
+    "health_seconds": "monitor_seconds",
+}
+"""Beginnings of names in the logs of runs of format 1, and today's."""
+
+
 class Log:
-    """Means of whatever is counted, over all processes, and the file that keeps them."""
+    """Accumulates means over steps and processes, and appends them to a file."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -24,14 +35,14 @@ class Log:
         self._unwritten: list[str] = []
 
     def count(self, name: str, values: Tensor) -> None:
-        """Adds to the mean of the next line; values that are not finite do not count."""
+        """Add values to the mean of the next line; values that are not finite are left out."""
         finite = values.isfinite()
         total = self._sums[name]
         total[0] = total[0] + values.where(finite, 0).sum()
         total[1] = total[1] + finite.sum()
 
     def means(self, accelerator: "Accelerator") -> dict[str, float]:
-        """The means since the last call, without those that nothing counts to. To be called by all processes."""
+        """Return the means since the last call, without empty ones. Collective: all processes must call it."""
         names = sorted(self._sums)
         sums = torch.tensor([self._sums[name] for name in names], device=accelerator.device)
         self._sums.clear()
@@ -39,21 +50,21 @@ class Log:
         return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
 
     def write(self, line: dict[str, float]) -> None:
-        """Adds a line. OSError if it cannot be written: it waits for the next call."""
+        """Append a line without its NaNs. Raise OSError if it cannot be written; the next call tries again."""
         self._unwritten.append(json.dumps({name: value for name, value in line.items() if not math.isnan(value)}))
         while self._unwritten:
             append_line(self.file, self._unwritten[0])
             self._unwritten.pop(0)
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines that a resumed run will write again, and what is no line."""
+        """Remove the lines after `step`, which a resumed run writes again, and damaged ones."""
         kept = [line for line in read_log(self.file) if line["step"] <= step]
         with atomic_write(self.file) as file:
             file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
-    """The lines of a log.jsonl, without those that are damaged; none if there is no file."""
+    """Return the lines of a log.jsonl under today's names, without damaged ones; none without a file."""
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
@@ -61,5 +72,12 @@ def read_log(file: Path) -> list[dict[str, float]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values()) and "step" in line:
-            lines.append(line)
+            lines.append({_renamed(name): value for name, value in line.items()})
     return lines
+
+
+def _renamed(name: str) -> str:
+    for former, today in RENAMED.items():
+        if name.startswith(former):
+            return today + name.removeprefix(former)
+    return name

@@ -1,0 +1,50 @@
+"""What a training needs, and where it begins."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..runs.run import Run
+from ..training.config import TrainConfig
+from ..training.loader import TrainingData
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of training, made from a configuration by a function such as `generation`."""
+
+    config: Any
+    """Resolved settings with a section `train`; the run folder records them."""
+    accelerator: "Accelerator"
+    build_model: Callable[[TrainConfig], nn.Module]
+    """Returns the model before training, a function of the seed."""
+    objective: Any
+    """Has `loss(model, rng=..., **batch)`, which returns `{"loss": (B,), ...}`."""
+    data: TrainingData
+    preview: Callable[[int, nn.Module], dict[str, float]]
+    """Called with the step and the EMA model; returns numbers for the log."""
+    publish: Callable[[nn.Module], None]
+    """Called with the EMA model after each checkpoint."""
+    summary: str
+    """The data and the model in one line, for the start."""
+    report: Callable[[nn.Module], str]
+    """Called with the EMA model at the end; returns where to look at the results."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins."""
+
+    run: Run
+    previous: TrainConfig | None = None
+    """How the run to resume was trained; None: a new run."""
+    checkpoint: Path | None = None
+    """To resume from; None: the newest."""
+    overwrite: bool = False
+    force: bool = False

@@ -1,0 +1,84 @@
+"""How to train: the section `train` of a configuration, and which steps do more than train."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..core.runtime import RuntimeConfig
+from ..core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Due:
+    """What follows a step."""
+
+    log: bool
+    checkpoint: bool
+    preview: bool
+    snapshot: bool
+
+
+class TrainConfig(Settings):
+    """How to train, for how long, and what to write to the run folder."""
+
+    output: str = "runs/default"
+    """The run folder."""
+    steps: int = Field(100_000, ge=1, le=10**9)
+    """Optimizer steps in all."""
+    minutes: float | None = Field(None, gt=0)
+    """Choose `steps` to fit this time: the speed is measured first. Previews and checkpoints come on top."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 128
+    """Global batch size, over all processes; auto: the largest that fits into memory, a power of two per process."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=1_000_000)
+    """Micro-batches per process and step, to save memory."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up: constant, or decay to zero at the last step."""
+    warmup_steps: int = Field(0, ge=0, le=10**9)
+    """Steps over which the learning rate rises to its peak."""
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    """Decay rate of AdamW's second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    """Decay per step of the EMA of the weights, limited to (1 + step) / (10 + step) at the start."""
+    snapshots: int = Field(16, ge=0, le=1000)
+    """Snapshots of two more EMAs, from which `diffunet ema` makes one of any length; 0: none."""
+    log_every: int = Field(50, ge=1, le=10**9)
+    """Steps between lines of log.jsonl and points of curves.png."""
+    checkpoint_every: int = Field(5000, ge=1, le=10**9)
+    """Steps between checkpoints; there is one at the end too."""
+    keep_checkpoints: int = Field(2, ge=1, le=10**9)
+    """Newest checkpoints to keep."""
+    preview_every: int = Field(5000, ge=1, le=10**9)
+    """Steps between previews: a grid of samples as the section `sample` says, and validation; also at the end."""
+    log_with: str | None = None
+    """A tracker that Accelerate supports, such as tensorboard or wandb."""
+    seed: int = Field(0, ge=0, le=10**18)
+    """Seed of the initial weights, the data order and every random number."""
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, ..."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        done = step / self.steps
+        decay = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        return self.learning_rate * warmup * decay[self.lr_schedule]
+
+    def ema_decay_at(self, step: int) -> float:
+        """Return the EMA decay of step 0, 1, ...: short at first, so that the random initial weights are forgotten."""
+        return min(self.ema_decay, (1 + step) / (10 + step))
+
+    def due_after(self, step: int, stopping: bool, retry_checkpoint: bool) -> Due:
+        """Return what follows when `step` steps are done. A failed checkpoint is retried with each line of the log."""
+        last = step == self.steps
+        preview = last or step % self.preview_every == 0
+        log = last or stopping or preview or step % self.log_every == 0
+        checkpoint = last or stopping or step % self.checkpoint_every == 0 or (log and retry_checkpoint)
+        snapshot = step * self.snapshots // self.steps > (step - 1) * self.snapshots // self.steps
+        return Due(log or checkpoint, checkpoint, preview, snapshot)
