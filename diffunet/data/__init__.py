@@ -1,4 +1,4 @@
-"""Data sets: files to batches of named columns.
+"""Data sets: image files to batches of named columns.
 
-Decoded once where they fit into memory, augmented as a batch.
+Decoded once if they fit in memory, augmented as a batch.
 """

@@ -1,13 +1,12 @@
-"""ImageDataset as batches: decoded once where they fit in memory, augmented as a batch.
+"""Data sets of images: decoded once if they fit in memory, augmented as a batch.
 
-Inside the program a picture is integers of its files' depth, (C, H, W), until `prepare` makes it
-floating point in [-1, 1]; `denormalize` is the way back.
+Images are integers of their files' bit depth, (C, H, W), until `prepare` normalizes them to fp32 in [-1, 1].
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,58 +16,48 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
-from .augmentation import distort
-from .decoding import (
-    UNREADABLE,
-    channels_of,
-    convert,
-    depth_of,
-    name_of,
-    open_image,
-    pixel_type,
-    reason_of,
-    resized,
-)
-from ..core.rng import BatchRNG
-from ..core.settings import Settings
 from ..core.errors import UserError
 from ..core.progress import no_progress
-from .sources import class_labels, fingerprint, load_rows, undecoded
+from ..core.rng import BatchRNG, fixed_subset
+from ..core.settings import Settings
+from .augmentation import distort
+from .decoding import UNREADABLE, channels_of, convert, depth_of, name_of, open_image, reason_of, resize
+from .pixels import denormalize, normalize, pixel_dtype  # noqa: F401
+from .quiet import quiet_pillow
+from .sources import class_labels, fingerprint, label_columns, load_rows, undecoded
 
 Side = Annotated[int, Field(strict=True, ge=1, le=65_536)]
-HELD_OUT = 1000
-"""ImageDataset, at most, that are kept from training."""
-SURVEYED = 1000
-"""ImageDataset, at most, that are looked at to learn channels, depth and sizes, and to know the set again."""
+HELD_OUT_LIMIT = 1000
+"""Maximum number of held-out images."""
+SURVEY_LIMIT = 1000
+"""Maximum number of images inspected for channels, bit depth and sizes, and hashed for the fingerprint."""
 
 
 class DataConfig(Settings):
-    """Which pictures, and in what shape the network sees them."""
+    """The images and their format."""
 
     path: str = "digits"
-    """An image folder, a parquet file or folder, a data set's hub id, or digits (scikit-learn's, built in)."""
+    """An image folder, a parquet file or folder, a dataset id on the hub, or digits (built in, from scikit-learn)."""
     split: str = "train"
-    """Split of the data set."""
+    """Split of the dataset."""
     image_column: str | None = None
-    """Column of the pictures; null: the only one that holds pictures."""
-    label_column: str | None = None
-    """Column of the classes; null: the one called label, if there is one. Class folders make one."""
+    """Column of the images; null: the only column of images."""
     resolution: Side | Annotated[tuple[Side, Side], Strict(False)] | None = None
-    """Size in pixels, or [height, width]; scaled to cover it, then cropped. null: the size all pictures have."""
+    """Size in pixels, or [height, width]: images are scaled to cover it and cropped. null: the size of all images."""
     channels: Literal[1, 3, 4] | None = None
-    """1 grey, 3 colour, 4 with transparency; null: what the files have."""
+    """1 gray, 3 color, 4 with transparency; null: as in the files."""
     bit_depth: Literal[8, 16] | None = None
-    """Bits per channel; null: 16 if every file has 16."""
+    """Bits per channel; null: 16 if all files have 16."""
     random_flip: bool = False
-    """Show each picture mirrored left to right half of the time."""
+    """Mirror each image left to right with probability 1/2."""
     augmentation: float = Field(0.0, ge=0, le=1)
-    """Probability of each kind of distortion, told to the network; 0.12 or so helps small sets (EDM, 2022)."""
+    """Probability of each transformation of EDM's augmentation, a condition of the network; 0.12 helps small sets."""
     held_out: float = Field(0.05, ge=0, lt=1)
-    """Share of the pictures, at most 1,000 of them, never trained on: they show what is learnt and what memorization."""
+    """Fraction of the images, at most 1,000, kept from training to measure overfitting and memorization."""
     memory_budget: float = Field(2.0, ge=0)
-    """GiB up to which all pictures are decoded once and kept; beyond it they are decoded as they are needed."""
+    """GiB of decoded images up to which all are decoded once and kept; larger sets are decoded as needed."""
     workers: int = Field(2, ge=0, le=1000)
-    """Processes that decode, where pictures are decoded as they are needed."""
+    """Processes that decode, for sets larger than memory_budget."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,195 +67,190 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set ready for training: batches of integers by index, and what to make of them.
+    """A data set ready for training: batches of integers by index, and their preparation.
 
-    `config` is resolved: its resolution, channels and bit depth are those of the pictures.
+    `config` is resolved: resolution, channels and bit depth are those of the images.
     """
 
     config: DataConfig
     images: "Tensor | LazyImages"
-    """(N, C, H, W) integers, or what answers to a list of indices with such."""
-    labels: Tensor | None
-    """(N,) int64, or None."""
-    class_names: tuple[str, ...] = ()
-    places: Tensor | None = None
-    """Which of them count, (n,) int64; None: all."""
+    """(N, C, H, W) integers, or an object that returns such for a list of indices."""
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    """(N,) int64 for each label condition."""
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names of its classes for each label condition."""
+    indices: Tensor | None = None
+    """The images in use, (n,) int64; None: all."""
     fingerprint: str = ""
-    """The same for the same files and labels, wherever they lie and however they are decoded."""
+    """Equal for equal files and labels, wherever they are and however they are decoded."""
 
     def __len__(self) -> int:
-        return len(self.images) if self.places is None else len(self.places)
+        return len(self.images) if self.indices is None else len(self.indices)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """A batch as torch's `DataLoader` asks for it: integers (B, C, H, W) and labels (B,)."""
-        chosen = torch.tensor(indices) if self.places is None else self.places[indices]
+        """Return a batch: `image`, integers (B, C, H, W), and each label, (B,). Torch's `DataLoader` calls this."""
+        if indices and not 0 <= min(indices) <= max(indices) < len(self):
+            raise IndexError(f"indices {min(indices)} to {max(indices)} of a data set of {len(self)} images")
+        chosen = torch.tensor(indices) if self.indices is None else self.indices[indices]
         if self.device.type == "cuda":
             chosen = chosen.pin_memory().to(self.device, non_blocking=True)
-        batch = {"image": self.images[chosen if isinstance(self.images, Tensor) else chosen.tolist()]}
-        if self.labels is not None:
-            batch["label"] = self.labels[chosen]
-        return batch
+        image = self.images[chosen if isinstance(self.images, Tensor) else chosen.tolist()]
+        return {"image": image, **{name: labels[chosen] for name, labels in self.labels.items()}}
 
     def split_held_out(self) -> tuple["ImageDataset", "ImageDataset"]:
-        """The pictures to train on, and the `held_out` ones: always the same for the same number of pictures."""
-        number = min(HELD_OUT, int(self.config.held_out * len(self)))
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
-        kept, trained = order[:number].sort().values, order[number:].sort().values
-        return replace(self, places=trained), replace(self, places=kept)
+        """Return the training images and the held-out ones: always the same for the same number of images."""
+        number = min(HELD_OUT_LIMIT, int(self.config.held_out * len(self)))
+        order = fixed_subset(len(self), len(self))
+        held_out, trained = order[:number].sort().values, order[number:].sort().values
+        return replace(self, indices=trained), replace(self, indices=held_out)
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """The device of the batches."""
         return self.images.device if isinstance(self.images, Tensor) else torch.device("cpu")
 
-    def on(self, device: torch.device) -> "ImageDataset":
-        """The same, lying on a GPU if they are decoded and leave three quarters of it free: batches need not travel."""
+    def to(self, device: torch.device) -> "ImageDataset":
+        """Return the data set on a GPU if it is decoded and leaves three quarters of the free memory, else itself."""
         if device.type != "cuda" or not isinstance(self.images, Tensor):
             return self
         if self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
             return self
-        labels = None if self.labels is None else self.labels.to(device)
+        labels = {name: labels.to(device) for name, labels in self.labels.items()}
         return replace(self, images=self.images.to(device), labels=labels)
 
     @property
     def workers(self) -> int:
-        """Processes worth starting to fetch batches."""
+        """The number of processes worth starting to fetch batches."""
         return 0 if isinstance(self.images, Tensor) else self.config.workers
 
     def prepare(self, batch: dict[str, Tensor], rng: BatchRNG) -> dict[str, Tensor]:
-        """The batch as the network sees it: images in [-1, 1], at random flipped and distorted if asked for."""
+        """Return the batch with images in [-1, 1], flipped and augmented as configured, and their augment labels."""
         image = normalize(batch["image"], self.config.bit_depth)
         if self.config.random_flip:
             flip = rng.uniform_like(image) < 0.5
             image = torch.where(flip[:, None, None, None], image.flip(-1), image)
         if self.config.augmentation:
-            image, told = distort(image, self.config.augmentation, rng)
-            batch = {**batch, "augmentation": told}
+            image, augment_labels = distort(image, self.config.augmentation, rng)
+            batch = {**batch, "augmentation": augment_labels}
         return {**batch, "image": image}
 
 
-def normalize(pixels: Tensor, bit_depth: int) -> Tensor:
-    """Integers from 0 to 2^bit_depth - 1 as fp32 in [-1, 1]."""
-    return pixels.float() * (2 / (2**bit_depth - 1)) - 1
-
-
-def denormalize(image: Tensor, bit_depth: int) -> Tensor:
-    """The way back, clipped and rounded: uint8, or int32 for 16 bits. UserError if not finite, never black."""
-    if not image.isfinite().all():
-        raise UserError("the network gave values that are not finite; it is broken, or has not been trained")
-    pixels = (image.clamp(-1, 1) + 1) * ((2**bit_depth - 1) / 2)
-    return pixels.round().to(pixel_type(bit_depth))
-
-
 def load_images(
-    config: DataConfig, labelled: bool, say: Callable = print, progress: Callable = no_progress
+    config: DataConfig,
+    labels: Mapping[str, str | None] = {},
+    log: Callable[[str], None] = print,
+    progress: Callable = no_progress,
 ) -> ImageDataset:
-    """The pictures that a config names. `say` is told what was found, `progress` wraps the decoding.
+    """Return the images of a config, with the classes of each label condition: {name: column, or None for its name}.
 
-    With `labelled`, their classes too. UserError where nothing usable is found.
+    What was found is logged; `progress` wraps the decoding. Raise UserError if nothing usable is found.
     """
     if config.path == "digits":
-        return _digits(config, labelled)
-    rows = load_rows(config.path, config.split, say)
+        return _load_digits(config, labels, log)
+    rows = load_rows(config.path, config.split, log)
     files = undecoded(rows, config.image_column, config.path)
-    names, labels = class_labels(rows, config.label_column, config.path) if labelled else ((), None)
-    mark = fingerprint(len(files), labels, files.select(_surveyed(len(files)))["image"])
-    config = _resolved(config, files, say)
-    reader = LazyImages(files, config)
+    columns = label_columns(labels, rows.column_names, config.path, log)
+    classes = {name: class_labels(rows, column, config.path, name) for name, column in columns.items()}
+    class_names = {name: names for name, (names, _) in classes.items()}
+    numbers = {name: values for name, (_, values) in classes.items()}
+    digest = fingerprint(len(files), numbers, files.select(_survey(len(files)))["image"])
+    config = _resolve(config, files, log)
+    images = LazyImages(files, config)
     height, width = config.size
-    gibibytes = len(files) * config.channels * height * width * pixel_type(config.bit_depth).itemsize / 2**30
+    gibibytes = len(files) * config.channels * height * width * pixel_dtype(config.bit_depth).itemsize / 2**30
     if gibibytes > config.memory_budget:
-        say(f"{len(files):,} pictures ({gibibytes:.1f} GiB decoded, over data.memory_budget): decoded as needed")
-        return ImageDataset(config, reader, labels, names, fingerprint=mark)
-    images, kept = _decode_all(reader, config.path, say, progress)
-    return ImageDataset(config, images, labels if labels is None else labels[kept], names, fingerprint=mark)
+        log(f"{len(files):,} images ({gibibytes:.1f} GiB decoded, over data.memory_budget): decoded as needed")
+        return ImageDataset(config, images, numbers, class_names, fingerprint=digest)
+    decoded, kept = _decode_all(images, log, progress)
+    numbers = {name: values[kept] for name, values in numbers.items()}
+    return ImageDataset(config, decoded, numbers, class_names, fingerprint=digest)
 
 
-def _surveyed(number: int) -> np.ndarray:
-    """Indices of at most SURVEYED of so many pictures, evenly spaced."""
-    return np.unique(np.linspace(0, number - 1, min(SURVEYED, number)).astype(int))
+def _survey(number: int) -> np.ndarray:
+    """Return at most SURVEY_LIMIT evenly spaced indices of `number` images."""
+    return np.unique(np.linspace(0, number - 1, min(SURVEY_LIMIT, number)).astype(int))
 
 
-def _digits(config: DataConfig, labelled: bool) -> ImageDataset:
-    """1,797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn's wheel (UCI, Alpaydin & Kaynak 1998)."""
+def _load_digits(config: DataConfig, labels: Mapping[str, str | None], log: Callable[[str], None]) -> ImageDataset:
+    """Return 1,797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn (UCI, Alpaydin & Kaynak 1998)."""
     # The file that sklearn.datasets.load_digits reads, without two seconds of imports.
     file = Path(find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = np.loadtxt(file, delimiter=",")
-    levels, classes = rows[:, :64].reshape(-1, 8, 8).astype(np.uint8), rows[:, 64].astype(np.int64)
+    levels, classes = rows[:, :64].reshape(-1, 8, 8).astype(np.uint8), torch.from_numpy(rows[:, 64].astype(np.int64))
     images = torch.from_numpy((levels * (255 / 16)).round()).to(torch.uint8)[:, None]
-    config = config.model_copy(
-        update={
-            "resolution": config.resolution or 8,
-            "channels": config.channels or 1,
-            "bit_depth": config.bit_depth or 8,
-        }
-    )
-    if (config.channels, config.bit_depth) != (1, 8):
-        raise UserError("data: the built-in digits are grey with 8 bits; leave channels and bit_depth out")
-    images = resized(images, config.size)
-    labels = torch.from_numpy(classes) if labelled else None
-    surveyed = [{"bytes": levels[index].tobytes(), "path": None} for index in _surveyed(len(levels))]
-    mark = fingerprint(len(levels), labels, surveyed)
-    return ImageDataset(config, images, labels, tuple(map(str, range(10))) if labelled else (), fingerprint=mark)
+    channels, bit_depth = config.channels or 1, config.bit_depth or 8
+    if (channels, bit_depth) != (1, 8):
+        raise UserError("data: the built-in digits are gray with 8 bits; leave channels and bit_depth out")
+    update = {"resolution": config.resolution or 8, "channels": channels, "bit_depth": bit_depth}
+    config = config.model_copy(update=update)
+    columns = label_columns(labels, ["label"], "digits", log)
+    surveyed = [{"bytes": levels[index].tobytes(), "path": None} for index in _survey(len(levels))]
+    numbers = {name: classes for name in columns}
+    class_names = {name: tuple(map(str, range(10))) for name in columns}
+    digest = fingerprint(len(levels), numbers, surveyed)
+    return ImageDataset(config, resize(images, config.size), numbers, class_names, fingerprint=digest)
 
 
 class LazyImages:
-    """ImageDataset in their files, decoded when asked for."""
+    """Images in their files, decoded when they are indexed."""
 
     def __init__(self, files, config: DataConfig):
         self.files = files
         self.config = config
-        self.named: set[int] = set()
+        self.reported = torch.zeros(len(files), dtype=torch.bool).share_memory_()
+        """Unreadable images that were printed, shared with the workers of a loader: each is reported once."""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def decode(self, row: dict | None) -> Tensor:
-        """One picture in the shape and depth of the config. Raises UNREADABLE."""
+        """Return one image, (C, H, W), in the size and bit depth of the config. Raise UNREADABLE."""
         pixels = convert(open_image(row), self.config.channels, self.config.bit_depth)
-        return resized(pixels, self.config.size)
+        return resize(pixels, self.config.size)
 
+    @quiet_pillow
     def __getitem__(self, indices: list[int]) -> Tensor:
-        """(B, C, H, W). A picture that cannot be read is named, and the next readable one stands in for it."""
+        """Return (B, C, H, W). An unreadable image is reported and replaced by the next readable one."""
         return torch.stack([self._readable(index) for index in indices])
 
     def _readable(self, index: int) -> Tensor:
-        for tried in range(len(self)):
-            place = (index + tried) % len(self)
+        for offset in range(len(self)):
+            place = (index + offset) % len(self)
             row = self.files[place]["image"]
             try:
                 return self.decode(row)
             except UNREADABLE as error:
-                if place not in self.named:
-                    print(f"left out {name_of(row, place)} ({reason_of(error)})")
-                self.named.add(place)
-        raise UserError(f"data.path: not one of the {len(self)} pictures in {self.config.path} can be read any more")
+                if not self.reported[place]:
+                    print(f"skipped {name_of(row, place)} ({reason_of(error)})")
+                self.reported[place] = True
+        raise UserError(f"data.path: none of the {len(self)} images in {self.config.path} is readable any more")
 
 
-def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
-    """The config with channels, depth and size as the files have them, where it leaves them open."""
-    surveyed = _surveyed(len(files))
+@quiet_pillow
+def _resolve(config: DataConfig, files, log: Callable[[str], None]) -> DataConfig:
+    """Return the config with channels, bit depth and size as in the files where it leaves them open."""
+    surveyed = _survey(len(files))
     kinds, sizes, broken = Counter(), Counter(), []
     for index, row in zip(surveyed, files.select(surveyed)["image"], strict=True):
         try:
             with open_image(row) as image:
                 kind = channels_of(image), depth_of(image), image.mode
-                turned = image.getexif().get(0x0112, 1) >= 5           # may decode, after which the depth is lost
+                rotated = image.getexif().get(0x0112, 1) >= 5          # may decode, after which the depth is lost
                 kinds[kind] += 1
-                sizes[image.size if turned else image.size[::-1]] += 1
+                sizes[image.size if rotated else image.size[::-1]] += 1
         except UNREADABLE as error:
-            broken.append(f"{name_of(row, index)} ({reason_of(error)})")                  # said when it is decoded
+            broken.append(f"{name_of(row, index)} ({reason_of(error)})")            # logged when it is decoded
     if not kinds:
-        looked_at = f"{len(surveyed)} looked at, of {len(files)}," if len(surveyed) < len(files) else f"{len(files)}"
-        raise UserError(f"data.path: none of the {looked_at} pictures in {config.path} can be read; {broken[0]}")
+        inspected = f"{len(surveyed)} inspected of {len(files)}" if len(surveyed) < len(files) else f"{len(files)}"
+        raise UserError(f"data.path: none of the {inspected} images in {config.path} is readable: {broken[0]}")
     channels = {c for c, _, _ in kinds}
     found = channels.pop() if len(channels) == 1 else 3
     depth = min(d for _, d, _ in kinds)
     low, high = min(sizes), max(sizes)
     if config.resolution is None and len(sizes) > 1:
         raise UserError(
-            f"data.resolution: the pictures in {config.path} have {len(sizes)} sizes, {low[0]}×{low[1]} to "
-            f"{high[0]}×{high[1]} (height×width); say which to use, such as 64 or [48, 64]"
+            f"data.resolution: the images in {config.path} have {len(sizes)} sizes, {low[0]}×{low[1]} to "
+            f"{high[0]}×{high[1]} (height×width); choose one, such as 64 or [48, 64]"
         )
     height, width = low
     update = {
@@ -277,46 +261,46 @@ def _resolved(config: DataConfig, files, say: Callable) -> DataConfig:
     config = config.model_copy(update=update)
     modes = ", ".join(f"{n} {mode}{' 16-bit' * (d == 16)}" for (_, d, mode), n in kinds.most_common())
     spread = f"{low[0]}×{low[1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
-    looked_at = "" if len(surveyed) == len(files) else f"by {len(surveyed):,} of them: "
-    say(
-        f"{len(files):,} pictures ({looked_at}{modes}; {spread}) -> {config.size[0]}×{config.size[1]} pixels, "
+    inspected = "" if len(surveyed) == len(files) else f"{len(surveyed):,} inspected: "
+    log(
+        f"{len(files):,} images ({inspected}{modes}; {spread}) -> {config.size[0]}×{config.size[1]} pixels, "
         f"{config.channels} channel{'s' * (config.channels > 1)}, {config.bit_depth} bits"
     )
     if any(c == 4 for c, _, _ in kinds) and config.channels != 4:
-        say("transparent pictures are laid on white; --data.channels 4 keeps the transparency")
+        log("transparent images are composited on white; --data.channels 4 keeps the transparency")
     return config
 
 
-def _decode_all(reader: LazyImages, path: str, say: Callable, progress: Callable) -> tuple[Tensor, Tensor]:
-    """All readable pictures, (N, C, H, W), and their indices. The others are named and counted."""
-    config = reader.config
+@quiet_pillow
+def _decode_all(images: LazyImages, log: Callable[[str], None], progress: Callable) -> tuple[Tensor, Tensor]:
+    """Return all readable images, (N, C, H, W), and their indices. The others are logged."""
+    config = images.config
     try:
-        images = torch.empty(len(reader), config.channels, *config.size, dtype=pixel_type(config.bit_depth))
+        pixels = torch.empty(len(images), config.channels, *config.size, dtype=pixel_dtype(config.bit_depth))
     except RuntimeError:
-        raise UserError(f"data.memory_budget: {config.memory_budget:g} GiB are more than there is; lower it") from None
-    broken = []
+        raise UserError(f"data.memory_budget: {config.memory_budget:g} GiB exceed the memory; lower it") from None
 
     def attempt(row: dict | None) -> Tensor | Exception:
         try:
-            return reader.decode(row)
+            return images.decode(row)
         except UNREADABLE as error:
             return error
 
     def decoded() -> Iterator[tuple[dict, Tensor | Exception]]:
         with ThreadPoolExecutor() as pool:
-            for chunk in reader.files.iter(batch_size=256):
+            for chunk in images.files.iter(batch_size=256):
                 yield from zip(chunk["image"], pool.map(attempt, chunk["image"]), strict=True)
 
-    kept = []
-    for index, (row, result) in enumerate(progress(decoded(), total=len(reader))):
+    kept, broken = [], []
+    for index, (row, result) in enumerate(progress(decoded(), total=len(images))):
         if isinstance(result, Exception):
             broken.append(f"{name_of(row, index)} ({reason_of(result)})")
         else:
-            images[len(kept)] = result
+            pixels[len(kept)] = result
             kept.append(index)
     if not kept:
-        raise UserError(f"data.path: none of the {len(reader)} pictures in {path} can be read; {broken[0]}")
+        raise UserError(f"data.path: none of the {len(images)} images in {config.path} is readable: {broken[0]}")
     if broken:
         more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-        say(f"left out {len(broken)} of {len(reader)} pictures: {', '.join(broken[:10])}{more}")
-    return images[: len(kept)], torch.tensor(kept)
+        log(f"skipped {len(broken)} of {len(images)} images: {', '.join(broken[:10])}{more}")
+    return pixels[: len(kept)], torch.tensor(kept)

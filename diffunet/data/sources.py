@@ -1,40 +1,39 @@
-"""Where pictures come from: the rows of a folder, of parquet files or of the hub, all through `datasets`."""
+"""Sources of images: rows of an image folder, of parquet files or of the hub, all through `datasets`."""
 
 import hashlib
-import logging
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import file_of, reason_of
 from ..core.errors import UserError, did_you_mean, printable
+from .decoding import file_of, reason_of
+from .quiet import quiet_datasets
 
 MAX_CLASSES = 100_000
-"""A column with more is no column of classes."""
+"""Maximum number of classes in a column."""
 
 
-def load_rows(path: str, split: str, say: Callable):
-    """The `datasets.Dataset` of an image folder, a parquet file or folder, or a hub id. UserError if there is none."""
+@quiet_datasets
+def load_rows(path: str, split: str, log: Callable[[str], None]):
+    """Return the `datasets.Dataset` of an image folder, a parquet file or folder, or a hub id.
+
+    Raise UserError if it is missing, unreadable or empty.
+    """
     import datasets
-    import huggingface_hub
 
     if not path:
-        raise UserError("data.path: not known for this run; say where its pictures are")
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)                    # what it logs, it raises as well
-    huggingface_hub.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+        raise UserError("data.path: unknown for this run; give the path of its images")
     try:
         here = Path(path).expanduser()
         looks_like_an_id = path.count("/") == 1 and not here.is_absolute() and not path.startswith((".", "~"))
         if not here.exists() and not looks_like_an_id:
             near = did_you_mean(here.name, os.listdir(here.parent)) if here.parent.is_dir() else ""
-            near = near or " (and a hub id has the form owner/name)"
+            near = near or " (a hub id has the form owner/name)"
             raise UserError(f"data.path: {printable(path)} does not exist{near}")
         if parquet := _parquet_files(here):
             files = [str(file) for file in parquet if split in file.stem] or [str(file) for file in parquet]
@@ -42,56 +41,54 @@ def load_rows(path: str, split: str, say: Callable):
         elif here.is_dir():
             files = split_patterns(here)
             rows = datasets.load_dataset("imagefolder", data_dir=str(here), data_files=files, split=split)
-            _say_what_metadata_left_out(here, len(rows), say)
+            _log_unlisted_images(here, len(rows), log)
         else:
             rows = datasets.load_dataset(path, split=split)
     except UserError:
         raise
     except datasets.exceptions.DatasetNotFoundError:
-        raise UserError(f"data.path: {printable(path)} is neither a path nor a data set on the hub") from None
+        raise UserError(f"data.path: {printable(path)} is neither a path nor a dataset on the hub") from None
     except (datasets.data_files.EmptyDatasetError, datasets.exceptions.DataFilesNotFoundError):
-        raise UserError(f"data.path: {path} holds no pictures") from None
-    except Exception as error:                             # of pandas, pyarrow and fsspec, too
+        raise UserError(f"data.path: {path} contains no images") from None
+    except Exception as error:                             # pandas, pyarrow and fsspec raise their own
         raise UserError(f"data.path: {printable(path)}, split {printable(split)}: {reason_of(error)}") from error
     if not len(rows):
-        raise UserError(f"data.path: {path} holds no pictures")
+        raise UserError(f"data.path: {path} contains no images")
     return rows
 
 
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in the names of folders and files that `datasets` takes for a split."""
+SEPARATOR = "[-._ 0-9]"
+
+
 def split_patterns(folder: Path) -> dict[str, list[str]]:
-    """Patterns for the files of each split: by the names of folders, else of files, else all are for training.
+    """Return patterns for the files of each split: by the names of folders, else of files, else all are for training.
 
-    What `datasets` finds by itself, too, but searches the folder sixty times for, with every word in every form.
-    UserError for a folder without files.
+    These are the splits that `datasets` finds, with two walks of the folder instead of sixty.
     """
-    from datasets.data_files import NON_WORDS_CHARS as SEPARATORS
-    from datasets.data_files import SPLIT_KEYWORDS
-
-    words = {word: str(split) for split, known in SPLIT_KEYWORDS.items() for word in known}
-    end = f"[{SEPARATORS}]"
-    named = re.compile(rf"(?:^|[/\0]|{end})({'|'.join(words)})(?=/|{end})")
-    folders, files, number = set(), set(), 0
+    words = {word: split for split, known in SPLITS.items() for word in known}
+    named = re.compile(rf"(?:^|[/\0]|{SEPARATOR})({'|'.join(words)})(?=/|{SEPARATOR})")
+    folders, files = set(), set()
     for here, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith((".", "__"))]
         if names := [name for name in names if not name.startswith(".")]:
             folders.update(named.findall(f"{Path(here).relative_to(folder).as_posix()}/"))
             files.update(named.findall("\0".join(names)))
-            number += len(names)
-    if not number:
-        raise UserError(f"data.path: {folder} holds no pictures")
-    before = ("", f"*{end}")
-    if folders:
-        forms = [f"**/{start}{{}}{stop}/**" for start in before for stop in ("", f"{end}*")]
-    else:
-        forms = [f"**/{start}{{}}{end}*" for start in before]
+    stops = ("/**", f"{SEPARATOR}*/**") if folders else (f"{SEPARATOR}*",)
     found: dict[str, list[str]] = {}
     for word in sorted(folders or files):
-        found.setdefault(words[word], []).extend(form.format(word) for form in forms)
+        forms = [f"**/{start}{word}{stop}" for start in ("", f"*{SEPARATOR}") for stop in stops]
+        found.setdefault(words[word], []).extend(forms)
     return found or {"train": ["**"]}
 
 
 def _parquet_files(here: Path) -> list[Path]:
-    """The parquet files that a path means, but one called metadata is about pictures. UserError for a damaged one."""
+    """Return the parquet files at a path, except metadata of an image folder. Raise UserError if one is damaged."""
     from pyarrow import parquet
 
     found = sorted(here.rglob("*.parquet")) if here.is_dir() else [here] * here.is_file()
@@ -101,74 +98,89 @@ def _parquet_files(here: Path) -> list[Path]:
         for file in files:
             rows += parquet.read_metadata(file).num_rows
     except Exception as error:
-        raise UserError(f"data.path: {file} is no parquet file: {reason_of(error)}") from None
+        raise UserError(f"data.path: {file} is not a parquet file: {reason_of(error)}") from None
     if files and not rows:
-        raise UserError(f"data.path: {here} holds no rows")
+        raise UserError(f"data.path: {here} contains no rows")
     return files
 
 
-def _say_what_metadata_left_out(folder: Path, used: int, say: Callable) -> None:
-    """`datasets` drops pictures that a metadata file does not name, and says nothing."""
+def _log_unlisted_images(folder: Path, used: int, log: Callable[[str], None]) -> None:
+    """Log how many images a metadata file does not list: `datasets` drops them silently."""
     if any(folder.rglob("metadata.*")):
         known = Image.registered_extensions()
-        there = sum(file.suffix.lower() in known for file in folder.rglob("*"))
-        if there > used:
-            say(f"{there - used} pictures in {folder} are not named in its metadata file and are left out")
+        total = sum(file.suffix.lower() in known for file in folder.rglob("*"))
+        if total > used:
+            log(f"skipped {total - used} images in {folder} that its metadata file does not list")
 
 
+@quiet_datasets                                            # lists that could be images cause warnings
 def undecoded(rows, column: str | None, path: str):
-    """Rows of {"image": {bytes, path}}: decoding stays ours, so that a broken file can be named."""
+    """Return rows of {"image": {bytes, path}}: we decode them ourselves to name a broken file."""
     import datasets
     import pyarrow
 
     if column is None:
         found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
         if len(found) != 1:
-            which = f"{' and '.join(found)} hold pictures" if found else "none holds pictures"
+            problem = f"{len(found)} image columns ({', '.join(found)})" if found else "no image column"
             columns = printable(", ".join(rows.column_names))
-            raise UserError(f"data.image_column: say which column of {path} ({columns}); {which}")
+            raise UserError(f"data.image_column: {path} has {problem}; choose one of its columns: {columns}")
         column = found[0]
-    _refuse_missing(rows, column, path, "data.image_column")
+    _check_column(column, rows.column_names, path, "data.image_column")
     try:
-        with warnings.catch_warnings(action="ignore"):     # of lists that could be pictures
-            files = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        files = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(f"data.image_column: column {column} of {path} does not hold pictures") from error
+        raise UserError(f"data.image_column: column {column} of {path} does not contain images") from error
     files = files if column == "image" else files.rename_column(column, "image")
-    _refuse_outside(files, Path(path).expanduser())
+    _check_inside(files, Path(path).expanduser())
     return files
 
 
-def _refuse_outside(files, here: Path) -> None:
-    """UserError if a data set on this disk names a picture that is not inside it: it may be somebody else's."""
+def _check_inside(files, here: Path) -> None:
+    """Raise UserError if a local data set refers to a file outside of it, which may be private."""
     from pyarrow import compute
 
     if not here.exists():
         return
-    pictures = files.data.column("image")
-    named = compute.filter(compute.struct_field(pictures, "path"), compute.struct_field(pictures, "bytes").is_null())
+    images = files.data.column("image")
+    paths = compute.filter(compute.struct_field(images, "path"), compute.struct_field(images, "bytes").is_null())
     folder = here if here.is_dir() else here.parent
-    inside = tuple(os.path.join(way(folder), "") for way in (os.path.abspath, os.path.realpath))
-    for name in named.to_pylist():
-        if name and not os.path.abspath(name.rpartition("::")[2]).startswith(inside):
-            raise UserError(f"data.path: {here} names {printable(name)}, which is outside of it, and so is not read")
+    inside = tuple(os.path.join(resolve(folder), "") for resolve in (os.path.abspath, os.path.realpath))
+    for path in paths.to_pylist():
+        if path and not os.path.abspath(path.rpartition("::")[2]).startswith(inside):
+            raise UserError(f"data.path: {here} refers to {printable(path)} outside of it; move the file inside")
 
 
-def class_labels(rows, column: str | None, path: str) -> tuple[tuple[str, ...], Tensor | None]:
-    """Names and indices (N,) of the classes, from a column of class labels, numbers or words.
+def label_columns(
+    labels: Mapping[str, str | None], columns: Collection[str], path: str, log: Callable[[str], None]
+) -> dict[str, str]:
+    """Return the column of each label condition: the one that is configured, or the one of its own name.
 
-    Without a column, the one called label, or no classes.
+    A condition without a column of its own name is logged and left out. Raise UserError if a configured column is
+    missing.
+    """
+    found = {}
+    for name, column in labels.items():
+        if column is None and name not in columns:
+            log(f"conditions.{name}: no column {name} in {path}; training without it")
+            continue
+        found[name] = name if column is None else column
+        _check_column(found[name], columns, path, f"conditions.{name}.column")
+    return found
+
+
+def class_labels(rows, column: str, path: str, condition: str) -> tuple[tuple[str, ...], Tensor]:
+    """Return the names of the classes and (N,) int64 from a column of class labels, integers or strings.
+
+    Raise UserError for other columns, missing values and more than MAX_CLASSES classes.
     """
     import datasets
 
-    if column is None and "label" not in rows.column_names:
-        return (), None
-    column = column or "label"
-    _refuse_missing(rows, column, path, "data.label_column")
+    place = f"conditions.{condition}.column: column {column} of {path}"
     kind, values = rows.features[column], list(rows[column])
     dtype = str(getattr(kind, "dtype", ""))
     if any(value is None for value in values):
-        raise UserError(f"data.label_column: column {column} of {path} has empty values")
+        raise UserError(f"{place} has missing values; fill them in or choose another column")
     if isinstance(kind, datasets.ClassLabel):
         names = tuple(kind.names)
     elif "int" in dtype and min(values) >= 0:
@@ -178,37 +190,38 @@ def class_labels(rows, column: str | None, path: str) -> tuple[tuple[str, ...], 
         number = {name: index for index, name in enumerate(names)}
         values = [number[value] for value in values]
     else:
-        raise UserError(f"data.label_column: column {column} of {path} holds neither classes nor words")
+        raise UserError(f"{place} contains neither class numbers nor strings; choose another column")
     if len(names) > MAX_CLASSES:
-        found = f"classes up to {max(values)}" if "int" in dtype else f"{len(names)} different words"
-        raise UserError(f"data.label_column: column {column} of {path} has {found}; {MAX_CLASSES} are the most")
-    if wrong := [value for value in values if not 0 <= value < len(names)]:
-        raise UserError(f"data.label_column: column {column} of {path} has classes without a name, such as {wrong[0]}")
+        found = f"classes up to {max(values)}" if "int" in dtype else f"{len(names)} different strings"
+        raise UserError(f"{place} has {found} (at most {MAX_CLASSES}); choose another column")
+    if unnamed := [value for value in values if not 0 <= value < len(names)]:
+        raise UserError(f"{place} has classes without a name, such as {unnamed[0]}; choose another column or split")
     return names, torch.tensor(values, dtype=torch.long)
 
 
-def _refuse_missing(rows, column: str, path: str, key: str) -> None:
-    if column not in rows.column_names:
-        near = did_you_mean(column, rows.column_names) or f"; there are {', '.join(rows.column_names)}"
+def _check_column(column: str, columns: Collection[str], path: str, key: str) -> None:
+    if column not in columns:
+        near = did_you_mean(column, columns) or f"; choose one of {', '.join(columns)}"
         raise UserError(f"{key}: no column {column} in {path}{near}")
 
 
 HEAD = 64 * 1024
-"""Bytes of a picture's file that its fingerprint reads."""
+"""Bytes of an image file that enter the fingerprint."""
 
 
-def fingerprint(number: int, labels: Tensor | None, rows: Iterable[dict]) -> str:
-    """SHA-256 of how many pictures there are, their labels (N,), and of some, {bytes, path}, the length and head.
+def fingerprint(number: int, labels: Mapping[str, Tensor], rows: Iterable[dict]) -> str:
+    """Return the SHA-256 of the number of images, their labels (N,), and length and head of some files, {bytes, path}.
 
-    Of the files as they are, so it depends on no decoder.
+    It reads the encoded files, so it depends on no decoder.
     """
     digest = hashlib.sha256(str(number).encode())
-    digest.update(b"" if labels is None else labels.numpy().astype("<i8").tobytes())
+    for _, values in sorted(labels.items()):
+        digest.update(values.numpy().astype("<i8").tobytes())
     for row in rows:
         try:
             length, head = _length_and_head(row)
         except (OSError, ValueError):
-            length, head = -1, b""                         # named when it is decoded
+            length, head = -1, b""                         # logged when it is decoded
         digest.update(b"%d:" % length + head)
     return digest.hexdigest()
 
