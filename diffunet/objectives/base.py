@@ -1,10 +1,10 @@
-"""What every training objective is: a question put to the network, and how far its answer is off.
+"""The base class of training objectives: add noise, predict a target, weight the squared error.
 
-    objective.loss(model, image, **conditions)                    # to train: diffusion.py, edm.py, flow.py
-    objective.sampler("dpm++", steps=25)                          # to draw: sampling.py
+    objective.loss(model, image, **conditions)                    # training
+    objective.sampler("dpm++", steps=25)                          # sampling/loop.py
 
-It meets a network only as `model(x_t, t, **conditions)`. Noise levels are compared between objectives
-on one axis: u from 0, the cleanest, to 1, the noisiest, in the shares in which they are trained.
+The model is any callable `model(x_t, t, **conditions)`. Noise levels of different objectives are compared on one axis,
+their quantile u in training: 0 is the cleanest, 1 the noisiest.
 """
 
 from abc import ABC, abstractmethod
@@ -16,30 +16,33 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .schedulers import from_diffusers
+from ..core.errors import UserError, did_you_mean
 from ..core.rng import BatchRNG
 from ..core.settings import Settings
-from ..core.errors import UserError, did_you_mean
+from .schedulers import from_diffusers
 
 NOISE_BINS = 4
-"""Losses are also reported for this many equal ranges of u."""
+"""Number of equal ranges of u by which losses are also reported."""
+CLIP_TO_DATA_RANGE = {"thresholding": True, "sample_max_value": 1.0}
+"""Arguments of diffusers' schedulers that clip estimates of the clean image to [-1, 1]."""
 
 
 class ObjectiveConfig(Settings):
-    """What all objectives share."""
+    """Settings of every objective."""
 
+    type: str
     condition_dropout: float = Field(0.1, ge=0, lt=1)
-    """Probability of withholding all conditions of an example, for guidance (Ho & Salimans 2022)."""
+    """Probability of dropping all conditions of an example in training, for guidance (Ho & Salimans 2022)."""
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """What the network is asked about a batch, and the right answer."""
+    """The input of the network for one batch, and its regression target."""
 
     x_t: Tensor
-    """(B, C, *S), as the network sees it."""
+    """(B, C, *S), noisy images, scaled as the network sees them."""
     t: Tensor
-    """(B,)"""
+    """(B,), the time that the network sees."""
     target: Tensor
     """(B, C, *S)"""
     weight: Tensor | float = 1.0
@@ -47,51 +50,54 @@ class NoisyBatch:
 
 
 class Objective(ABC):
-    """A kind of noise and what is learnt of it: mean squared error of the answers to its questions."""
+    """A noise process and a prediction target, with the weighted mean squared error as loss."""
 
-    samplers: ClassVar[Mapping[str, tuple[str, dict]]]
-    """The samplers that undo this noise, by name: the scheduler of `diffusers` and what to set there."""
+    samplers: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]]
+    """The samplers of this process by name: the class in `diffusers`, and arguments beside those of the objective."""
 
     def __init__(self, config: ObjectiveConfig):
         self.config = config
 
     @abstractmethod
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
-        """What to ask of images (B, C, *S) in [-1, 1] with that standard normal noise at u, (B,) in [0, 1)."""
+        """Return the batch for images (B, C, *S) in [-1, 1], standard normal noise, and u, (B,) in [0, 1)."""
 
     @abstractmethod
-    def time(self, u: float) -> float:
-        """The t that the network is told at u."""
+    def timestep_at(self, u: float) -> float:
+        """Return the t that the network sees at the noise quantile u."""
 
     @abstractmethod
     def sampler(self, name: str, steps: int) -> Any:
-        """The sampler `name`, a scheduler of diffusers ready for `steps` network calls.
+        """Return a diffusers scheduler whose timesteps are set for `steps` network calls.
 
-        UserError for a name or a number of steps with which it would be wrong.
+        Raise UserError for an unknown name, or a number of steps or a target with which the sampler is inaccurate.
         """
 
     def loss(
-        self, model: Callable, image: Tensor, rng: BatchRNG = BatchRNG(), **conditions: Tensor
+        self, model: Callable[..., Tensor], image: Tensor, rng: BatchRNG = BatchRNG(), **conditions: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of a batch of images (B, C, *S) in [-1, 1], each (B,) in fp32.
+        """Return the losses of a batch of images (B, C, *S) in [-1, 1], each (B,) in fp32.
 
-        `loss` is to be minimised. The others are its unweighted parts by u, NaN for examples outside.
+        `loss` is the one to minimize. `loss_noise0-25`, ... are unweighted, and NaN for examples of other noise bins.
+        With `condition_dropout`, the model also gets `keep_masks`: one (B,) bool mask per condition.
         """
         u, noise = rng.uniform_like(image), rng.normal_like(image)
+        keep_masks = {}
         if conditions and self.config.condition_dropout:
-            conditions["told"] = rng.uniform_like(image) >= self.config.condition_dropout
-        asked = self.add_noise(image, noise, u)
-        error = self.error(model, asked, **conditions)
-        bands = {f"loss_{name}": error.detach().where(inside, torch.nan) for name, inside in noise_bins(u).items()}
-        return {"loss": error * asked.weight, **bands}
+            keep = rng.uniform_like(image) >= self.config.condition_dropout
+            keep_masks = {"keep_masks": dict.fromkeys(conditions, keep)}
+        noisy = self.add_noise(image, noise, u)
+        error = self.error(model, noisy, **keep_masks, **conditions)
+        bins = {f"loss_{name}": error.detach().where(inside, torch.nan) for name, inside in noise_bins(u).items()}
+        return {"loss": error * noisy.weight, **bins}
 
-    def error(self, model: Callable, asked: NoisyBatch, **conditions: Tensor) -> Tensor:
-        """The mean squared error of each answer, (B,) in fp32."""
-        answer = model(asked.x_t, asked.t, **conditions).float()
-        return (answer - asked.target).square().flatten(1).mean(1)
+    def error(self, model: Callable[..., Tensor], noisy: NoisyBatch, **conditions: Any) -> Tensor:
+        """Return the mean squared error of each example, unweighted, (B,) in fp32."""
+        prediction = model(noisy.x_t, noisy.t, **conditions).float()
+        return (prediction - noisy.target).square().flatten(1).mean(1)
 
-    def scheduler_class(self, name: str) -> tuple[type, dict]:
-        """The class in diffusers of the sampler `name`, and what to set there. UserError for an unknown name."""
+    def scheduler_class(self, name: str) -> tuple[Any, dict[str, Any]]:
+        """Return the diffusers class of a sampler and its arguments. Raise UserError for an unknown name."""
         if name not in self.samplers:
             known = ", ".join(self.samplers)
             raise UserError(f"sampler: {name} is not one of {known}{did_you_mean(name, self.samplers)}")
@@ -100,10 +106,6 @@ class Objective(ABC):
 
 
 def noise_bins(u: Tensor) -> dict[str, Tensor]:
-    """Which of u are in each range: `{"noise0-25": (B,) bool, ...}`, in percent."""
-    edges = [(100 * band // NOISE_BINS, 100 * (band + 1) // NOISE_BINS) for band in range(NOISE_BINS)]
+    """Return which of u (B,) lie in each of the NOISE_BINS ranges: `{"noise0-25": (B,) bool, ...}`, in percent."""
+    edges = [(100 * index // NOISE_BINS, 100 * (index + 1) // NOISE_BINS) for index in range(NOISE_BINS)]
     return {f"noise{low}-{high}": (low <= 100 * u) & (100 * u < high) for low, high in edges}
-
-
-CLIP_TO_DATA_RANGE = {"thresholding": True, "sample_max_value": 1.0}
-"""For samplers: estimates of the clean image are clipped to [-1, 1]."""

@@ -10,14 +10,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from .schedulers import from_diffusers
-from .base import CLIP_TO_DATA_RANGE, Objective, ObjectiveConfig, NoisyBatch
 from ..core.errors import UserError
+from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
+from .schedulers import from_diffusers
 
 
 class DDPMConfig(ObjectiveConfig):
     """DDPM's noise, and what the network predicts of it."""
 
+    type: Literal["ddpm"] = "ddpm"
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """What the network answers with: noise, clean image, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
@@ -80,7 +81,7 @@ class DDPM(Objective):
         x_t = self.scheduler.add_noise(image, noise, t)
         return NoisyBatch(x_t, t, self._target(image, noise, t), self._weight(t))
 
-    def time(self, u: float) -> float:
+    def timestep_at(self, u: float) -> float:
         return u * self.config.num_train_timesteps
 
     def _target(self, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:

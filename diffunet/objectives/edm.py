@@ -5,13 +5,14 @@ The network F sees and answers in unit variance; the clean image is D = c_skip x
 """
 
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import CLIP_TO_DATA_RANGE, Objective, ObjectiveConfig, NoisyBatch
 from ..core.errors import UserError
+from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
 
 EPS = 1e-6
 """u stays this far from 0 and 1, where sigma would be 0 and infinite."""
@@ -20,6 +21,7 @@ EPS = 1e-6
 class EDMConfig(ObjectiveConfig):
     """EDM's noise: log-normal in training, from sigma_max down to sigma_min when drawing."""
 
+    type: Literal["edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0)
     """Standard deviation of the pictures in [-1, 1]."""
     P_mean: float = -1.2
@@ -53,7 +55,7 @@ class EDM(Objective):
         x = image + sigma * noise
         return NoisyBatch(c_in * x, log_sigma / 4, (image - c_skip * x) / c_out)
 
-    def time(self, u: float) -> float:
+    def timestep_at(self, u: float) -> float:
         normal = float(torch.special.ndtri(torch.tensor(u).double().clamp(EPS, 1 - EPS)))
         return (self.config.P_mean + self.config.P_std * normal) / 4
 

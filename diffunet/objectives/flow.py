@@ -4,11 +4,12 @@ x_t = (1 - s) x_0 + s noise for s from 0 to 1; the network answers with the velo
 """
 
 from types import MappingProxyType
+from typing import Literal
 
 from torch import Tensor
 
-from .base import CLIP_TO_DATA_RANGE, Objective, ObjectiveConfig, NoisyBatch
 from ..core.errors import UserError
+from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
 
 TIME_SCALE = 1000
 """The network is told t = 1000 s, in the range that the sinusoids of its time are made for."""
@@ -17,6 +18,7 @@ TIME_SCALE = 1000
 class FlowConfig(ObjectiveConfig):
     """Straight paths, all of their length trained alike."""
 
+    type: Literal["flow"] = "flow"
 
 class Flow(Objective):
     """The error of the velocity."""
@@ -33,7 +35,7 @@ class Flow(Objective):
         s = u.reshape(-1, *[1] * (image.ndim - 1))
         return NoisyBatch((1 - s) * image + s * noise, TIME_SCALE * u, noise - image)
 
-    def time(self, u: float) -> float:
+    def timestep_at(self, u: float) -> float:
         return TIME_SCALE * u
 
     def sampler(self, name: str, steps: int):

@@ -1,113 +1,151 @@
-"""New pictures from a denoiser: one seed per picture, whatever the batch."""
+"""Images from a trained denoiser: one seed per image, whatever the batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from pydantic import Field, Strict
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.dataset import DataConfig, denormalize
-from .guidance import Guided
-from ..core.runtime import RuntimeConfig, autocast
-from ..objectives.base import Objective
-from .loop import sample
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import no_progress
+from ..core.runtime import RuntimeConfig, autocast, prepare_for
+from ..core.settings import Settings
+from ..data.pixels import denormalize
+from ..models.denoiser import Denoiser
+from ..objectives.base import Objective
+from .guidance import Guided
+from .loop import sample
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class SampleConfig(RuntimeConfig):
-    """What to draw, and how: in a run's config, its previews and what sample.py does unless told otherwise."""
+class SampleConfig(Settings):
+    """What to sample, and how: the previews of a run, and the defaults of sample.py."""
 
+    runtime: RuntimeConfig = RuntimeConfig()
     num_images: int = Field(64, ge=1, le=10_000_000)
-    """ImageDataset to draw."""
-    label: str | None = None
-    """Class to draw, by number or name, or several with commas between; none: not told; null: all in turn."""
+    """Number of images."""
+    conditions: dict[str, str | int] = Field({})
+    """What to sample, by condition: a class by number or name, several with commas, or none; left out: all in turn."""
     guidance_scale: float = Field(1.0, ge=0, le=1000)
-    """Classifier-free guidance: 1 is none, more is nearer to the class and less varied."""
+    """Classifier-free guidance: 1 is none; more follows the conditions more closely, with less variety."""
     guidance_interval: Annotated[tuple[Share, Share], Strict(False)] = (0.0, 1.0)
-    """Part of the noise axis in which to guide, 0 clean to 1 noise."""
+    """Part of the noise axis in which to guide, from 0 (clean) to 1 (noise)."""
     guide: float | None = Field(None, gt=0, lt=1)
-    """What guidance leads away from: the run's own weights after this share of the training; null: from no class."""
+    """Guide away from the run's weights after this share of its training; null: from the unconditional prediction."""
     sampler: str = "dpm++"
-    """dpm++, and for diffusion sde-dpm++, unipc, ddim, ddpm, euler-a; for edm sde-dpm++; for flow unipc."""
+    """dpm++; with ddpm also sde-dpm++, unipc, ddim, ddpm and euler-a; with edm also sde-dpm++; with flow also unipc."""
     steps: int = Field(25, ge=1, le=1_000_000)
-    """Network calls per picture (twice as many with guidance)."""
+    """Network calls per image (twice as many with guidance)."""
     seed: int = Field(0, ge=0, le=10**18)
-    """Seed of the first picture; each further picture has the next one."""
+    """Seed of the first image; each further image has the next one."""
     batch_size: int = Field(64, ge=1, le=1_000_000)
-    """ImageDataset drawn together. Changes the speed and the memory, not the pictures."""
-    output: str | None = None
-    """Folder for the pictures; null: a new one in the run folder."""
+    """Images sampled at once. Affects speed and memory, not the images."""
 
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """One batch of new pictures."""
+    """One batch of sampled images."""
 
     pixels: Tensor
     """(B, C, H, W) integers of the run's bit depth."""
     seeds: list[int]
-    labels: list[int | None]
+    conditions: dict[str, list[int | None]]
+    """The class of each image, by condition; None: unconditional."""
 
 
-def parse_labels(wish: str | None, class_names: tuple[str, ...]) -> list[int | None]:
-    """The classes to draw in turn. UserError for a class that the run does not have."""
-    if wish is None:
+def parse_labels(name: str, value: str | int | None, class_names: tuple[str, ...]) -> list[int | None]:
+    """Return the classes to sample in turn for the condition `name`; [None]: unconditional.
+
+    Raise UserError for an unknown class.
+    """
+    if value is None:
         return list(range(len(class_names))) or [None]
-    if wish == "none":
+    if value == "none":
         return [None]
     if not class_names:
-        raise UserError("label: this run has no classes; leave label out")
-    numbers = {str(index): index for index in range(len(class_names))}
-    known = numbers | {name: index for index, name in enumerate(class_names)}
+        raise UserError(f"{name}: this run has no classes; leave {name} out")
+    known = {str(index): index for index in range(len(class_names))}
+    known |= {class_name: index for index, class_name in enumerate(class_names)}
     labels = []
-    for word in wish.split(","):
+    for word in str(value).split(","):
         if word not in known:
-            shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
+            some = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
             near = did_you_mean(word, known)
-            raise UserError(f"label: {word} is not one of the {len(class_names)} classes: {shown}{near}")
+            raise UserError(f"{name}: {word} is not one of the {len(class_names)} classes: {some}{near}")
         labels.append(known[word])
     return labels
 
 
-def check_sample_config(class_names: tuple[str, ...], objective: Objective, wish: SampleConfig) -> None:
-    """UserError for a label or a sampler that cannot be served."""
-    parse_labels(wish.label, class_names)
-    objective.sampler(wish.sampler, wish.steps)
+def check_sample_config(
+    class_names: Mapping[str, tuple[str, ...]], objective: Objective, config: SampleConfig
+) -> dict[str, list[int | None]]:
+    """Return the classes to sample in turn, by condition.
 
-
-def generate(
-    denoiser: nn.Module,
-    class_names: tuple[str, ...],
-    objective: Objective,
-    data: DataConfig,
-    wish: SampleConfig,
-    guide: nn.Module | None = None,
-    progress: Callable = no_progress,
-) -> Iterator[SampleBatch]:
-    """Draws the pictures that `wish` asks of a denoiser of such classes, objective and (settled) data, batch by batch.
-
-    `guide` is the denoiser that guidance leads away from, if it is not this one told nothing.
-    UserError, before anything is drawn, for a label or a sampler that cannot be served.
+    Raise UserError for an unknown condition, class or sampler, or a number of steps that the sampler does not take.
     """
-    check_sample_config(class_names, objective, wish)
-    labels = parse_labels(wish.label, class_names)
-    device = next(denoiser.parameters()).device
-    lowest, highest = map(objective.time, wish.guidance_interval)
-    denoiser, guide = (m and autocast(m, wish.mixed_precision, device) for m in (denoiser, guide))
-    model = Guided(denoiser, wish.guidance_scale, (lowest, highest), guide)
-    shape = (data.channels, *data.size)
-    for first in range(0, wish.num_images, wish.batch_size):
-        places = range(first, min(first + wish.batch_size, wish.num_images))
-        seeds = [wish.seed + place for place in places]
-        told = [labels[place % len(labels)] for place in places]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-        conditions = {} if None in told else {"label": torch.tensor(told, device=device)}
-        sampler = objective.sampler(wish.sampler, wish.steps)
-        images = sample(model, sampler, noise, generators, progress, **conditions)
-        yield SampleBatch(denormalize(images, data.bit_depth).cpu(), seeds, told)
+    for name, value in config.conditions.items():
+        if name not in class_names and (class_names or value != "none"):
+            known = f"one of {', '.join(class_names)}" if class_names else "a condition: this run has no classes"
+            raise UserError(f"{name}: not {known}{did_you_mean(name, class_names)}")
+    objective.sampler(config.sampler, config.steps)
+    return {name: parse_labels(name, config.conditions.get(name), names) for name, names in class_names.items()}
+
+
+class Sampler:
+    """A denoiser with everything that sampling images from it needs.
+
+    shape: (channels, height, width) of an image; bit_depth: of its pixels. class_names: of each label condition.
+    guide: the denoiser to guide away from; None: the same one without conditions.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        shape: tuple[int, ...],
+        bit_depth: int,
+        class_names: Mapping[str, tuple[str, ...]] = {},
+        guide: Denoiser | None = None,
+    ):
+        self.denoiser = denoiser
+        self.objective = objective
+        self.shape = shape
+        self.bit_depth = bit_depth
+        self.class_names = class_names
+        self.guide = guide
+
+    def check(self, config: SampleConfig) -> None:
+        """Raise UserError for a condition, class or sampler that is not available."""
+        check_sample_config(self.class_names, self.objective, config)
+
+    def sample(self, config: SampleConfig, progress: Callable = no_progress) -> Iterator[SampleBatch]:
+        """Yield batches of images, on the CPU. `progress` wraps the steps of each batch.
+
+        Image i has the seed `config.seed` + i, and its classes cycle through those of each condition.
+        Raise UserError before the first batch if `check` does, and if the network's output is not finite.
+        """
+        labels = check_sample_config(self.class_names, self.objective, config)
+        device = next(self.denoiser.parameters()).device
+        model = self._model(config, device)
+        for first in range(0, config.num_images, config.batch_size):
+            indices = range(first, min(first + config.batch_size, config.num_images))
+            seeds = [config.seed + index for index in indices]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(device)
+            classes = {name: [turn[index % len(turn)] for index in indices] for name, turn in labels.items()}
+            conditions = {name: torch.tensor(turn, device=device) for name, turn in classes.items() if None not in turn}
+            sampler = self.objective.sampler(config.sampler, config.steps)
+            images = sample(model, sampler, noise, generators, progress, **conditions)
+            yield SampleBatch(denormalize(images, self.bit_depth).cpu(), seeds, classes)
+
+    def _model(self, config: SampleConfig, device: torch.device) -> Guided:
+        """Return the guided denoiser, in the precision and memory format of the config."""
+        networks = [self.denoiser, *([self.guide] if self.guide else [])]
+        for network in networks:
+            prepare_for(network.unet, config.runtime)
+        model, *guide = (autocast(network, config.runtime.mixed_precision, device) for network in networks)
+        lowest, highest = map(self.objective.timestep_at, config.guidance_interval)
+        return Guided(model, config.guidance_scale, (lowest, highest), *guide)
