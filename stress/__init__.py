@@ -1,1 +1,1 @@
-"""Breaking things for real, for as long as it takes: `python -m trials`. The tests do the same for seconds."""
+"""Stress tests at full length: `python -m stress`. The test suite runs the same code for seconds."""

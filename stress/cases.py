@@ -1,17 +1,17 @@
-"""What a case of bad input is, and what the makers of all kinds share.
+"""A case of bad input, and what the makers of all kinds of cases share.
 
-A maker is a function of a random number generator: it puts what it needs into a fresh folder and answers with
-a `Case`, which says what to ask of the program there and what a person may expect of the answer.
+A maker is a function of a random number generator that fills a new folder and returns a `Case`: the command to run
+there, and which answers are acceptable.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from diffunet.core.settings import Settings
+from diffunet.core.settings import TAG, Settings, mapping_of, section_of, variants_of
 
 TINY = """
 unet: {levels: [{channels: 8, blocks: 1}, {channels: 8, blocks: 1, attention: true}], norm_groups: 8}
-conditions: {classes: auto}
+conditions: {label: {type: label}}
 data: {path: digits, workers: 0}
 train: {output: run, steps: 4, batch_size: 4, log_every: 2, checkpoint_every: 2, preview_every: 2, snapshots: 2}
 sample: {num_images: 2, steps: 2}
@@ -22,28 +22,53 @@ PRINT = ("train", "--config", "case.yaml", "--print_config")
 VALUES = (None, True, "", "many", "é", "1e-4", [], {}, [1], [[[]]], {"a": {"b": 1}}, -1, 0, 0.5, 3, float("nan"),
           float("inf"), -1e300, 1e-320, 10**12, -(10**12), 10**40, "2020-01-01", "a\0b", "x" * 5000, [None] * 50,
           [{"channels": 8}] * 200, [{"channels": 10**9}], [{"channels": 8, "blocks": 10**9}])  # fmt: skip
-"""What a key may be found to hold."""
+"""Candidate values for any key."""
+ENTRY = "label"
+"""The entry to use where the settings are a mapping by name."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What to ask of the program, and what to expect."""
+    """A command and the answers that are acceptable."""
 
     about: str
-    """What is wrong, in a few words."""
+    """The defect, in a few words."""
     argv: tuple[str, ...]
-    """Of the `diffunet` command."""
+    """Arguments of the `diffunet` command."""
     names: tuple[str, ...]
-    """Every line of a refusal holds one of these: the file or the key at fault."""
+    """Every line of an error message contains one of these: the file or the key at fault."""
     expected: Literal["refused", "accepted", "either"] = "either"
-    told: tuple[str, ...] = ()
-    """What the output holds if it is accepted all the same."""
+    prints: tuple[str, ...] = ()
+    """Words that the output contains if the input is accepted."""
 
 
 def keys_of(settings: type[Settings]) -> list[str]:
-    """`section.key` of every value."""
-    found = []
+    """Return the dotted key of every value: of each type in a union, and of the entry `label` in a mapping."""
+    return list(dict.fromkeys(key for key, _ in _walk(settings)))
+
+
+def with_value(values: dict, settings: type[Settings], key: str, value: Any) -> dict:
+    """Return nested values with one changed; where a union has the key for some types only, its type is set as well."""
+    types = next((types for found, types in _walk(settings) if found == key), {})
+    for dotted, new in {**types, key: value}.items():
+        *above, name = dotted.split(".")
+        section = values
+        for part in above:
+            section = section.setdefault(part, {})
+        section[name] = new
+    return values
+
+
+def _walk(settings: type[Settings], prefix: str = "", types: dict[str, str] | None = None):
+    """Yield the key of every value and the types that it needs, `{"objective.type": "edm"}`."""
     for name, field in settings.model_fields.items():
-        section = isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-        found += [f"{name}.{key}" for key in keys_of(field.annotation)] if section else [name]
-    return found
+        key, annotation = f"{prefix}{name}", field.annotation
+        if (inner := mapping_of(field)) is not None:
+            key, annotation = f"{key}.{ENTRY}", inner
+        if section := section_of(field):
+            yield from _walk(section, f"{key}.", types)
+        elif variants := variants_of(annotation):
+            for tag, variant in variants.items():
+                yield from _walk(variant, f"{key}.", {**(types or {}), f"{key}.{TAG}": tag})
+        else:
+            yield key, types or {}

@@ -1,4 +1,4 @@
-"""Configs and command lines that say what cannot be, or cannot be read."""
+"""Configs and command lines that are invalid or unreadable."""
 
 import shutil
 from pathlib import Path
@@ -6,14 +6,14 @@ from random import Random
 from typing import Any
 
 import yaml
-
-from diffunet.runs.config import Config, ModelConfig
-from diffunet.cli.console import CONFIG_DIR
 from diffunet.sampling.loop.generate import SampleConfig
+
+from diffunet.cli.console import CONFIG_DIR
 from diffunet.cli.evaluate import ClassifierRun, EvaluationConfig
 from diffunet.core.errors import printable
+from diffunet.runs.config import Config, ModelConfig
 
-from .cases import PRINT, TINY, TRAIN, VALUES, Case, keys_of
+from .cases import PRINT, TINY, TRAIN, VALUES, Case, keys_of, with_value
 
 # ── configs ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -23,7 +23,7 @@ ABSURD = {
     "unet.levels.0.down": [{"channels": 8, "down": [10**9]}],
     "unet.middle_blocks": 10**9,
     "unet.vector_dim": 10**9,
-    "diffusion.num_train_timesteps": 10**12,
+    "objective.num_train_timesteps": 10**12,
     "data.resolution": 10**9,
     "data.workers": 10**9,
     "train.batch_size": 10**12,
@@ -33,7 +33,7 @@ ABSURD = {
     "sample.steps": 10**12,
     "sample.guidance_scale": float("inf"),
 }
-"""Well typed, and never meant."""
+"""Well typed, and absurd."""
 TEXTS = {
     "nothing": "",
     "a comment": "# nothing\n",
@@ -75,25 +75,25 @@ TEXTS = {
     "a surrogate": 'train: {output: "\\ud800"}\n',
     "a null byte": 'train: {output: "a\\0b"}\n',
 }  # fmt: skip
-"""Whole files that are wrong in a way of their own."""
+"""Whole files, each wrong in its own way."""
 
 
 def config_case(rng: Random, folder: Path) -> Case:
-    """A config with one value, some characters, its encoding or all of it wrong."""
+    """Return a case of a config in which a value, some characters, the encoding or everything is wrong."""
     file = folder / "case.yaml"
     argv = rng.choice([TRAIN, PRINT])
     somewhere = ("case.yaml", *keys_of(Config))
     match rng.choice(["value", "value", "absurd", "text", "characters", "characters", "bytes", "file"]):
         case "value":
             key, value = rng.choice([key for key in keys_of(Config) if key != "train.minutes"]), rng.choice(VALUES)
-            file.write_text(_with(TINY, key, value), encoding="utf-8")
-            if key in ("train.output", "data.path"):  # names that may well be meant
+            file.write_text(_tiny_with(key, value), encoding="utf-8")
+            if key in ("train.output", "data.path"):  # any name may be valid
                 argv = PRINT
             return Case(f"{key}: {value!r}"[:100], argv, (key.rpartition(".")[2],))
         case "absurd":
             key, value = rng.choice(list(ABSURD.items()))
             key = key.partition(".0")[0]
-            file.write_text(_with(TINY, key, value), encoding="utf-8")
+            file.write_text(_tiny_with(key, value), encoding="utf-8")
             return Case(f"{key}: {value!r}", PRINT, (key,), "refused")
         case "text":
             about, text = rng.choice(list(TEXTS.items()))
@@ -103,7 +103,7 @@ def config_case(rng: Random, folder: Path) -> Case:
             shipped = sorted(CONFIG_DIR.glob("*.yaml"))
             text = rng.choice([TINY, TINY, rng.choice(shipped).read_text(encoding="utf-8")])
             for _ in range(rng.choice([1, 1, 2, 8])):
-                text = _spoiled(text, rng)
+                text = _mutated(text, rng)
             file.write_text(text, encoding="utf-8")
             return Case("some characters", PRINT, somewhere)
         case "bytes":
@@ -119,19 +119,13 @@ def config_case(rng: Random, folder: Path) -> Case:
     return Case(f"the config is a {kind}", argv, ("case.yaml",), "refused")
 
 
-def _with(text: str, key: str, value: Any) -> str:
-    """A config's text with one value changed."""
-    values = yaml.safe_load(text)
-    *above, name = key.split(".")
-    section = values
-    for part in above:
-        section = section.setdefault(part, {})
-    section[name] = value
-    return yaml.safe_dump(values, allow_unicode=True)
+def _tiny_with(key: str, value: Any) -> str:
+    """Return the text of TINY with one value changed."""
+    return yaml.safe_dump(with_value(yaml.safe_load(TINY), Config, key, value), allow_unicode=True)
 
 
-def _spoiled(text: str, rng: Random) -> str:
-    """A text with something taken away, put in or moved."""
+def _mutated(text: str, rng: Random) -> str:
+    """Return the text with something removed, inserted or moved."""
     start = rng.randrange(len(text) + 1)
     stop = min(len(text), start + rng.choice([1, 1, 3, 40]))
     lines = text.splitlines(keepends=True)
@@ -165,11 +159,11 @@ COMMAND_LINES = {
     "import": (None, ("run", "made")),
 }
 SLOW = {"train.minutes", "blocks", "data.path"}
-"""Flags whose odd values can be meant, and last."""
+"""Flags whose odd values may be valid, and take long."""
 
 
 def command_case(rng: Random, folder: Path, run: Path) -> Case:
-    """A command line that was fine, with some of its words wrong."""
+    """Return a case of a valid command line with some words changed."""
     (folder / "case.yaml").write_text(TINY, encoding="utf-8")
     command = rng.choice(list(COMMAND_LINES))
     settings, line = COMMAND_LINES[command]
@@ -184,7 +178,7 @@ def command_case(rng: Random, folder: Path, run: Path) -> Case:
                 words += rng.choice([[f"--{key}", word], [f"--{key}={word}"]])
             case "typo" if flags:
                 key = rng.choice(flags)
-                words += [f"--{_spoiled(key, rng)}".replace("\0", "").replace("\n", ""), word]
+                words += [f"--{_mutated(key, rng)}".replace("\0", "").replace("\n", ""), word]
             case "remove":
                 del words[place : place + 1]
             case "replace":

@@ -1,6 +1,6 @@
-"""Picture files as the world makes them: good ones in every guise, broken ones, and what is none at all.
+"""Image files as found in the wild: valid ones of every kind, broken ones, and files that are no images.
 
-Each table is {what it is: (suffix of the file, how to write it)}; a writer takes a path and a `random.Random`.
+Each table is {description: (file suffix, writer)}; a writer takes a path and a `random.Random`.
 """
 
 import os
@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112
-"""EXIF's tag for how the camera was held."""
+"""The EXIF tag of the camera's orientation."""
 
 
 def noise(rng: Random, mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> Image.Image:
-    """A random picture of (width, height) in one of Pillow's modes."""
+    """Return a random image of (width, height) in one of Pillow's modes."""
     width, height = size
     array = np.frombuffer(rng.randbytes(width * height * 4), np.uint8).reshape(height, width, 4)
     if mode in ("I;16", "F", "I"):
@@ -29,12 +29,12 @@ def noise(rng: Random, mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> I
 
 
 def saved(mode: str = "RGB", size: tuple[int, int] = (12, 10), **options) -> Callable:
-    """A writer of one picture."""
+    """Return a writer of one image."""
     return lambda path, rng: noise(rng, mode, size).save(path, **options)
 
 
-def moving(**options) -> Callable:
-    """A writer of three frames."""
+def animated(**options) -> Callable:
+    """Return a writer of three frames."""
 
     def write(path: Path, rng: Random) -> None:
         frames = [noise(rng) for _ in range(3)]
@@ -43,8 +43,8 @@ def moving(**options) -> Callable:
     return write
 
 
-def turned(orientation: int) -> Callable:
-    """A writer of a picture that the camera says it held so; there are eight ways, others are nonsense."""
+def oriented(orientation: int) -> Callable:
+    """Return a writer of an image with this EXIF orientation; 1 to 8 are valid."""
 
     def write(path: Path, rng: Random) -> None:
         exif = Image.Exif()
@@ -55,7 +55,7 @@ def turned(orientation: int) -> Callable:
 
 
 def damaged(damage: Callable[[bytes, Random], bytes], mode: str = "RGB", **options) -> Callable:
-    """A writer of a picture's file with something done to its bytes."""
+    """Return a writer of an image file whose bytes are damaged."""
 
     def write(path: Path, rng: Random) -> None:
         noise(rng, mode, (24, 20)).save(path, **options)
@@ -65,50 +65,50 @@ def damaged(damage: Callable[[bytes, Random], bytes], mode: str = "RGB", **optio
 
 
 def contents(data: bytes) -> Callable:
-    """A writer of a file that is no picture."""
+    """Return a writer of a file with these bytes."""
     return lambda path, rng: path.write_bytes(data)
 
 
-def png(width: int, height: int, pixels: bytes, bits: int = 8, colour: int = 0) -> bytes:
-    """A PNG with any header above any (compressed) pixels."""
+def png(width: int, height: int, pixels: bytes, bits: int = 8, color: int = 0) -> bytes:
+    """Return a PNG with any header and any (compressed) pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def deep_colour(path: Path, rng: Random) -> None:
-    """16 bits in three channels, which Pillow cannot write."""
+def deep_color(path: Path, rng: Random) -> None:
+    """Write 16 bits in three channels, which Pillow cannot."""
     rows = b"".join(b"\0" + rng.randbytes(12 * 6) for _ in range(10))
-    path.write_bytes(png(12, 10, zlib.compress(rows), bits=16, colour=2))
+    path.write_bytes(png(12, 10, zlib.compress(rows), bits=16, color=2))
 
 
-def see_through_palette(path: Path, rng: Random) -> None:
-    """A palette of which one colour is transparent."""
+def palette_with_transparency(path: Path, rng: Random) -> None:
+    """Write a palette of which one color is transparent."""
     noise(rng, "P").save(path, transparency=rng.randrange(256))
 
 
 def bomb(path: Path, rng: Random) -> None:
-    """Some hundred bytes that unfold to 900 million pixels."""
+    """Write a few hundred bytes that decompress to 900 million pixels."""
     packer = zlib.compressobj(9)
     row = bytes(1 + 30_000 // 8)
     packed = b"".join(packer.compress(row * 1000) for _ in range(30)) + packer.flush()
     path.write_bytes(png(30_000, 30_000, packed, bits=1))
 
 
-def in_the_middle(data: bytes, rng: Random) -> int:
+def middle_index(data: bytes, rng: Random) -> int:
     return rng.randrange(len(data) // 3, 2 * len(data) // 3)
 
 
 def cut(data: bytes, rng: Random) -> bytes:
-    return data[: in_the_middle(data, rng)]
+    return data[: middle_index(data, rng)]
 
 
 def flipped(data: bytes, rng: Random) -> bytes:
-    place = in_the_middle(data, rng)
-    return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+    index = middle_index(data, rng)
+    return data[:index] + bytes([data[index] ^ 1 << rng.randrange(8)]) + data[index + 1 :]
 
 
 GOOD = {
@@ -125,35 +125,35 @@ GOOD = {
     "20000×1": (".png", saved(size=(20_000, 1))),
     "1×20000": (".png", saved("RGBA", size=(1, 20_000))),
     "16 bits, 20000×1": (".png", saved("I;16", size=(20_000, 1))),
-    "grey": (".png", saved("L")),
-    "grey and transparency": (".png", saved("LA")),
+    "gray": (".png", saved("L")),
+    "gray and transparency": (".png", saved("LA")),
     "black and white": (".png", saved("1")),
-    "colour and transparency": (".png", saved("RGBA")),
+    "color and transparency": (".png", saved("RGBA")),
     "CMYK": (".jpg", saved("CMYK")),
     "CMYK TIFF": (".tiff", saved("CMYK")),
     "YCbCr TIFF": (".tiff", saved("YCbCr")),
     "palette": (".png", saved("P")),
-    "palette with transparency": (".png", see_through_palette),
+    "palette with transparency": (".png", palette_with_transparency),
     "16 bits": (".png", saved("I;16")),
     "16-bit TIFF": (".tif", saved("I;16")),
     "32-bit TIFF": (".tif", saved("I")),
-    "16-bit colour": (".png", deep_colour),
-    "moving GIF": (".gif", moving()),
-    "moving PNG": (".png", moving()),
-    "moving WebP": (".webp", moving()),
-    "TIFF of three pages": (".tif", moving()),
-    "another's suffix": (".png", saved(format="JPEG")),
-    "a film's suffix": (".jpg", saved(format="GIF")),
+    "16-bit color": (".png", deep_color),
+    "animated GIF": (".gif", animated()),
+    "animated PNG": (".png", animated()),
+    "animated WebP": (".webp", animated()),
+    "TIFF of three pages": (".tif", animated()),
+    "JPEG named .png": (".png", saved(format="JPEG")),
+    "GIF named .jpg": (".jpg", saved(format="GIF")),
     "capital suffix": (".PNG", saved(format="PNG")),
-    "not as held": (".jpg", turned(6)),
-    "mirrored": (".jpg", turned(2)),
-    "held in no way": (".jpg", turned(77)),
-    "PNG not as held": (".png", turned(8)),
+    "rotated by EXIF": (".jpg", oriented(6)),
+    "mirrored by EXIF": (".jpg", oriented(2)),
+    "invalid EXIF orientation": (".jpg", oriented(77)),
+    "PNG rotated by EXIF": (".png", oriented(8)),
 }
 BROKEN = {
     "empty": (".png", contents(b"")),
     "empty JPEG": (".jpg", contents(b"")),
-    "a text": (".png", contents(b"this is no picture\n")),
+    "plain text": (".png", contents(b"this is not an image\n")),
     "a web page": (".jpg", contents(b"<!DOCTYPE html><html><title>404 Not Found</title></html>")),
     "a shell script": (".jpg", contents(b"#!/bin/sh\nexit 1\n")),
     "zeros": (".png", contents(bytes(500))),
@@ -170,9 +170,9 @@ BROKEN = {
     "large header": (".png", contents(png(12_000, 12_000, b"x"))),
     "bomb": (".png", bomb),
     "float TIFF": (".tif", saved("F")),
-    "a drawing": (".eps", contents(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")),
+    "PostScript": (".eps", contents(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")),
 }
-DOUBTFUL = {
+AMBIGUOUS = {
     "one bit of a JPEG": (".jpg", damaged(flipped)),
     "one bit of a GIF": (".gif", damaged(flipped, "P")),
     "one bit of a TIFF": (".tif", damaged(flipped)),
@@ -182,13 +182,13 @@ DOUBTFUL = {
     "a link to nothing": (".png", lambda path, rng: path.symlink_to("nothing.png")),
     "a link to itself": (".png", lambda path, rng: path.symlink_to(path.name)),
     "a link to the folder": ("", lambda path, rng: path.symlink_to(".")),
-    "an archive beside them": (".zip", contents(b"PK\x05\x06" + bytes(18))),
+    "an archive beside the images": (".zip", contents(b"PK\x05\x06" + bytes(18))),
     "no archive": (".zip", contents(b"no archive")),
-    "a hidden picture": (".png", lambda path, rng: noise(rng).save(path.with_name("." + path.name))),
+    "a hidden image": (".png", lambda path, rng: noise(rng).save(path.with_name("." + path.name))),
     "a table": (".csv", contents(b"a,b\n1,2\n")),
     "a note": (".txt", contents(b"remember the milk\n")),
     "no suffix": ("", contents(b"something")),
 }
-"""May be left out unseen, named, or used: only not a traceback, and not waited for."""
+"""May be skipped, reported or used; only a traceback or a hang is a fault."""
 
 STEMS = ("plain", "with space", "ünïcödé", "日本", "%41", "q'uote", "dö.t.ted", "-dash", "x" * 200, "[1]", "*", "#hash")

@@ -1,9 +1,9 @@
-"""Bad input by the thousand: each case ends with an answer in time, and a refusal names what is at fault.
+"""Bad input by the thousand: each case must end in time, and each error message must name the file or key at fault.
 
     python -m stress.inputs --cases 1000 --seed 0
 
-One process imports everything, and each case is a child of it in a folder of its own. The folder of a
-failure is kept, with what the program said in it.
+One process imports everything and forks a child for each case, in a folder of its own. The folders of failures are
+kept, with the program's output.
 """
 
 import argparse
@@ -35,19 +35,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .fuzz_parquet import parquet_case, picture_case
-from .fuzz_runs import run_case
-from .fuzz_configs import command_case, config_case
 from .cases import TINY, Case
+from .fuzz_configs import command_case, config_case
+from .fuzz_datasets import image_folder_case, parquet_case
+from .fuzz_runs import run_case
 
-KINDS = ("configs", "command lines", "picture folders", "parquet files", "run folders")
+KINDS = ("configs", "command lines", "image folders", "parquet files", "run folders")
 SECONDS = 60
-"""After which a case counts as hanging."""
+"""After which a case counts as hung."""
 MEMORY = 4 * 2**30
-"""Bytes that a case may take on top of what all of them share: a bomb must not hurt the machine."""
+"""Bytes that a case may allocate on top of the shared memory: a decompression bomb must not hurt the machine."""
 IMPORTED = (
-    *("diffunet.cli.main", "diffunet.evaluation.report", "diffunet.evaluation.monitor", "diffunet.models.inspection", "diffunet.interop.diffusers"),
-    *("diffunet.models.tiling", "diffunet.training.trainer", "accelerate.tracking", "datasets", "einops._torch_specific"),
+    *("diffunet.cli.main", "diffunet.evaluation.report", "diffunet.evaluation.monitor", "diffunet.interop.diffusers"),
+    *("diffunet.models.inspection", "diffunet.models.tiling", "diffunet.training.trainer", "datasets"),
+    *("accelerate.tracking", "einops._torch_specific"),
     *("matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet"),
     *("sklearn.datasets.data", "sklearn.svm", "torch.utils.flop_counter", "torchvision.io", "torchvision.utils"),
     "torchvision.transforms.v2.functional",
@@ -58,12 +59,12 @@ FROM_DIFFUSERS = (
     "UniPCMultistepScheduler",
 )
 BAR = re.compile(r"\d+%\||\d+it \[")
-SAID, COMPLAINED, ABOUT = ".out", ".err", ".case.json"
+STDOUT, STDERR, CASE = ".out", ".err", ".case.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a case ended."""
+    """The result of a case."""
 
     kind: str
     index: int
@@ -74,13 +75,13 @@ class Outcome:
     faults: list[str]
 
 
-def trial(cases: int, seed: int, folder: Path) -> Iterator[Outcome]:
-    """Runs cases of each kind in turn, in folders of `folder`; those without a fault are removed again."""
+def run_cases(cases: int, seed: int, folder: Path) -> Iterator[Outcome]:
+    """Yield the outcomes of cases of each kind in turn, run in folders of `folder`; those that pass are removed."""
     _warm_up()
     run = _real_run(folder)
     for index in range(cases):
         kind = KINDS[index % len(KINDS)]
-        outcome = _tried(kind, index, f"{seed} {kind} {index}", folder / f"{seed}_{index:05d}", run)
+        outcome = _try(kind, index, f"{seed} {kind} {index}", folder / f"{seed}_{index:05d}", run)
         if not outcome.faults:
             shutil.rmtree(outcome.folder)
         yield outcome
@@ -88,19 +89,19 @@ def trial(cases: int, seed: int, folder: Path) -> Iterator[Outcome]:
 
 
 def _warm_up() -> None:
-    """Imports all that a command may, so that no case has to. Nothing is computed: threads do not outlive a fork."""
+    """Import everything that a command may need. Nothing is computed: threads do not survive a fork."""
     for name in IMPORTED:
         importlib.import_module(name)
-    for name in FROM_DIFFUSERS:  # which imports what it is asked for
+    for name in FROM_DIFFUSERS:  # diffusers imports lazily
         getattr(diffusers, name)
     Image.init()
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # or each child would copy all of this to count references
+    gc.freeze()  # or reference counting would copy all of this into each child
 
 
 def _real_run(folder: Path) -> Path:
-    """A small run, whole, sampled from and exported: what the cases damage."""
+    """Train a small run, sample from it and export it, for the cases to damage."""
     home = folder / "real"
     home.mkdir(parents=True)
     (home / "tiny.yaml").write_text(TINY)
@@ -112,42 +113,42 @@ def _real_run(folder: Path) -> Path:
 
     code, _ = _in_a_child(make, home)
     if code or not (home / "run" / "exported").is_dir():
-        raise RuntimeError(f"no run to damage: {(home / COMPLAINED).read_text()}")
-    for left in (SAID, COMPLAINED):
-        (home / left).unlink()
+        raise RuntimeError(f"no run to damage: {(home / STDERR).read_text()}")
+    for name in (STDOUT, STDERR):
+        (home / name).unlink()
     return home / "run"
 
 
-def _tried(kind: str, index: int, seed: str, folder: Path, run: Path) -> Outcome:
-    """Makes a case and asks the program, both in a child."""
+def _try(kind: str, index: int, seed: str, folder: Path, run: Path) -> Outcome:
+    """Make a case and run its command, both in a child."""
     folder.mkdir()
 
-    def ask() -> None:
+    def make_and_run() -> None:
         rng = Random(seed)
         case = {
             "configs": lambda: config_case(rng, folder),
             "command lines": lambda: command_case(rng, folder, run),
-            "picture folders": lambda: picture_case(rng, folder),
+            "image folders": lambda: image_folder_case(rng, folder),
             "parquet files": lambda: parquet_case(rng, folder),
             "run folders": lambda: run_case(rng, folder, run),
         }[kind]()
-        (folder / ABOUT).write_text(json.dumps(asdict(case)))
+        (folder / CASE).write_text(json.dumps(asdict(case)))
         _command(list(case.argv))
 
-    code, seconds = _in_a_child(ask, folder)
-    if not (folder / ABOUT).exists():
-        raise RuntimeError(f"case {seed}: not made\n{(folder / COMPLAINED).read_text()}")
-    told = json.loads((folder / ABOUT).read_text())
-    case = Case(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
-    said, complained = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in (SAID, COMPLAINED))
-    return Outcome(kind, index, case, folder, code, seconds, list(_faults(case, code, said, complained)))
+    code, seconds = _in_a_child(make_and_run, folder)
+    if not (folder / CASE).exists():
+        raise RuntimeError(f"case {seed}: not made\n{(folder / STDERR).read_text()}")
+    values = json.loads((folder / CASE).read_text())
+    case = Case(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    stdout, stderr = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in (STDOUT, STDERR))
+    return Outcome(kind, index, case, folder, code, seconds, list(_faults(case, code, stdout, stderr)))
 
 
-def _faults(case: Case, code: int | None, said: str, complained: str) -> Iterator[str]:
-    """What a person could not accept about an answer."""
-    both = said + complained
+def _faults(case: Case, code: int | None, stdout: str, stderr: str) -> Iterator[str]:
+    """Yield what is wrong with the program's answer."""
+    both = stdout + stderr
     if code is None:
-        yield f"no end in {SECONDS} seconds"
+        yield f"not ended after {SECONDS} seconds"
         return
     if "Traceback (most recent call last)" in both:
         yield f"a traceback: {both.strip().splitlines()[-1]}"
@@ -155,20 +156,20 @@ def _faults(case: Case, code: int | None, said: str, complained: str) -> Iterato
     if code not in (0, 2):
         yield f"exit code {code}"
     if noise := re.search(r"^.*(Warning: |site-packages/).*$", both, re.MULTILINE):
-        yield f"noise of a library: {noise[0]}"
-    lines = [line for line in re.split(r"[\r\n]+", complained) if line.strip() and not BAR.search(line)]
+        yield f"a library's warning: {noise[0]}"
+    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and not BAR.search(line)]
     if code == 2:
         if case.expected == "accepted":
             yield f"refused: {lines}"
         if not lines:
-            yield "refused without a word"
+            yield "refused without a message"
         for line in lines:
             if not any(name in line for name in case.names):
-                yield f"names nothing: {line}"
+                yield f"message names neither file nor key: {line}"
     if code == 0:
         if case.expected == "refused":
             yield "accepted"
-        yield from (f"not told: {word}" for word in case.told if word not in both)
+        yield from (f"not printed: {word}" for word in case.prints if word not in both)
 
 
 def _command(argv: list[str]) -> None:
@@ -176,12 +177,12 @@ def _command(argv: list[str]) -> None:
 
     from diffunet.cli.main import main
 
-    Figure.savefig = lambda self, file, **_: Path(file).write_text("curves")  # a second each, and not what is tried
+    Figure.savefig = lambda self, file, **_: Path(file).write_text("curves")  # a second each, and not under test
     main(argv)
 
 
 def _in_a_child(work, folder: Path) -> tuple[int | None, float]:
-    """Calls `work` in a child with this working directory. Its exit code, None if it did not end, and seconds."""
+    """Call `work` in a child with this working directory. Return its exit code, None if it hung, and seconds."""
     started = time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -205,7 +206,7 @@ def _in_a_child(work, folder: Path) -> tuple[int | None, float]:
                 os.killpg(child, signal.SIGKILL)
             time.sleep(0.005)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # also the workers that it left
+        with contextlib.suppress(ProcessLookupError):  # including orphaned workers
             os.killpg(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     seconds = time.monotonic() - started
@@ -213,12 +214,12 @@ def _in_a_child(work, folder: Path) -> tuple[int | None, float]:
 
 
 def _become(folder: Path) -> None:
-    """Makes this process one that was started in `folder`, with little memory and its output in files."""
+    """Turn this process into one started in `folder`, with limited memory and its output in files."""
     os.setsid()
     os.chdir(folder)
     shared = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (shared + MEMORY, shared + MEMORY))
-    for number, name, errors in ((1, SAID, "strict"), (2, COMPLAINED, "backslashreplace")):
+    for number, name, errors in ((1, STDOUT, "strict"), (2, STDERR, "backslashreplace")):
         os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
         stream = io.TextIOWrapper(os.fdopen(number, "wb"), encoding="utf-8", errors=errors, line_buffering=True)
         setattr(sys, {1: "stdout", 2: "stderr"}[number], stream)
@@ -231,11 +232,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU does not outlive a fork either
+    args = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA context does not survive a fork
     folder = Path(tempfile.mkdtemp(prefix="diffunet_inputs_"))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in tqdm(trial(asked.cases, asked.seed, folder), total=asked.cases, unit="case", dynamic_ncols=True):
+    for outcome in tqdm(run_cases(args.cases, args.seed, folder), total=args.cases, unit="case", dynamic_ncols=True):
         outcomes[outcome.kind].append(outcome)
         for fault in outcome.faults:
             line = shlex.join(["diffunet", *outcome.case.argv])

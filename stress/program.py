@@ -1,4 +1,4 @@
-"""The program as its users start it, and a run small enough to be broken often."""
+"""Start the program as users do, and the configuration of a run small enough to be broken often."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ sample: {num_images: 4, guidance_scale: 1.5, mixed_precision: no}
 
 
 def program(*arguments: str | Path, processes: int = 1, **options) -> subprocess.Popen:
-    """Starts the program in a process of its own, or under torchrun in several."""
+    """Start the program in a new process, or in several under torchrun."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -39,6 +39,6 @@ def program(*arguments: str | Path, processes: int = 1, **options) -> subprocess
 
 
 def kill_all(process: subprocess.Popen, number: signal.Signals) -> None:
-    """Sends a signal to the process and to all that it started; torchrun gives each a session of its own."""
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.send_signal(number)
+    """Send a signal to the process and all its descendants, which torchrun starts in sessions of their own."""
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        each.send_signal(number)

@@ -1,7 +1,7 @@
-"""train.py that notes which pictures each process trains on: `watched.py NOTES PRECISION ...` writes NOTES.RANK.
+"""train.py that records which images each process trains on: `trace.py FILE PRECISION ...` writes FILE.RANK.
 
-One line for each part of a batch: where in the whole batch it begins, and a digest of every picture as the network
-sees it, flipped or not. In PRECISION `double` all that is computed is computed in fp64.
+Each line is a micro-batch: its first position in the whole batch, and a checksum of every image as the network sees
+it, flipped or not. PRECISION is single or double; double computes everything in fp64.
 """
 
 import json
@@ -15,17 +15,17 @@ from diffunet.cli.main import train
 from diffunet.data.dataset import ImageDataset
 
 if __name__ == "__main__":
-    notes, precision, *arguments = sys.argv[1:]
+    trace, precision, *arguments = sys.argv[1:]
     if precision == "double":
         torch.set_default_dtype(torch.float64)
     prepare = ImageDataset.prepare
 
-    def noted(self, batch, rng):
+    def traced(self, batch, rng):
         prepared = prepare(self, batch, rng)
-        pictures = [zlib.crc32(picture.numpy().tobytes()) for picture in prepared["image"]]
-        with open(f"{notes}.{os.environ.get('RANK', '0')}", "a") as file:
-            print(json.dumps([rng.positions.start, pictures]), file=file)
+        checksums = [zlib.crc32(image.numpy().tobytes()) for image in prepared["image"]]
+        with open(f"{trace}.{os.environ.get('RANK', '0')}", "a") as file:
+            print(json.dumps([rng.positions.start, checksums]), file=file)
         return prepared
 
-    ImageDataset.prepare = noted
+    ImageDataset.prepare = traced
     train(arguments)

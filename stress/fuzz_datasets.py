@@ -1,13 +1,13 @@
-"""Folders of pictures and parquet files of which some, all or none is broken."""
+"""Folders of images, and parquet files, of which some, all or none are broken."""
 
 import json
 from pathlib import Path
 from random import Random
 
 from .cases import TINY, TRAIN, Case
-from .fuzz_images import BROKEN, DOUBTFUL, GOOD, STEMS, noise
+from .fuzz_images import AMBIGUOUS, BROKEN, GOOD, STEMS, noise
 
-# ── folders of pictures ────────────────────────────────────────────────────────────────────────────
+# ── folders of images ──────────────────────────────────────────────────────────────────────────────
 
 METADATA = {
     "a broken line": ("jsonl", '{"file_name": "0.png", "label": 1}\n{"file_name": "1.pn'),
@@ -27,7 +27,7 @@ METADATA = {
     "a table with a short line": ("csv", 'file_name,label\n0.png\n1.png,2,3,4\n"'),
     "bytes": ("jsonl", "\0\1\2\3"),
     "bytes as a table": ("csv", "\0\1\2\3"),
-    "no parquet": ("parquet", "PAR1 it says"),
+    "no parquet": ("parquet", "PAR1 and text"),
 }
 OUTSIDE = (
     "../outside.png",
@@ -50,58 +50,58 @@ MIXTURES = (
     (0, 0, 3),
     (2, 0, 3),
 )
-"""How many good, broken and doubtful ones."""
+"""Numbers of good, broken and ambiguous files."""
 
 
-def picture_case(rng: Random, folder: Path) -> Case:
-    """A folder of pictures of which some, all or none are broken, or whose metadata file is."""
+def image_folder_case(rng: Random, folder: Path) -> Case:
+    """Return a case of a folder in which some, all or none of the images, or the metadata file, are broken."""
     if rng.random() < 0.2:
         return _metadata_case(rng, folder)
     numbers = rng.choice(MIXTURES)
-    tables = [table for table, n in zip((GOOD, BROKEN, DOUBTFUL), numbers, strict=True) for _ in range(n)]
-    wishes = [(table, rng.choice(list(table))) for table in tables]
-    rng.shuffle(wishes)
+    tables = [table for table, n in zip((GOOD, BROKEN, AMBIGUOUS), numbers, strict=True) for _ in range(n)]
+    chosen = [(table, rng.choice(list(table))) for table in tables]
+    rng.shuffle(chosen)
     classes = rng.choice([[""], [""], ["cat", "dog"], ["a class", "日本"]])
     broken = []
-    for number, (table, kind) in enumerate(wishes):
+    for number, (table, kind) in enumerate(chosen):
         suffix, write = table[kind]
-        path = folder / "pictures" / rng.choice(classes) / f"{number}_{rng.choice(STEMS)}{suffix}"
+        path = folder / "images" / rng.choice(classes) / f"{number}_{rng.choice(STEMS)}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, rng)
         broken += [path.name] * (table is BROKEN)
-    good, bad, doubtful = numbers
-    options = ["--data.path", "pictures", "--data.resolution", rng.choice(["8", "[8, 12]", "64"])]
+    good, bad, ambiguous = numbers
+    options = ["--data.path", "images", "--data.resolution", rng.choice(["8", "[8, 12]", "64"])]
     options += rng.choice([[], [], ["--data.channels", "1"], ["--data.channels", "4"], ["--data.bit_depth", "16"]])
     as_needed = rng.random() < 0.2
     options += ["--data.memory_budget", "0", "--data.workers", rng.choice(["0", "1"])] if as_needed else []
     (folder / "case.yaml").write_text(TINY, encoding="utf-8")
-    about = f"{good} good, {bad} broken, {doubtful} doubtful: {', '.join(sorted({kind for _, kind in wishes}))}"
+    about = f"{good} good, {bad} broken, {ambiguous} ambiguous: {', '.join(sorted({kind for _, kind in chosen}))}"
     argv = (*TRAIN, *options)
-    if doubtful:
-        return Case(about, argv, ("pictures", "data."))
+    if ambiguous:
+        return Case(about, argv, ("images", "data."))
     if not good:
         return Case(about, argv, ("data.path: none", "data.path: not one"), "refused")
     named = tuple(broken) if len(broken) <= 10 else ()
-    told = (f"left out {bad} of {good + bad} pictures", *named) if broken and not as_needed else ()
-    return Case(about, argv, (), "accepted", told)
+    prints = (f"left out {bad} of {good + bad} images", *named) if broken and not as_needed else ()
+    return Case(about, argv, (), "accepted", prints)
 
 
 def _metadata_case(rng: Random, folder: Path) -> Case:
     (folder / "case.yaml").write_text(TINY, encoding="utf-8")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for number in range(3):
-        noise(rng).save(folder / "pictures" / f"{number}.png")
-    argv = (*TRAIN, "--data.path", "pictures", "--data.resolution", "8")
+        noise(rng).save(folder / "images" / f"{number}.png")
+    argv = (*TRAIN, "--data.path", "images", "--data.resolution", "8")
     if rng.random() < 0.4:
         noise(rng).save(folder / "outside.png")
-        (folder / "pictures" / "link").symlink_to(".")
+        (folder / "images" / "link").symlink_to(".")
         name = rng.choice(OUTSIDE).format(folder=folder)
         lines = [json.dumps({"file_name": each}) for each in ["0.png", name]]
-        (folder / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+        (folder / "images" / "metadata.jsonl").write_text("\n".join(lines))
         return Case(f"metadata names {name}", argv, ("outside.png",), "refused")
     about, (suffix, text) = rng.choice(list(METADATA.items()))
-    (folder / "pictures" / f"metadata.{suffix}").write_text(text, encoding=rng.choice(["utf-8", "utf-8-sig", "utf-16"]))
-    return Case(f"metadata.{suffix}: {about}", argv, ("metadata", "pictures", "data."))
+    (folder / "images" / f"metadata.{suffix}").write_text(text, encoding=rng.choice(["utf-8", "utf-8-sig", "utf-16"]))
+    return Case(f"metadata.{suffix}: {about}", argv, ("metadata", "images", "data."))
 
 
 # ── parquet files ──────────────────────────────────────────────────────────────────────────────────
@@ -110,7 +110,7 @@ LABELS = {
     "fine": ([0, 1, 2], "accepted"),
     "words": (["a", "b", "a"], "accepted"),
     "empty words": (["", "", "a"], "accepted"),
-    "words that mean something": (["a,b", "none", "null"], "accepted"),
+    "words with a meaning in flags": (["a,b", "none", "null"], "accepted"),
     "null": ([0, None, 1], "refused"),
     "all null": ([None, None, None], "refused"),
     "negative": ([-1, 0, 1], "refused"),
@@ -123,12 +123,12 @@ LABELS = {
     "bytes": ([b"a", b"b", b"c"], "refused"),
     "yes and no": ([True, False, True], "refused"),
 }
-"""What the column of labels holds."""
-PICTURES = {
+"""Contents of the label column."""
+NO_IMAGES = {
     "numbers": [1, 2, 3],
     "words": ["a", "b", "c"],
     "null": [None, None, None],
-    "no pictures": [b"a", b"b", b"c"],
+    "bytes that are no images": [b"a", b"b", b"c"],
     "records without bytes": [{"a": 1}] * 3,
     "words for bytes": [{"bytes": "text", "path": None}] * 3,
     "empty bytes": [{"bytes": b"", "path": "x.png"}] * 3,
@@ -139,46 +139,46 @@ PICTURES = {
     "an address": [{"bytes": None, "path": "https://example.com/x.png"}] * 3,
     "lists of records": [[{"bytes": b"a", "path": "x.png"}]] * 3,
 }
-"""What the column of pictures holds instead of them."""
+"""Contents of the image column, none of which are images."""
 DAMAGES = {
     "cut": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
     "a table": lambda data: b"a,b\n1,2\n",
-    "a picture": lambda data: b"\x89PNG\r\n\x1a\n" + data,
-    "zero_init": lambda data: bytes(len(data)),
+    "after an image header": lambda data: b"\x89PNG\r\n\x1a\n" + data,
+    "zeros": lambda data: bytes(len(data)),
     "without its end": lambda data: data[:-4],
     "without its start": lambda data: data[4:],
 }
-"""What became of the file."""
+"""Damage to the bytes of the file."""
 
 
 def parquet_case(rng: Random, folder: Path) -> Case:
-    """A parquet file with a column missing or mistyped, or that is none."""
+    """Return a case of a parquet file with a missing or mistyped column, or with damaged bytes."""
     (folder / "case.yaml").write_text(TINY, encoding="utf-8")
     file = folder / "set" / rng.choice(["train-0.parquet", "set.parquet", "with space é.parquet"])
     noise(rng).save(folder / "outside.png")
     png = (folder / "outside.png").read_bytes()
-    pictures: list = [{"bytes": png, "path": f"{number}.png"} for number in range(3)]
-    columns: dict[str, list] = {"image": pictures, "label": [0, 1, 2]}
+    images: list = [{"bytes": png, "path": f"{number}.png"} for number in range(3)]
+    columns: dict[str, list] = {"image": images, "label": [0, 1, 2]}
     path = rng.choice(["set", str(file.relative_to(folder))])
     argv = (*TRAIN, "--data.path", path, "--data.resolution", "8", "--data.image_column", "image")
-    what = rng.choice(["labels", "pictures", "some pictures", "columns", "rows", "file", "bit"])
-    about, names, expected, told = what, ("data.path", "data.image_column"), "refused", ()
+    what = rng.choice(["labels", "images", "some images", "columns", "rows", "file", "bit"])
+    about, names, expected, prints = what, ("data.path", "data.image_column"), "refused", ()
     if what == "labels":
         about = rng.choice(list(LABELS))
         columns["label"], expected = LABELS[about]
-        names = ("data.label_column",)
-    elif what == "pictures":
-        about = rng.choice(list(PICTURES))
-        columns["image"] = PICTURES[about]
-    elif what == "some pictures":
-        pictures[1] = rng.choice([None, {"bytes": png[:-200], "path": "1.png"}, {"bytes": None, "path": None}])
-        expected, told = "accepted", ("left out 1 of 3 pictures: ", "1")
+        names = ("conditions.label",)
+    elif what == "images":
+        about = rng.choice(list(NO_IMAGES))
+        columns["image"] = NO_IMAGES[about]
+    elif what == "some images":
+        images[1] = rng.choice([None, {"bytes": png[:-200], "path": "1.png"}, {"bytes": None, "path": None}])
+        expected, prints = "accepted", ("left out 1 of 3 images: ", "1")
     elif what == "columns":
-        columns = rng.choice([{}, {"label": [0, 1]}, {"imgae": pictures}, {"image": [pictures]}, {"Image": pictures}])
+        columns = rng.choice([{}, {"label": [0, 1]}, {"imgae": images}, {"image": [images]}, {"Image": images}])
         about = f"columns {', '.join(columns)}"
     elif what == "rows":
-        columns = {"image": pictures[:0], "label": []}
+        columns = {"image": images[:0], "label": []}
     _write_parquet(file, columns)
     if what == "file":
         about = rng.choice(list(DAMAGES))
@@ -188,7 +188,7 @@ def parquet_case(rng: Random, folder: Path) -> Case:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         file.write_bytes(data)
         expected = "either"
-    return Case(f"{what}: {about}; {path}", argv, names, expected, told)
+    return Case(f"{what}: {about}; {path}", argv, names, expected, prints)
 
 
 def _write_parquet(file: Path, columns: dict[str, list]) -> None:
