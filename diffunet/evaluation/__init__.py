@@ -1,4 +1,4 @@
-"""From images to numbers.
+"""Evaluation: features, metrics with errors and reference values, records, the training monitor.
 
-Features, distances with their errors and references, and the monitor of a training.
+A classifier trained here gives features where no pretrained network is at hand.
 """

@@ -1,6 +1,6 @@
-"""A classifier of small pictures, trained here, to compare pictures by where no other network is at hand.
+"""A small image classifier, trained on one's own data: features and class accuracy without a pretrained network.
 
-A ResNet-18 (He et al. 2016) whose stem keeps the resolution, as is usual for pictures of 32 pixels.
+A ResNet-18 (He et al. 2016) whose stem keeps the resolution, as is usual for images of 32 pixels.
 """
 
 from pathlib import Path
@@ -11,27 +11,30 @@ import torch.nn.functional as F
 from pydantic import Field, Strict
 from torch import Tensor, nn
 
-from ..core.settings import settings_from
 from ..core.rng import BatchRNG
-from ..core.settings import Settings
-from ..core.storage import load_strictly, load_tensors, save_tensors, atomic_write
+from ..core.settings import Settings, settings_from
+from ..core.storage import atomic_write, load_strictly, load_tensors, save_tensors
+
+Positive = Annotated[int, Field(ge=1, le=65_536)]
+Blocks = Annotated[list[Annotated[int, Field(ge=1, le=100)]], Field(min_length=4, max_length=4)]
+"""Residual blocks of each of the four stages."""
 
 
 class ClassifierConfig(Settings):
-    """What decides a classifier, and how good it came out."""
+    """Architecture, classes and accuracy of a classifier."""
 
-    shape: list[int]
-    """[channels, height, width] of the pictures."""
+    shape: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    """[channels, height, width] of the images."""
     class_names: Annotated[tuple[str, ...], Strict(False)]
     """Names of the classes."""
-    blocks: list[int] = Field([2, 2, 2, 2])
+    blocks: Blocks = Field([2, 2, 2, 2])
     """Residual blocks of each of the four stages."""
     accuracy: float = Field(0.0, ge=0, le=1)
-    """Share of pictures it was not trained on that it names rightly."""
+    """Accuracy on held-out images."""
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> logits (B, classes)."""
+    """Images (B, C, H, W) in [-1, 1] -> logits (B, num_classes)."""
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
@@ -44,7 +47,7 @@ class Classifier(nn.Module):
         self.head, self.network.fc = self.network.fc, nn.Identity()
 
     def features(self, image: Tensor) -> Tensor:
-        """(B, 512), averaged over the picture."""
+        """Return the penultimate layer, averaged over the image, (B, 512)."""
         return self.network(image)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -52,40 +55,50 @@ class Classifier(nn.Module):
 
 
 class ClassificationLoss:
-    """Cross entropy with smoothed labels, of pictures shifted by up to an eighth: an objective for `Trainer`."""
+    """Cross entropy with label smoothing, of images shifted by up to an eighth: an objective for `Trainer`."""
 
-    def loss(self, model: nn.Module, image: Tensor, label: Tensor, rng: BatchRNG) -> dict[str, Tensor]:
-        """Losses and hits of a batch, each (B,)."""
-        logits = model(shifted(image, rng)).float()
+    def loss(
+        self,
+        model: nn.Module,
+        image: Tensor,
+        label: Tensor,
+        rng: BatchRNG = BatchRNG(),
+        augmentation: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return `loss` and `accuracy` of a batch, (B,) each.
+
+        `augmentation`, the parameters of the data's distortions, is ignored: a classifier is to be invariant to them.
+        """
+        logits = model(random_shift(image, rng)).float()
         loss = F.cross_entropy(logits, label, reduction="none", label_smoothing=0.1)
         return {"loss": loss, "accuracy": (logits.argmax(1) == label).float()}
 
 
-def shifted(image: Tensor, rng: BatchRNG) -> Tensor:
-    """Each image moved by a random number of whole pixels, up to an eighth of its side, mirrored at the border."""
+def random_shift(image: Tensor, rng: BatchRNG) -> Tensor:
+    """Return each image shifted by whole pixels, at random up to an eighth of its side, reflected at the border."""
     rows, columns = (
         torch.arange(side, device=image.device) + ((2 * rng.uniform_like(image) - 1) * (side // 8 + 1)).long()[:, None]
         for side in image.shape[-2:]
     )
-    rows, columns = (_mirrored(place, side) for place, side in zip((rows, columns), image.shape[-2:], strict=True))
+    rows, columns = (_reflect(index, side) for index, side in zip((rows, columns), image.shape[-2:], strict=True))
     batch = torch.arange(len(image), device=image.device)
     return image[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _mirrored(place: Tensor, side: int) -> Tensor:
-    return (side - 1 - (place.abs() - (side - 1)).abs()).clamp(min=0)
+def _reflect(index: Tensor, side: int) -> Tensor:
+    return (side - 1 - (index.abs() - (side - 1)).abs()).clamp(min=0)
 
 
 @torch.no_grad()
 def accuracy_of(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images (N, C, H, W) in [-1, 1] named rightly."""
+    """Return the accuracy on images (N, C, H, W) in [-1, 1] with labels (N,)."""
     device = next(model.parameters()).device
-    named = [model(chunk.to(device)).argmax(1).cpu() for chunk in images.split(500)]
-    return float((torch.cat(named) == labels).float().mean())
+    predicted = [model(chunk.to(device)).argmax(1).cpu() for chunk in images.split(500)]
+    return float((torch.cat(predicted) == labels).float().mean())
 
 
 def save_classifier(model: Classifier, accuracy: float, folder: Path) -> None:
-    """Writes classifier.json and classifier.safetensors."""
+    """Write classifier.json and classifier.safetensors."""
     config = model.config.model_copy(update={"accuracy": accuracy})
     with atomic_write(folder / "classifier.json") as file:
         file.write_text(config.model_dump_json(indent=2), encoding="utf-8")
@@ -94,7 +107,7 @@ def save_classifier(model: Classifier, accuracy: float, folder: Path) -> None:
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """What `save_classifier` wrote, ready to name. UserError if its files do not fit."""
+    """Return the classifier that `save_classifier` wrote, in eval mode. Raise UserError if its files do not match."""
     model = Classifier(settings_from(folder / "classifier.json", ClassifierConfig))
     weights = folder / "classifier.safetensors"
     load_strictly(model, load_tensors(weights), weights)

@@ -1,4 +1,4 @@
-"""Distances between two sets of features, each (N, D); what the features are is somebody else's business."""
+"""Distances between two sets of features, (N, D) and (M, D), whatever network made them."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -8,36 +8,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.rng import fixed_subset
+
+CHUNK = 256
+"""Rows of a distance matrix that are in memory together."""
+
 
 class Gaussian:
-    """The Gaussian fitted to features (N, D), in fp64."""
+    """The mean and covariance of features (N, D), in fp64."""
 
     def __init__(self, features: Tensor):
         features = features.double()
         self.mean, self.cov = features.mean(0), torch.cov(features.T)
 
     @cached_property
-    def root(self) -> Tensor:
-        """The symmetric square root of the covariance."""
+    def sqrt_cov(self) -> Tensor:
+        """The symmetric square root of the covariance, (D, D)."""
         values, vectors = torch.linalg.eigh(self.cov)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet_between(a: Gaussian, b: Gaussian) -> float:
-    """The Fréchet distance of two Gaussians (Heusel et al. 2017, equation 6)."""
-    shared = torch.linalg.eigvalsh(b.root @ a.cov @ b.root).clamp(min=0).sqrt().sum()
+    """Return the Fréchet distance of two Gaussians (Heusel et al. 2017, equation 6)."""
+    shared = torch.linalg.eigvalsh(b.sqrt_cov @ a.cov @ b.sqrt_cov).clamp(min=0).sqrt().sum()
     return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * shared)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Fréchet distance of the Gaussians fitted to two sets."""
+    """Return the Fréchet distance of the Gaussians fitted to two sets."""
     return frechet_between(Gaussian(a), Gaussian(b))
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Squared maximum mean discrepancy, unbiased, with the kernel (x·y / D + 1)³ (Bińkowski et al. 2018).
+    """Return the unbiased squared MMD with the kernel (x·y / D + 1)³, which is KID (Bińkowski et al. 2018).
 
-    Unlike the Fréchet distance it is right at small counts: its mean over sets from one source is 0.
+    Unlike the Fréchet distance it has no bias at small counts: over sets from one source its mean is 0.
     """
     a, b = a.double(), b.double()
 
@@ -51,73 +56,88 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     return float(among(a) + among(b) - 2 * kernel(a, b).mean())
 
 
-def prdc(drawn: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
-    """How the sets cover each other, by balls that reach to the k-th nearest neighbour in one's own set.
+# ── nearest neighbors ─────────────────────────────────────────────────────────────────────────────
 
-    precision: drawn pictures in a ball of a real one; recall: real ones in a ball of a drawn one
-    (Kynkäänniemi et al. 2019). density: real balls around a drawn picture, over k; coverage: real balls
-    that hold a drawn one (Naeem et al. 2020, less upset by outliers). All are 0 to 1 but the density.
+
+def pairwise_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Yield the Euclidean distances of CHUNK rows of a at a time to all rows of b, (<= CHUNK, M).
+
+    `cdist` computes |x|² + |y|² - 2 x·y, which cancels in fp32 if the rows share an offset, so that is subtracted first:
+    the median, an element of b, so that distances between integer features stay exact, and ties ties.
     """
-    k = min(k, len(drawn) - 1, len(real) - 1)
-    reach_real, reach_drawn = _knn_radius(real, k), _knn_radius(drawn, k)
-    inside_real, inside_drawn, near_real = [], torch.zeros(len(real), dtype=torch.bool), []
-    nearest = torch.full((len(real),), torch.inf)
-    for chunk, reach in zip(drawn.split(256), reach_drawn.split(256), strict=True):
-        distance = torch.cdist(chunk, real)                                       # (chunk, real)
-        inside_real.append((distance <= reach_real).any(dim=1))
-        near_real.append((distance <= reach_real).sum(dim=1))
-        inside_drawn |= (distance <= reach[:, None]).any(dim=0)
-        nearest = torch.minimum(nearest, distance.min(dim=0).values)
+    center = b.median(0).values
+    b = b - center
+    for chunk in a.split(CHUNK):
+        yield torch.cdist(chunk - center, b)
+
+
+def nearest_neighbors(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Return the distance from each row of a to its k-th nearest row of b, and that row's index, (N,) each."""
+    found = [d.min(dim=1) if k == 1 else d.kthvalue(k, dim=1) for d in pairwise_distances(a, b)]
+    return torch.cat([near.values for near in found]), torch.cat([near.indices for near in found])
+
+
+def prdc(samples: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
+    """Return precision, recall, density and coverage, by balls up to the k-th nearest neighbor in the own set.
+
+    precision: share of samples in a ball of a real image; recall: share of real images in a ball of a sample
+    (Kynkäänniemi et al. 2019). density: balls of real images around a sample, over k; coverage: share of real
+    images with a sample in their ball (Naeem et al. 2020, more robust). All but the density are in [0, 1].
+    """
+    k = min(k, len(samples) - 1, len(real) - 1)
+    (real_radius, _), (sample_radius, _) = (nearest_neighbors(x, x, k + 1) for x in (real, samples))   # 1st: itself
+    balls, (recalled, covered) = [], torch.zeros(2, len(real), dtype=torch.bool)
+    for distance, radius in zip(pairwise_distances(samples, real), sample_radius.split(CHUNK), strict=True):
+        in_real_ball = distance <= real_radius                                    # (chunk, M)
+        balls.append(in_real_ball.sum(dim=1))
+        recalled |= (distance <= radius[:, None]).any(dim=0)
+        covered |= in_real_ball.any(dim=0)
+    num_balls = torch.cat(balls)
     return {
-        "precision": float(torch.cat(inside_real).double().mean()),
-        "recall": float(inside_drawn.double().mean()),
-        "density": float(torch.cat(near_real).double().mean() / k),
-        "coverage": float((nearest <= reach_real).double().mean()),
+        "precision": float((num_balls > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(num_balls.double().mean() / k),
+        "coverage": float(covered.double().mean()),
     }
 
 
-def _knn_radius(features: Tensor, k: int) -> Tensor:
-    """The distance from each row to its k-th nearest other one."""
-    chunks = [torch.cdist(chunk, features).kthvalue(k + 1, dim=1).values for chunk in features.split(256)]
-    return torch.cat(chunks)
-
-
 def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distance from each row of a to its nearest row of b, (N,)."""
-    return torch.cat([torch.cdist(chunk, b).min(dim=1).values for chunk in a.split(256)])
+    """Return the Euclidean distance from each row of a to its nearest row of b, (N,)."""
+    return nearest_neighbors(a, b)[0]
 
 
-def copy_threshold(trained: Tensor, share: float = 0.05, sample: int = 2000) -> float:
-    """The distance within which only `share` of the training pictures have another one; of a sample of them."""
-    some = trained[torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))[:sample]]
-    to_another = [torch.cdist(chunk, trained).kthvalue(2, dim=1).values for chunk in some.split(256)]
-    return float(torch.cat(to_another).quantile(share))
+def copy_threshold(trained: Tensor, share: float = 0.05, limit: int = 2000) -> float:
+    """Return the distance within which only `share` of (at most `limit`) training images have another one."""
+    subset = trained[fixed_subset(len(trained), limit)]
+    return float(nearest_neighbors(subset, trained, k=2)[0].quantile(share))
 
 
-def memorization(pictures: Tensor, trained: Tensor, near: float) -> tuple[float, float]:
-    """The share of pictures that lie within `near` of a training picture, and its standard error.
+def memorization(images: Tensor, trained: Tensor, threshold: float) -> tuple[float, float]:
+    """Return the share of images nearer than `threshold` to a training image, and its standard error.
 
-    1 for copies; for new pictures from the same source about the `share` of `copy_threshold`.
+    It is 1 for copies, and about the `share` of `copy_threshold` for new images from the same source.
     """
-    share = float((nearest_distances(pictures, trained) < near).double().mean())
-    number = len(pictures) + 4                                 # Agresti & Coull: no error of 0 at a share of 0 or 1
-    adjusted = (share * len(pictures) + 2) / number
+    share = float((nearest_distances(images, trained) < threshold).double().mean())
+    number = len(images) + 4                                   # Agresti & Coull: no error of 0 at a share of 0 or 1
+    adjusted = (share * len(images) + 2) / number
     return share, float(np.sqrt(adjusted * (1 - adjusted) / number))
 
 
-def jackknife_error(metric: Callable[[Tensor, Tensor], Any], drawn: Tensor, real: Tensor, groups: int = 10) -> Any:
-    """The standard error of a metric for the drawn pictures' being these: the jackknife over groups of them.
+# ── errors and floors ─────────────────────────────────────────────────────────────────────────────
 
-    Of several metrics, where it gives an array.
+
+def jackknife_error(metric: Callable[[Tensor, Tensor], Any], samples: Tensor, real: Tensor, groups: int = 10) -> Any:
+    """Return the standard error of a metric due to the choice of samples: the jackknife over groups of them.
+
+    An array if the metric returns several values.
     """
-    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))
-    parts = order.tensor_split(min(groups, len(drawn)))
-    without = [metric(drawn[torch.cat(parts[:left] + parts[left + 1 :])], real) for left in range(len(parts))]
+    parts = fixed_subset(len(samples), len(samples)).tensor_split(min(groups, len(samples)))
+    without = [metric(samples[torch.cat(parts[:left] + parts[left + 1 :])], real) for left in range(len(parts))]
     return np.sqrt((len(parts) - 1) * np.var(without, axis=0))
 
 
 def splits(real: Tensor, count: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """`count` real pictures (at most half of them) and the others, drawn anew `number` times, always the same."""
+    """Yield `number` random splits into `count` real images (at most half of them) and the others, always the same."""
     generator = torch.Generator().manual_seed(0)
     count = min(count, len(real) // 2)
     for _ in range(number):
@@ -126,5 +146,5 @@ def splits(real: Tensor, count: int, number: int) -> Iterator[tuple[Tensor, Tens
 
 
 def real_vs_real(metric: Callable[[Tensor, Tensor], float], real: Tensor, count: int, number: int = 5) -> float:
-    """What a metric says of `count` real pictures against the others, averaged over some splits."""
+    """Return the mean of a metric over `number` splits of the real images, `count` of them against the others."""
     return float(np.mean([metric(some, others) for some, others in splits(real, count, number)]))

@@ -1,4 +1,4 @@
-"""Signs of how a run is doing, cheap enough to look at while it trains. docs/training.md says how to read them."""
+"""Validation of a model while it trains, cheap enough for every preview. docs/training.md explains how to read it."""
 
 import time
 from collections.abc import Callable
@@ -6,57 +6,61 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..data.dataset import ImageDataset, normalize
+from ..core.rng import fixed_subset
+from ..data.dataset import ImageDataset
+from ..data.pixels import normalize, to_unit
+from ..objectives.base import NOISE_BINS, Objective, noise_bins
 from .features import PixelFeatures
 from .metrics import jackknife_error, kernel_distance
-from ..objectives.base import NOISE_BINS, Objective, noise_bins
 
-LOOKED_AT = 256
-"""ImageDataset, at most, on which the losses are measured: held out, and as many trained on."""
-COMPARED = 1000
-"""Real pictures, at most, that drawn ones are compared with."""
+MAX_LOSS_IMAGES = 256
+"""Images, at most, for each loss: held-out ones, and as many of those trained on."""
+MAX_REAL = 1000
+"""Real images, at most, that samples are compared with."""
 CHUNK = 64
 
 
 class Monitor:
-    """What to measure of a model with this objective, trained on some pictures while others were held out.
+    """Metrics of a model with this objective, trained on some images while others were held out.
 
-    The noise is the same every time, so that two moments of a run, or two runs, can be compared.
+    Noise and images are the same every time, so steps of a run, and runs, are comparable.
     """
 
     def __init__(self, objective: Objective, trained: ImageDataset, held_out: ImageDataset):
         self.objective = objective
         self.bit_depth = trained.config.bit_depth
-        number = min(LOOKED_AT, len(held_out), len(trained))
-        self.looked_at = {"val_loss": _some(held_out, number), "train_eval_loss": _some(trained, number)}
-        self.real = _some(trained, COMPARED)["image"]
+        number = min(MAX_LOSS_IMAGES, len(held_out), len(trained))
+        self.batches = {"val_loss": _fixed_batch(held_out, number), "train_eval_loss": _fixed_batch(trained, number)}
+        self.real = _fixed_batch(trained, MAX_REAL)["image"]
 
-    def __call__(self, model: Callable, drawn: Tensor, device: torch.device) -> dict[str, float]:
-        """Numbers for the log, of a model on a device and pictures that it drew, integers (N, C, H, W).
+    def __call__(self, model: Callable, samples: Tensor, device: torch.device) -> dict[str, float]:
+        """Return numbers for the log, of a model on a device and its samples, integers (N, C, H, W).
 
-        val_loss, train_eval_loss: unweighted, of pictures it never saw and of such as it did; `_error`: standard
+        val_loss, train_eval_loss: unweighted, of held-out images and of images trained on; val_loss_error: standard
         error of their difference; val_loss_noise0-25, ...: by noise, in percent.
-        tint_0, ...: mean of drawn less real, by channel, from 0 to 1; contrast_0, ...: their spreads' quotient.
-        kernel_distance, ..._error: of the pixels of the `drawn_images` drawn ones and of real ones; 0 is best.
-        health_seconds: what all this took.
+        mean_shift/0, ...: mean of the samples minus that of real images, by channel, pixels from 0 to 1;
+        std_ratio/0, ...: quotient of their standard deviations.
+        kernel_distance, kernel_distance_error: of the pixels of `sampled_images` samples and of real images.
+        monitor_seconds: time that this took.
         """
-        began = time.monotonic()
-        signs = self.losses(model, device) | self.colours(drawn) | self.distance(drawn)
-        return signs | {"health_seconds": round(time.monotonic() - began, 2)}
+        started = time.monotonic()
+        metrics = self.losses(model, device) | self.colors(samples) | self.distance(samples)
+        return metrics | {"monitor_seconds": round(time.monotonic() - started, 2)}
 
     def losses(self, model: Callable, device: torch.device) -> dict[str, float]:
+        """Return the losses, or nothing without held-out images."""
         found: dict[str, float] = {}
         errors = {}
-        for name, batch in self.looked_at.items():
+        for name, batch in self.batches.items():
             if not len(batch["image"]):
                 return {}
-            by_band = self._errors(model, batch, device)                          # (NOISE_BINS, N)
-            errors[name] = by_band.mean(0)
+            by_noise = self._errors(model, batch, device)                         # (NOISE_BINS, N)
+            errors[name] = by_noise.mean(0)
             found[name] = float(errors[name].mean())
             if name == "val_loss":
                 middles = (torch.arange(NOISE_BINS) + 0.5) / NOISE_BINS
-                for band, values in zip(noise_bins(middles), by_band, strict=True):
-                    found[f"{name}_{band}"] = float(values.mean())
+                for noise, values in zip(noise_bins(middles), by_noise, strict=True):
+                    found[f"{name}_{noise}"] = float(values.mean())
         if len(errors["train_eval_loss"]) > 1:
             variance = sum(error.var() / len(error) for error in errors.values())
             found["val_loss_error"] = float(variance**0.5)
@@ -64,41 +68,42 @@ class Monitor:
 
     @torch.no_grad()
     def _errors(self, model: Callable, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """(NOISE_BINS, N): each picture once in each range of u, evenly spread within."""
+        """Return (NOISE_BINS, N): the error of each image once in each bin of u, evenly spaced within the bin."""
         generator = torch.Generator().manual_seed(0)
         image = normalize(batch["image"], self.bit_depth)
         within = (torch.arange(len(image)) + 0.5) / len(image)
-        bands = []
-        for band in range(NOISE_BINS):
-            u, noise = (band + within) / NOISE_BINS, torch.randn(image.shape, generator=generator)
+        bins = []
+        for number in range(NOISE_BINS):
+            u, noise = (number + within) / NOISE_BINS, torch.randn(image.shape, generator=generator)
             errors = []
             for rows in torch.arange(len(image)).split(CHUNK):
-                asked = self.objective.add_noise(*(part[rows].to(device) for part in (image, noise, u)))
-                conditions = {"label": batch["label"][rows].to(device)} if "label" in batch else {}
-                errors.append(self.objective.error(model, asked, **conditions).cpu())
-            bands.append(torch.cat(errors))
-        return torch.stack(bands)
+                noisy = self.objective.add_noise(*(part[rows].to(device) for part in (image, noise, u)))
+                conditions = {name: batch[name][rows].to(device) for name in batch if name != "image"}
+                errors.append(self.objective.error(model, noisy, **conditions).cpu())
+            bins.append(torch.cat(errors))
+        return torch.stack(bins)
 
-    def colours(self, drawn: Tensor) -> dict[str, float]:
-        brightest = 2**self.bit_depth - 1
-        sets = [pictures.float().div(brightest).transpose(0, 1).flatten(1) for pictures in (drawn, self.real)]
-        (mean, spread), (real_mean, real_spread) = ((pixels.mean(1), pixels.std(1)) for pixels in sets)
-        found = {f"tint_{channel}": float(off) for channel, off in enumerate(mean - real_mean)}
-        ratio = spread / real_spread.clamp(min=1e-6)
-        return found | {f"contrast_{channel}": float(times) for channel, times in enumerate(ratio)}
+    def colors(self, samples: Tensor) -> dict[str, float]:
+        """Return the shift of the mean and the ratio of the standard deviations, by channel."""
+        sets = [to_unit(images, self.bit_depth).transpose(0, 1).flatten(1) for images in (samples, self.real)]
+        (mean, std), (real_mean, real_std) = ((pixels.mean(1), pixels.std(1)) for pixels in sets)
+        shifts, ratios = mean - real_mean, std / real_std.clamp(min=1e-6)
+        found = {f"mean_shift/{channel}": float(shift) for channel, shift in enumerate(shifts)}
+        return found | {f"std_ratio/{channel}": float(ratio) for channel, ratio in enumerate(ratios)}
 
-    def distance(self, drawn: Tensor) -> dict[str, float]:
-        if len(drawn) < 4 or len(self.real) < 4:
+    def distance(self, samples: Tensor) -> dict[str, float]:
+        """Return the kernel distance and its error, or nothing with fewer than four images."""
+        if len(samples) < 4 or len(self.real) < 4:
             return {}
-        a, b = map(PixelFeatures(self.bit_depth), (drawn, self.real))
+        a, b = map(PixelFeatures(self.bit_depth), (samples, self.real))
         return {
             "kernel_distance": kernel_distance(a, b),
             "kernel_distance_error": float(jackknife_error(kernel_distance, a, b)),
-            "drawn_images": len(drawn),
+            "sampled_images": len(samples),
         }
 
 
-def _some(pictures: ImageDataset, most: int) -> dict[str, Tensor]:
-    """A batch of at most so many, always the same."""
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1))[:most].tolist()
-    return pictures.__getitems__(order) if order else {"image": torch.empty(0)}
+def _fixed_batch(images: ImageDataset, limit: int) -> dict[str, Tensor]:
+    """Return a batch of at most `limit` images, always the same."""
+    indices = fixed_subset(len(images), limit, seed=1).tolist()
+    return images.__getitems__(indices) if indices else {"image": torch.empty(0)}

@@ -1,184 +1,266 @@
-"""How good pictures are, as a record that anyone can make again: every figure with its error and its floor.
+"""Evaluation records: metrics of samples against real images, each with its error and its floor, reproducible.
 
-The floor is what a metric says of as many real pictures (at most half of them) against the others.
+The floor is the same metric for as many real images (at most half of them) against the rest.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError
+from ..core.progress import no_progress
+from ..core.rng import fixed_subset
+from ..core.storage import atomic_write, load_tensors, save_tensors
 from ..data.dataset import ImageDataset
-from .features import INCEPTION_SHA, FeatureExtractor, PixelFeatures, features_of
+from .features import INCEPTION_SHA, FeatureExtractor, PixelFeatures, extract
 from .metrics import (
     Gaussian,
-    jackknife_error,
-    real_vs_real,
+    copy_threshold,
     frechet_between,
     frechet_distance,
+    jackknife_error,
     kernel_distance,
     memorization,
     nearest_distances,
-    copy_threshold,
+    nearest_neighbors,
     prdc,
+    real_vs_real,
     splits,
 )
-from ..core.errors import UserError
-from ..core.progress import no_progress
-from ..core.storage import load_tensors, save_tensors, atomic_write
 
-MOST_REAL = 50_000
-"""Real pictures that the Fréchet distance and the search for copies look at."""
-MOST_PAIRED = 5_000
-"""ImageDataset on either side where a metric compares each with each."""
-FEWEST = 3
-"""SampleBatch pictures from which a spread, and its error, can be told; of real ones twice as many, for their halves."""
+MAX_REAL = 50_000
+"""Real images, at most, for the Fréchet distance and memorization."""
+MAX_PAIRWISE = 5_000
+"""Images, at most, on either side of metrics that compare all pairs."""
+MIN_SAMPLES = 3
+"""Samples needed for a variance and its error; twice as many real images, for their halves."""
 N_SIGMA = 3.0
-"""Standard errors by which drawn pictures must be nearer to training pictures than others are, to say memorization."""
+"""Standard errors by which the memorization of samples must exceed that of held-out images for a verdict."""
+CLOSEST_PAIRS = 12
+MAX_SEARCHED = 10_000
+"""Real images, at most, among which the closest pairs are searched."""
 
 
-def evaluate_pictures(
-    drawn: Tensor, labels: list[int | None], real: ImageDataset, features: FeatureExtractor, progress: Callable = no_progress
+@dataclass(frozen=True)
+class Evaluation:
+    """A record, and the images that it compares."""
+
+    record: dict[str, Any]
+    samples: Tensor
+    """(N, C, H, W) integers."""
+    real: ImageDataset
+    features: FeatureExtractor
+
+    @classmethod
+    def of(
+        cls,
+        source: dict[str, Any],
+        samples: Tensor,
+        conditions: Mapping[str, list[int | None]],
+        real: ImageDataset,
+        features: FeatureExtractor,
+        progress: Callable = no_progress,
+    ) -> "Evaluation":
+        """Evaluate samples and add to the record their `source`, the real images' path, and the program's version."""
+        found = evaluate_images(samples, conditions, real, features, progress)
+        found["real"] = {"path": real.config.path, "split": real.config.split, **found["real"]}
+        return cls({"drawn": source, **found, "diffunet": program_version()}, samples, real, features)
+
+    def closest(self) -> dict[str, Tensor]:
+        """Return `closest_pairs` in the pixels and, if they come from a network, in the features."""
+        images = self.real.images[list(range(min(len(self.real), MAX_SEARCHED)))]
+        extractors: dict[str, FeatureExtractor] = {"pixels": PixelFeatures(self.real.config.bit_depth)}
+        if self.features.weights:
+            extractors["features"] = self.features
+        return {
+            name: closest_pairs(self.samples, images, extractor(self.samples), extractor(images))
+            for name, extractor in extractors.items()
+        }
+
+
+def evaluate_images(
+    samples: Tensor,
+    conditions: Mapping[str, list[int | None]],
+    real: ImageDataset,
+    features: FeatureExtractor,
+    progress: Callable = no_progress,
 ) -> dict[str, Any]:
-    """The record of drawn pictures, integers (N, C, H, W) with the classes that were asked for, against real ones."""
-    check_enough(len(drawn), len(real))
-    parts = _parts(real)
-    digest = _digest(real, parts)
-    trained, held_out = _reference(real, parts, digest, features, progress)
-    seen = features(drawn)
-    whole = torch.cat([trained, held_out])
+    """Return the record of samples, integers (N, C, H, W), against real images.
+
+    `conditions` has the class of each sample, by condition. Raise UserError if there are too few images.
+    """
+    check_enough(len(samples), len(real))
+    parts = [_subset(part.indices, MAX_REAL).sort().values.tolist() for part in real.split_held_out()]
+    digest = _sha256(real, parts)
+    trained, held_out = _real_features(real, parts, digest, features, progress)
+    sampled, all_real = features(samples), torch.cat([trained, held_out])
     record = {
         "features": {
             "name": features.name,
-            "dimensions": seen.shape[1],
+            "dimensions": sampled.shape[1],
             "resize": features.resize,
             "weights_sha256": features.weights,
         },
-        "real": {"num_images": len(whole), "held_out": len(held_out), "sha256": digest},
-        "metrics": compare(seen, whole, frechet_name(features, len(drawn), len(whole))),
-        "memorization": {"features": memory(seen, trained, held_out)},
+        "real": {"num_images": len(all_real), "held_out": len(held_out), "sha256": digest},
+        "metrics": compare(sampled, all_real, frechet_name(features, len(samples), len(all_real))),
+        "memorization": {"features": memorization_record(sampled, trained, held_out)},
     }
     if features.weights:
-        small = PixelFeatures(real.config.bit_depth)
-        record["memorization"]["pixels"] = memory(small(drawn), *(features_of(small, real.images, p) for p in parts))
-    if real.class_names and features.class_names == real.class_names and None not in labels:
-        record["class_accuracy"] = _faithfulness(drawn, labels, real, features)
+        pixels = PixelFeatures(real.config.bit_depth)
+        real_pixels = (extract(pixels, real.images, part) for part in parts)
+        record["memorization"]["pixels"] = memorization_record(pixels(samples), *real_pixels)
+    for name, class_names in real.class_names.items():
+        classes = conditions.get(name, [None])
+        if class_names and class_names == features.class_names and None not in classes:
+            record["class_accuracy"] = _class_accuracy(samples, torch.tensor(classes), real, name, features)
     return record
 
 
-def check_enough(num_drawn: int, num_real: int) -> None:
-    """UserError where there are too few to compare."""
-    if num_drawn < FEWEST or num_real < 2 * FEWEST:
-        few = f"{num_drawn} drawn and {num_real} real pictures"
-        raise UserError(f"{few}: too few to compare; at least {FEWEST} and {2 * FEWEST}")
+def check_enough(num_samples: int, num_real: int) -> None:
+    """Raise UserError if there are too few images to compare."""
+    if num_samples < MIN_SAMPLES or num_real < 2 * MIN_SAMPLES:
+        found = f"got {num_samples} samples and {num_real} real images"
+        raise UserError(f"too few images to compare ({found}); at least {MIN_SAMPLES} and {2 * MIN_SAMPLES} are needed")
 
 
-def frechet_name(features: FeatureExtractor, num_drawn: int, num_real: int) -> str:
-    """What the Fréchet distance may be called: FID only in the features that define it, and with its counts.
+def frechet_name(features: FeatureExtractor, num_samples: int, num_real: int) -> str:
+    """Return the name of the Fréchet distance: FID only with the weights that define it, and with its counts.
 
-    It falls with the number of pictures, so "FID-50k" is that of 50,000 and of nothing less.
+    It decreases with the number of images, so "FID-50k" is that of 50,000 images and of no fewer.
     """
     if not (features.weights or "").startswith(INCEPTION_SHA):
         return "frechet_distance"
-
-    def thousands(count: int) -> str:
-        return f"{count / 1000:g}k"
-
-    against = "" if num_real >= MOST_REAL else f" against {thousands(num_real)}"
-    return f"FID-{thousands(num_drawn)}{against}"
+    against = "" if num_real >= MAX_REAL else f" against {num_real / 1000:g}k"
+    return f"FID-{num_samples / 1000:g}k{against}"
 
 
-def compare(drawn: Tensor, real: Tensor, frechet: str = "frechet_distance") -> dict[str, dict[str, float]]:
-    """Every metric of two sets of features (N, D)."""
-    some_drawn, some_real = drawn[:MOST_PAIRED], _some(real, MOST_PAIRED)
-    of_real = Gaussian(real)
+def compare(samples: Tensor, real: Tensor, frechet: str = "frechet_distance") -> dict[str, dict[str, float]]:
+    """Return the value, error and floor of every metric of two sets of features (N, D), (M, D)."""
+    some_samples, some_real = samples[:MAX_PAIRWISE], _subset(real, MAX_PAIRWISE)
+    real_gaussian = Gaussian(real)
 
     def to_real(some: Tensor, _: Tensor) -> float:
-        return frechet_between(Gaussian(some), of_real)
+        return frechet_between(Gaussian(some), real_gaussian)
 
     found = {
         frechet: {
-            "value": to_real(drawn, real),
-            "error": float(jackknife_error(to_real, drawn, real)),
-            "floor": real_vs_real(frechet_distance, real, len(drawn)),
+            "value": to_real(samples, real),
+            "error": float(jackknife_error(to_real, samples, real)),
+            "floor": real_vs_real(frechet_distance, real, len(samples)),
         },
         "kernel_distance": {
-            "value": kernel_distance(some_drawn, some_real),
-            "error": float(jackknife_error(kernel_distance, some_drawn, some_real)),
-            "floor": real_vs_real(kernel_distance, some_real, len(some_drawn)),
+            "value": kernel_distance(some_samples, some_real),
+            "error": float(jackknife_error(kernel_distance, some_samples, some_real)),
+            "floor": real_vs_real(kernel_distance, some_real, len(some_samples)),
         },
     }
-    values = prdc(some_drawn, some_real)
-    errors = jackknife_error(lambda a, b: list(prdc(a, b).values()), some_drawn, some_real)
-    floors = prdc(*next(splits(some_real, len(some_drawn), 1)))
+    values = prdc(some_samples, some_real)
+    errors = jackknife_error(lambda a, b: list(prdc(a, b).values()), some_samples, some_real)
+    floors = prdc(*next(splits(some_real, len(some_samples), 1)))
     for (name, value), error in zip(values.items(), errors, strict=True):
         found[name] = {"value": value, "error": float(error), "floor": floors[name]}
     return found
 
 
-def memory(drawn: Tensor, trained: Tensor, held_out: Tensor) -> dict[str, Any]:
-    """How many drawn pictures are nearer to a training picture than 95 % of those are to each other.
+def memorization_record(samples: Tensor, trained: Tensor, held_out: Tensor) -> dict[str, Any]:
+    """Return the share of samples nearer to a training image than 95 % of those are to each other, and a verdict.
 
-    Beside it the same of real pictures that were not trained on; far more than that is memorising.
+    The floor is the share of held-out images; a share far above it is memorization.
     """
     near = copy_threshold(trained)
-    share, error = memorization(drawn, trained, near)
-    found = {"value": share, "error": error, "near": near, "median_distance": _median(drawn, trained)}
-    usual, usual_error = memorization(held_out, trained, near) if len(held_out) else (0.05, 0.0)
-    found |= {"floor": usual, "floor_error": usual_error}
+    share, error = memorization(samples, trained, near)
+    found = {"value": share, "error": error, "near": near, "median_distance": _median_distance(samples, trained)}
+    floor, floor_error = memorization(held_out, trained, near) if len(held_out) else (0.05, 0.0)
+    found |= {"floor": floor, "floor_error": floor_error}
     if len(held_out):
-        found["floor_median_distance"] = _median(held_out, trained)
-    return found | {"verdict": share - usual > N_SIGMA * (error**2 + usual_error**2) ** 0.5}
+        found["floor_median_distance"] = _median_distance(held_out, trained)
+    return found | {"verdict": share - floor > N_SIGMA * (error**2 + floor_error**2) ** 0.5}
 
 
-def _median(a: Tensor, b: Tensor) -> float:
+def _median_distance(a: Tensor, b: Tensor) -> float:
     return float(nearest_distances(a, b).median())
 
 
-def _faithfulness(drawn: Tensor, labels: list[int], real: ImageDataset, features: FeatureExtractor) -> dict[str, float]:
-    """The share of drawn pictures that are named as was asked; floor: of real pictures kept from training."""
-    _, kept = real.split_held_out()
-    found = {"value": float((features.named(drawn) == torch.tensor(labels)).double().mean())}
-    found["error"] = (found["value"] * (1 - found["value"]) / len(drawn)) ** 0.5
-    if len(kept):
-        batch = kept.__getitems__(list(range(len(kept))))
-        found["floor"] = float((features.named(batch["image"]) == batch["label"]).double().mean())
+def _class_accuracy(
+    samples: Tensor, labels: Tensor, real: ImageDataset, name: str, features: FeatureExtractor
+) -> dict[str, float]:
+    """Return the share of samples classified as their condition `name`; floor: the same of held-out images."""
+    found = {"value": float((features.predict(samples) == labels).double().mean())}
+    found["error"] = (found["value"] * (1 - found["value"]) / len(samples)) ** 0.5
+    _, held_out = real.split_held_out()
+    if len(held_out):
+        batch = held_out.__getitems__(list(range(len(held_out))))
+        found["floor"] = float((features.predict(batch["image"]) == batch[name]).double().mean())
     return found
 
 
-def closest_pairs(drawn: Tensor, real: Tensor, seen: Tensor, seen_real: Tensor, number: int) -> Tensor:
-    """The drawn pictures nearest to a real one in their features, nearest first, each before that one.
+def closest_pairs(
+    samples: Tensor, real: Tensor, sampled: Tensor, real_features: Tensor, number: int = CLOSEST_PAIRS
+) -> Tensor:
+    """Return the samples nearest to a real image in their features, nearest first, each followed by that image.
 
-    (2 * number, C, H, W).
+    samples (N, C, H, W), real (M, C, H, W), sampled (N, D), real_features (M, D) -> (2 * number, C, H, W).
     """
-    near = [torch.cdist(chunk, seen_real).min(dim=1) for chunk in seen.split(256)]
-    order = torch.cat([found.values for found in near]).argsort()[:number]
-    pairs = torch.stack([drawn[order], real[torch.cat([found.indices for found in near])[order].tolist()]], dim=1)
-    return pairs.flatten(0, 1)
+    distances, indices = nearest_neighbors(sampled, real_features)
+    order = distances.argsort()[:number]
+    return torch.stack([samples[order], real[indices[order]]], dim=1).flatten(0, 1)
 
 
-# ── the real pictures ─────────────────────────────────────────────────────────────────────────────
+def format_record(record: dict[str, Any]) -> str:
+    """Return the record of `Evaluation.of` as a table."""
+    source, real, features = record["drawn"], record["real"], record["features"]
+    sampling = "" if "folder" in source else f" ({source['sampler']}, {source['steps']} steps, seed {source['seed']})"
+    rows = {name.replace("_", " "): row for name, row in record["metrics"].items()}
+    rows |= {f"memorization, in {name}": row for name, row in record["memorization"].items()}
+    if "class_accuracy" in record:
+        rows["class accuracy"] = record["class_accuracy"]
+    lines = [
+        f"{source['num_images']:,} samples{sampling} against {real['num_images']:,} real images of {real['path']}",
+        f"features: {features['name']} ({features['dimensions']} dimensions)",
+        "",
+        f"{'':26}{'samples':>22}{'floor':>14}",
+    ]
+    for name, row in rows.items():
+        floor = f"{row['floor']:.4g}" if "floor" in row else ""
+        lines.append(f"{name:26}{row['value']:>10.4g} ± {row['error']:<9.2g}{floor:>14}")
+    if any(row["verdict"] for row in record["memorization"].values()):
+        lines.append("MEMORIZED: more samples than held-out images are near copies of training images")
+    return "\n".join(lines)
 
 
-def _some(rows: Tensor, most: int) -> Tensor:
-    """At most so many of them, always the same."""
-    if len(rows) <= most:
-        return rows
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
+def program_version() -> dict[str, str | None]:
+    """Return the version of this program and, in a checkout, its commit."""
+    found: dict[str, str | None] = {"version": None, "commit": None}
+    with suppress(PackageNotFoundError):
+        found["version"] = version("diffunet")
+    root = Path(__file__).parents[2]
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        if (root / ".git").exists():
+            result = subprocess.run(describe, capture_output=True, text=True, timeout=10)
+            found["commit"] = result.stdout.strip() or None
+    return found
 
 
-def _parts(real: ImageDataset) -> list[list[int]]:
-    """Where the pictures trained on stand, and those held out: at most MOST_REAL of each."""
-    places = (torch.arange(len(p)) if p.places is None else p.places for p in real.split_held_out())
-    return [_some(place, MOST_REAL).sort().values.tolist() for place in places]
+# ── real images ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _digest(real: ImageDataset, parts: list[list[int]]) -> str:
-    """The SHA-256 of all their pixels."""
+def _subset(rows: Tensor, limit: int) -> Tensor:
+    """Return at most `limit` of the rows, always the same."""
+    return rows if len(rows) <= limit else rows[fixed_subset(len(rows), limit)]
+
+
+def _sha256(real: ImageDataset, parts: list[list[int]]) -> str:
+    """Return the SHA-256 of the pixels of all parts."""
     digest = hashlib.sha256()
     for part in parts:
         for first in range(0, len(part), 1024):
@@ -187,22 +269,22 @@ def _digest(real: ImageDataset, parts: list[list[int]]) -> str:
     return digest.hexdigest()
 
 
-def _reference(
+def _real_features(
     real: ImageDataset, parts: list[list[int]], digest: str, features: FeatureExtractor, progress: Callable
 ) -> list[Tensor]:
-    """Features of each part. What a network made of them is kept in a cache, by what it follows from."""
+    """Return the features of each part. Those of a network are cached, by the hashes of images and weights."""
     if not features.weights:
-        return [features_of(features, real.images, part) for part in parts]
-    told = "|".join(map(str, (digest, *map(len, parts), features.name, features.resize, features.weights)))
-    file = cache_folder() / f"features-{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+        return [extract(features, real.images, part) for part in parts]
+    key = "|".join(map(str, (digest, *map(len, parts), features.name, features.resize, features.weights)))
+    file = cache_folder() / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     if not file.exists():
-        found = [features_of(features, real.images, part, progress) for part in parts]
+        found = [extract(features, real.images, part, progress) for part in parts]
         with atomic_write(file) as partial:
             save_tensors(partial, dict(zip(("trained", "held_out"), found, strict=True)))
-    kept = load_tensors(file)
-    return [kept["trained"], kept["held_out"]]
+    cached = load_tensors(file)
+    return [cached["trained"], cached["held_out"]]
 
 
 def cache_folder() -> Path:
-    """Where features of real pictures are kept."""
+    """Return the folder of cached features."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
