@@ -1,7 +1,7 @@
-"""python sample.py runs/digits                       64 pictures and a grid
+"""python sample.py runs/digits                       64 images and a grid
 python sample.py runs/digits --label 7 --num_images 10"""
 
-from diffunet.cli.main import sample
+from diffunet.__main__ import main
 
 if __name__ == "__main__":
-    sample()
+    main("sample")

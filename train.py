@@ -1,9 +1,9 @@
-"""python train.py                                        real handwritten digits, in a few minutes on a CPU
+"""python train.py                                        handwritten digits, in a few minutes on a CPU
 python train.py --config configs/cifar10.yaml          another configuration; --help explains every key
-python train.py --resume runs/digits                   the same run goes on
+python train.py --resume runs/digits                   resumes a run
 accelerate launch train.py --config configs/cifar10.yaml   on all GPUs"""
 
-from diffunet.cli.main import train
+from diffunet.__main__ import main
 
 if __name__ == "__main__":
-    train()
+    main("train")

@@ -1,70 +1,86 @@
-"""What every command shares: mistakes told in one line, the configs that come with the program, the device."""
+"""What all commands share: errors as one line, exit codes, condition flags, output folders."""
 
+import argparse
+import json
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from functools import wraps
-from itertools import count
 from pathlib import Path
 
-from ..core.errors import UserError, did_you_mean, ran_out_of_memory
-from ..core.errors import describe_oserror
+from ..core.errors import UserError, describe_oserror, ran_out_of_memory
+from .flags import FLAG
 
-CONFIG_DIR = next(f for f in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs") if f.is_dir())
-"""The configs: inside the installed package, or beside it in a checkout."""
+INTERRUPTED = 130
 
 
-def user_friendly(command: Callable) -> Callable:
-    """A command whose user's mistakes end in one line each and exit code 2, without a traceback."""
+def user_friendly(command: Callable[[list[str]], int]) -> Callable[[list[str] | None], None]:
+    """Turn a function into a command that exits: with 2 after one line for a user's mistake, without a traceback."""
 
     @wraps(command)
     def wrapped(argv: list[str] | None = None) -> None:
-        for stream in (sys.stdout, sys.stderr):            # a file may have a name that is no text
+        for stream in (sys.stdout, sys.stderr):            # file names need not be valid text
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            sys.exit(command(argv))
+            sys.exit(command(sys.argv[1:] if argv is None else argv))
         except UserError as mistake:
-            if os.environ.get("LOCAL_RANK", "0") == "0":                      # once on each machine
-                print(mistake, file=sys.stderr)
-            sys.exit(2)
-        except BrokenPipeError:                                               # `... | head` has seen enough
+            _fail(str(mistake))
+        except BrokenPipeError:                                               # the reader of a pipe, such as head, left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except OSError as error:
-            print(describe_oserror(error), file=sys.stderr)
-            sys.exit(2)
+            _fail(describe_oserror(error))
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-            print("out of memory: lower --batch_size, or use a smaller network", file=sys.stderr)
-            sys.exit(2)
+            _fail("out of memory: lower --batch_size, or use a smaller network")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
 
     return wrapped
 
 
-def next_folder(folder: Path) -> Path:
-    """The first of 000, 001, ... that is not there yet."""
-    return next(path for number in count() if not (path := folder / f"{number:03d}").exists())
+def _fail(message: str) -> None:
+    """Print the message, once per machine, and exit with 2. torchrun repeats it as the root cause of its own report."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
+    sys.exit(2)
+
+
+def check_single_process(command: str) -> None:
+    """Raise UserError in a command that would do the same work in every process of a launcher."""
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"{command}: runs in one process (got {processes} from a launcher); start it with python")
 
 
 def check_writable(folder: Path) -> None:
-    """UserError if a folder cannot be written to, or not be made: before hours of work for it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{there}: cannot be written to; name another folder with --output")
+    """Raise UserError if a folder cannot be made or written to: before hours of work for it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{existing}: not writable; choose another folder with --output")
 
 
-def config_file(name: str) -> Path:
-    """A config by path, or one of those that come with the program by its path in the project."""
-    path = Path(name)
-    shipped = CONFIG_DIR / path.name
-    if not path.exists() and path.parent.name in ("", "configs") and shipped.exists():
-        return shipped
-    if not path.exists() and not path.parent.is_dir():
-        names = [file.name for file in CONFIG_DIR.glob("*.yaml")]
-        raise UserError(f"{name}: no such file{did_you_mean(path.name, names)}")
-    return path
+def run_in(argv: Iterable[str]) -> str | None:
+    """Return the first argument that is a run folder, from which the flags of its conditions follow."""
+    return next((word for word in argv if not word.startswith("-") and (Path(word) / "config.yaml").is_file()), None)
+
+
+def add_condition_flags(parser: argparse.ArgumentParser, class_names: dict[str, tuple[str, ...]]) -> None:
+    """Add one flag for each condition of a run, such as `--label 7`."""
+    for name, names in class_names.items():
+        listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        parser.add_argument(
+            f"--{name}",
+            dest=f"{FLAG}conditions.{name}",
+            default=argparse.SUPPRESS,
+            metavar="CLASS",
+            help=f"class by number or name, several separated by commas, none: unconditional ({listed}) "
+            "[default: cycle through all]".replace("%", "%%"),
+        )

@@ -30,7 +30,8 @@ def add_flags(
         elif annotation is not None:
             _add_mapping(parser, key, field, variants_of(annotation))
         elif variants := variants_of(field.annotation):
-            group.add_argument(f"--{'.'.join(key)}", **_options(key, metavar="|".join(variants), help=_help(field, TAG)))
+            options = _options(key, metavar="|".join(variants), help=_help(field, TAG))
+            group.add_argument(f"--{'.'.join(key)}", **options)
             _add_variants(parser, key, variants)
         else:
             flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}

@@ -1,12 +1,10 @@
-"""All commands by their names: `diffunet train`, `diffunet sample`, ..."""
+"""All commands by name: `diffunet train`, `diffunet sample`, ..."""
 
-import sys
-
+from ..core.errors import UserError, did_you_mean, printable
 from .console import user_friendly
-from .network import describe, export, import_
 from .evaluate import classifier, ema, evaluate
+from .network import describe, export, import_
 from .sample import sample
-from ..core.errors import UserError, did_you_mean
 from .train import train
 
 COMMANDS = {
@@ -22,14 +20,13 @@ COMMANDS = {
 
 
 @user_friendly
-def main(argv: list[str] | None = None) -> int:
-    """The `diffunet` command: `diffunet train`, `diffunet sample`, ..."""
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str]) -> int:
+    """The `diffunet` command."""
     if argv and argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: diffunet COMMAND ...; diffunet COMMAND --help tells more\n")
+        print("usage: diffunet COMMAND ...; diffunet COMMAND --help for its options\n")
         for name, command in COMMANDS.items():
             print(f"  {name:10}{command.__doc__.splitlines()[0]}")
         return 0
-    raise UserError(f"{argv[0]}: unknown command{did_you_mean(argv[0], COMMANDS)}")
+    raise UserError(f"{printable(argv[0])}: unknown command{did_you_mean(argv[0], COMMANDS)}")

@@ -1,7 +1,8 @@
-"""Progress bars are passed in as functions that wrap an iterable."""
+"""Progress bars and messages, passed in as functions by whoever shows them."""
 
-from collections.abc import Iterable
-from functools import partial
+import os
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 
 
 def no_progress(steps: Iterable, **options) -> Iterable:
@@ -9,8 +10,28 @@ def no_progress(steps: Iterable, **options) -> Iterable:
     return steps
 
 
-def progress_bar(description: str, unit: str = "it"):
-    """Return a function that wraps an iterable in a tqdm bar, which is removed when it is done."""
+def progress_bar(description: str, unit: str = "it") -> Callable[..., Iterable]:
+    """Return a function that wraps an iterable in a tqdm bar, which disappears when it is done."""
     from tqdm import tqdm
 
     return partial(tqdm, desc=description, unit=unit, leave=False, dynamic_ncols=True)
+
+
+def shared_bar(description: str, unit: str, total: int) -> Callable[..., Iterable]:
+    """Return a function that counts the items of many iterables in one tqdm bar, which appears with the first."""
+    from tqdm import tqdm
+
+    bar = cache(lambda: tqdm(total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True))
+
+    def counted(steps: Iterable) -> Iterable:
+        for step in steps:
+            yield step
+            bar().update()
+
+    return counted
+
+
+def print_once(text: str) -> None:
+    """Print in the first of the processes that a launcher started, and nothing in the others."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)

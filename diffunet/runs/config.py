@@ -31,7 +31,7 @@ class ModelConfig(Settings):
 
     unet: UNetConfig = UNetConfig()
     time: TimeConfig = TimeConfig()
-    conditions: dict[str, ConditionConfig] = {}
+    conditions: dict[str, ConditionConfig] = Field({})
     """Conditions by name: `{label: {type: label}}`. {}: unconditional."""
 
     @field_validator("conditions")
@@ -94,7 +94,7 @@ class Config(ModelConfig):
 
     def resolve(self, images: ImageDataset) -> Self:
         """Return the config with everything that follows from the data. UserError where they disagree."""
-        conditions: dict[str, ConditionConfig] = {}
+        conditions: dict[str, ConditionConfig] = Field({})
         for name, label in self.labels.items():
             found = images.class_names.get(name)
             if label.num_classes not in (None, len(found or ())):

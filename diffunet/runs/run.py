@@ -217,7 +217,7 @@ class Run:
 
 
 def load_denoiser(folder: str | Path) -> Denoiser:
-    """Return the denoiser of a run's model/ folder, which needs nothing beside it. UserError if its files do not fit."""
+    """Return the denoiser of a run's model/ folder, which is self-contained. UserError if its files do not fit."""
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS}: missing; the run has no checkpoint yet")

@@ -16,14 +16,15 @@ from ..data.dataset import load_images
 from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
 from ..runs.config import Config, config_file
-from ..runs.figures import columns, plot_curves, save_grid, save_timeline
+from ..runs.figures import plot_curves, save_grid, save_timeline
 from ..runs.run import Run
+from ..runs.samples import columns
 from ..sampling.generate import check_sample_config
 from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
 from .fit import fit, make_accelerator
 from .start import begin, resume
-from .task import Start, Task
+from .task import Task
 
 UNET = {"dims": 2, "padding": "same", "token_dim": 0, "plane_channels": 0}
 """What the U-Net of an image generator has to be; as a library it is more."""
@@ -80,7 +81,7 @@ def generation(config: Config) -> Task:
         if (found := getattr(config.unet, key)) != needed:
             raise UserError(f"unet.{key}: a generator of images needs {needed} (got {found})")
     accelerator = make_accelerator(config.train)
-    from accelerate.utils import tqdm                          # a bar in the main process only
+    from accelerate.utils import tqdm  # a bar in the main process only
 
     log = accelerator.print
     columns_of = {name: label.column for name, label in config.labels.items()}
@@ -155,5 +156,3 @@ class Preview:
         save_timeline(folder, self.config.data.size)
         return self.monitor(ema, pixels, self.device)
 
-
-__all__ = ["Start", "generation", "train"]

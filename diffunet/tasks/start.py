@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import UserError, did_you_mean
+from ..core.progress import print_once
+from ..core.settings import settings_from
 from ..runs.run import Run
 from ..training.checkpoint import is_intact, list_checkpoints
 from .task import Start
@@ -44,7 +46,7 @@ def resume(
     overrides: Mapping[str, str],
     overwrite: bool = False,
     force: bool = False,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = print_once,
 ) -> tuple[C, Start]:
     """Return the configuration and the start of a run that is resumed, from its folder or one of its checkpoints.
 
@@ -60,6 +62,11 @@ def resume(
     start = Start(run, previous.train, checkpoint, overwrite, force)
     _check_not_discarding(start, config.train.steps)
     return config, start
+
+
+def read_run(kind: type[C]) -> Callable[[Path, Mapping[str, str]], C]:
+    """Return a function that reads the configuration of a run folder, with flags applied."""
+    return lambda folder, overrides: settings_from(Run(folder).config(kind), kind, overrides)
 
 
 def _parse(path: Path) -> tuple[Run, Path | None]:
@@ -106,7 +113,7 @@ def _check_not_discarding(start: Start, steps: int) -> None:
             reached = int(first.name.removeprefix("step_"))
             raise UserError(f"--train.steps {steps}: the run is already at step {reached}; pass a larger value")
     if start.overwrite and not checkpoint:
-        raise UserError("--overwrite: discards what is newer than a checkpoint; name one, --resume RUN/checkpoints/step_...")
+        raise UserError("--overwrite: discards later checkpoints; name one with --resume RUN/checkpoints/step_...")
     for other in checkpoints:
         if checkpoint and other.name > checkpoint.name and is_intact(other) and not start.overwrite:
             raise UserError(f"--resume: {other} is newer than {checkpoint.name} and intact; --overwrite discards it")
