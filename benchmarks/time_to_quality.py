@@ -1,27 +1,31 @@
-"""How long a training takes until its digits are good enough, ours and two peers' on this machine.
+"""Training time until generated digits are good enough, for diffunet and two baselines on this machine.
 
     python benchmarks/time_to_quality.py --seeds 0 1 2 --target 25 --cap_minutes 6 --folder runs/time-to-quality
     python benchmarks/time_to_quality.py --contenders "diffusers, small" --seeds 0 1 --folder runs/time-to-quality
-    python benchmarks/time_to_quality.py --measure_step_time                                        two minutes
+    python benchmarks/time_to_quality.py --rehearse                                                 two minutes
 
-Good enough is a Fréchet distance of the pixels (0 to 16) of at most --target between 1,000 pictures and all real
-digits, as `diffunet evaluate` has it. The seconds are those of training, the clock stands still while it is measured:
+What is compared is recipes, not networks or training loops: with diffunet's recipe, diffusers' network of the same size
+is as good after the same time (README.md beside this file).
 
-- Ours is `diffunet train` with configs/digits.yaml and a time. Its rate falls to zero with the end of that time, so
-  each of --budgets is a training of its own, from the shortest to the first that is good enough. The measuring of
-  its speed at the start counts as training.
-- A peer (benchmarks/peers) is measured on its way, at times that grow by a quarter, by the better of its weights and
-  their average, until --cap_minutes or the end of its own recipe. `small` is the peer's network at the size of ours.
+Good enough is a Fréchet distance of the pixels (0 to 16) of at most --target between 1,000 samples and all real
+digits, as `diffunet evaluate` computes it. Only training is timed, not evaluating:
 
-Between two measurements the time is taken from the line between them, both axes logarithmic.
+- diffunet is `diffunet train` with configs/digits.yaml and --train.minutes. Its learning rate decays to zero at the end
+  of that time, so each of --budgets is a training of its own, from the shortest to the first that is good enough. The
+  speed measurement at its start counts as training.
+- A baseline (benchmarks/baselines) is evaluated during its training, at times that grow by a quarter, with the better
+  of its weights and their EMA, until --cap_minutes or the end of its own recipe. `small` is its network at the size of
+  diffunet's.
 
-Everybody's pictures are drawn with the contender's own noise schedule by DPM-Solver++ 2M in 25 steps: ours as the
-command does, even in log-SNR, the peers' even in time, which suits their schedules better. Fifty are looked at first:
-while those are further off than any good ones could be, the others are not drawn.
+Between two evaluations the time is interpolated, both axes logarithmic.
 
-Each contender and seed has a process of its own, all contenders with one seed before the next; interrupted, the same
-command goes on with the first that was not completed. FOLDER gets a .jsonl with a line for each measurement, a table
-in .md and a .png, from all that was measured there so far.
+All images are sampled with the contender's own noise schedule by DPM-Solver++ 2M in 25 steps: diffunet's evenly spaced
+in log-SNR, as its command does; the baselines' evenly in time, which suits their schedules better. Fifty are evaluated
+first; the others are not sampled if those are farther off than good ones could be.
+
+Each contender and seed has a process of its own, all contenders with one seed before the next. Interrupted, the same
+command continues with the first that is incomplete. FOLDER gets a .jsonl with a line for each evaluation, a table in
+.md and a .png, from everything evaluated there so far.
 """
 
 import argparse
@@ -38,23 +42,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from records import add_record_flag, append_rows, machine
+from records import table as markdown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffunet.runs.run import Run
-    from diffunet.models.denoiser import Denoiser
-    from diffunet.sampling.loop.generate import SampleConfig
-
 STARTED = perf_counter()
-"""Of this process; importing torch is a part of the time."""
+"""Start of this process; importing torch counts."""
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "digits.yaml"
-LOOK = 50
-"""ImageDataset in a first look."""
+FIRST_IMAGES = 50
+"""Images evaluated first."""
 GROWTH = 1.25
-"""From one measurement of a peer to the next."""
+"""Ratio of the training times at successive evaluations of a baseline."""
 BATCH = 250
-"""ImageDataset drawn together."""
+"""Images sampled at once."""
 REHEARSAL = {
     "num_images": 60,
     "steps": 3,
@@ -68,15 +71,15 @@ REHEARSAL = {
 
 
 @dataclass(frozen=True)
-class Ours:
-    """Trainings by our own command, each measured as its config draws and without guidance."""
+class Diffunet:
+    """Trainings by `diffunet train`."""
 
     flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A training by the recipe of a module in peers/."""
+class Baseline:
+    """A training by the recipe of a module in baselines/."""
 
     module: str
     size: str
@@ -84,60 +87,55 @@ class Peer:
 
 
 CONTENDERS = {
-    "diffunet": Ours(),
-    "diffunet, no classes": Ours(("--conditions.classes", "0")),
-    "diffusers, small": Peer("diffusers_recipe", "small"),
-    "denoising-diffusion-pytorch, small": Peer("denoising_diffusion", "small"),
-    "denoising-diffusion-pytorch, as shipped": Peer("denoising_diffusion", "as_shipped"),
-    "diffusers, as shipped": Peer("diffusers_recipe", "as_shipped", resolution=32),
+    "diffunet": Diffunet(),
+    "diffunet, no classes": Diffunet(("--conditions", "{}")),
+    "diffusers, small": Baseline("diffusers_recipe", "small"),
+    "denoising-diffusion-pytorch, small": Baseline("denoising_diffusion", "small"),
+    "denoising-diffusion-pytorch, as shipped": Baseline("denoising_diffusion", "as_shipped"),
+    "diffusers, as shipped": Baseline("diffusers_recipe", "as_shipped", resolution=32),
 }
-"""The peers know no classes. As shipped, diffusers' network halves five times: a pixel is a square of 4×4 for it."""
-PLAIN = "without guidance"
+"""The baselines are unconditional. As shipped, diffusers' network halves five times, so each pixel becomes 4×4."""
 
 
-# ── measuring ─────────────────────────────────────────────────────────────────────────────────────
+# ── training and evaluating ───────────────────────────────────────────────────────────────────────
 
 
-class Yardstick:
-    """The Fréchet distance from all real digits, and the time that finding it took."""
+class Evaluator:
+    """The Fréchet distance from all real digits. `seconds` is the time spent on it."""
 
-    def __init__(self, asked: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace):
         from diffunet.data.dataset import DataConfig, load_images
-        from diffunet.evaluation.metrics import real_vs_real, frechet_distance
-        from diffunet.cli.evaluate import choose_features
-        from diffunet.core.progress import no_progress
+        from diffunet.evaluation.features import choose_features
+        from diffunet.evaluation.metrics import frechet_distance, real_vs_real
 
         self.distance = frechet_distance
-        self.num_images, self.look = asked.num_images, min(LOOK, asked.num_images)
-        pictures = load_images(DataConfig(path="digits"), labelled=True, say=no_progress)
-        self.features = choose_features(None, None, pictures)
-        self.real = self.features(pictures.images[list(range(len(pictures)))])
-        # Few pictures are always further off: by so much if they are real.
-        self.hopeless = asked.target + 2 * real_vs_real(frechet_distance, self.real, self.look)
+        self.num_images, self.first = args.num_images, min(FIRST_IMAGES, args.num_images)
+        real = load_images(DataConfig(path="digits"), log=lambda text: None)
+        self.features = choose_features(None, None, real)
+        self.real = self.features(real.images)
+        # Few images always have a larger distance: this much, if they are real.
+        self.hopeless = args.target + 2 * real_vs_real(frechet_distance, self.real, self.first)
         self.seconds = 0.0
 
-    def __call__(self, draw: Callable) -> dict[str, float]:
-        """Of the integers (number, 1, 8, 8) that `draw(number)` gives."""
+    def __call__(self, sample: Callable[[int], "Tensor"]) -> dict[str, float]:
+        """Evaluate the images that `sample(number)` returns, integers (number, 1, 8, 8)."""
         started = perf_counter()
-        for number in sorted({self.look, self.num_images}):
-            found = self.distance(self.features(draw(number)), self.real)
-            if found > self.hopeless:
+        for number in sorted({self.first, self.num_images}):
+            distance = self.distance(self.features(sample(number)), self.real)
+            if distance > self.hopeless:
                 break
         self.seconds += perf_counter() - started
-        return {"frechet": round(found, 2), "num_images": number}
+        return {"frechet": round(distance, 2), "num_images": number}
 
 
-def measure_ours(name: str, contender: Ours, seed: int, asked: argparse.Namespace) -> Iterator[dict]:
-    """A training for each budget, until one is good enough in both ways to draw."""
+def measure_diffunet(name: str, contender: Diffunet, seed: int, args: argparse.Namespace) -> Iterator[dict]:
+    """Yield the result of a training for each budget, until one is good enough."""
     from diffunet.runs.run import Run
-    from diffunet.cli.console import default_device
-    from diffunet.tasks.fit import REHEARSED
+    from diffunet.tasks.estimate import REHEARSAL as MEASURED_SHARE
 
-    yardstick = Yardstick(asked)
-    guidance = {name: {}, f"{name}, {PLAIN}": {"guidance_scale": 1.0, "guide": None}}
-    same = {"steps": asked.steps, "seed": 10_000 * seed, "batch_size": BATCH}
-    for minutes in asked.budgets:
-        folder = asked.folder / "trainings" / f"{name}, {minutes:g} minutes, seed {seed}"
+    evaluator = Evaluator(args)
+    for minutes in args.budgets:
+        folder = args.folder / "trainings" / f"{name}, {minutes:g} minutes, seed {seed}"
         words = ["train", "--config", CONFIG, "--train.output", folder, "--train.seed", seed, "--overwrite"]
         words += ["--train.minutes", minutes, *contender.flags]
         started = perf_counter()
@@ -147,91 +145,78 @@ def measure_ours(name: str, contender: Ours, seed: int, asked: argparse.Namespac
             sys.exit(ended.stderr)
         took = perf_counter() - started
         run = Run(folder)
-        config, denoiser = run.config(), run.denoiser().to(default_device())
+        config = run.config()
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         steps = [0, *(line["step"] for line in log)]
         trained = sum(
             (line["step"] - before) * config.train.batch_size / line["images_per_second"]
             for before, line in zip(steps, log, strict=False)
         )
-        point = {
-            "seconds": round(trained + REHEARSED * 60 * minutes, 2),
+        settings = {"steps": args.steps, "seed": 10_000 * seed, "batch_size": BATCH}
+        found = evaluator(lambda number, run=run, settings=settings: run.sample(num_images=number, **settings).pixels)
+        yield {
+            "contender": name,
+            "seed": seed,
+            "seconds": round(trained + MEASURED_SHARE * 60 * minutes, 2),
             "command_seconds": round(took, 2),
             "steps": steps[-1],
             "images": steps[-1] * config.train.batch_size,
-            "parameters": sum(p.numel() for p in denoiser.parameters()),
-            "weights": "average",
+            "parameters": sum(p.numel() for p in run.denoiser().parameters()),
+            "weights": "EMA",
+            **found,
         }
-        good = []
-        for drawn, how in guidance.items():
-            found = yardstick(drawer(run, denoiser, config.sample.model_copy(update=same | how)))
-            good.append(found["frechet"] <= asked.target)
-            yield {"contender": drawn, "seed": seed, **point, **found}
-        if all(good):
+        if found["frechet"] <= args.target:
             return
 
 
-def drawer(run: "Run", denoiser: "Denoiser", wish: "SampleConfig") -> Callable[[int], "Tensor"]:
-    """Draws as many pictures as it is told, as `diffunet sample` would."""
-    import torch
-
-    from diffunet.cli.sample import draw
-
-    def pictures(number: int) -> torch.Tensor:
-        these = wish.model_copy(update={"num_images": number})
-        return torch.cat([batch.pixels for batch in draw(run, denoiser, run.config(), these)])
-
-    return pictures
-
-
-def measure_peer(name: str, contender: Peer, seed: int, asked: argparse.Namespace) -> Iterator[dict]:
-    """One training, measured at growing times until it is good enough."""
+def measure_baseline(name: str, contender: Baseline, seed: int, args: argparse.Namespace) -> Iterator[dict]:
+    """Yield the results of one training, evaluated at growing times until it is good enough."""
     import torch
     import torch.nn.functional as F
     from accelerate import Accelerator
     from diffusers import DPMSolverMultistepScheduler
 
-    from diffunet.data.dataset import denormalize
+    from diffunet.data.pixels import denormalize
     from diffunet.objectives.base import CLIP_TO_DATA_RANGE
     from diffunet.sampling.loop import sample
 
-    sys.path.insert(0, str(HERE / "peers"))
-    peer, common = import_module(contender.module), import_module("common")
+    sys.path.insert(0, str(HERE / "baselines"))
+    baseline, common = import_module(contender.module), import_module("common")
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    scans = common.load_pictures("digits", contender.resolution).to(accelerator.device)
-    batches = common.Batches(scans, peer.BATCH_SIZE, flip=False)
-    network = peer.build(contender.resolution, 1, "tiny" if asked.measure_step_time else contender.size)
-    recipe = peer.Recipe(network, batches, accelerator)
-    noise = recipe.noise_scheduler
-    noise_levels = {"trained_betas": noise.betas.tolist(), "prediction_type": noise.config.prediction_type}
+    digits = common.load_images("digits", contender.resolution).to(accelerator.device)
+    batches = common.Batches(digits, baseline.BATCH_SIZE, flip=False)
+    network = baseline.build(contender.resolution, 1, "tiny" if args.rehearse else contender.size)
+    recipe = baseline.Recipe(network, batches, accelerator)
+    schedule = recipe.noise_scheduler
+    noise_levels = {"trained_betas": schedule.betas.tolist(), "prediction_type": schedule.config.prediction_type}
     spacing = {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}
 
     def sampler() -> DPMSolverMultistepScheduler:
-        made = DPMSolverMultistepScheduler(**noise_levels, **spacing, **CLIP_TO_DATA_RANGE)
-        made.set_timesteps(asked.steps)
-        return made
+        scheduler = DPMSolverMultistepScheduler(**noise_levels, **spacing, **CLIP_TO_DATA_RANGE)
+        scheduler.set_timesteps(args.steps)
+        return scheduler
 
-    def pictures(number: int, predict: Callable) -> torch.Tensor:
+    def images_of(number: int, predict: Callable) -> torch.Tensor:
         generator = torch.Generator().manual_seed(10_000 * seed)
-        start = torch.randn(number, *scans.shape[1:], generator=generator).to(accelerator.device)
-        drawn = [sample(predict, sampler(), part) for part in start.split(BATCH)]
-        return denormalize(F.adaptive_avg_pool2d(torch.cat(drawn), 8), bit_depth=8).cpu()
+        noise = torch.randn(number, *digits.shape[1:], generator=generator).to(accelerator.device)
+        samples = [sample(predict, sampler(), part) for part in noise.split(BATCH)]
+        return denormalize(F.adaptive_avg_pool2d(torch.cat(samples), 8), bit_depth=8).cpu()
 
-    begun = perf_counter()
-    yardstick = Yardstick(asked)
-    yardstick.seconds = perf_counter() - begun
-    trained, steps, images, until, cap = 0.0, 0, 0, asked.first_seconds, 60 * asked.cap_minutes
+    started = perf_counter()
+    evaluator = Evaluator(args)
+    evaluator.seconds = perf_counter() - started
+    trained, steps, images, until, cap = 0.0, 0, 0, args.first_seconds, 60 * args.cap_minutes
     while True:
         started = perf_counter()
         while steps < recipe.total_steps and trained + perf_counter() - started < until:
             images += recipe.step()[0]
             steps += 1
         trained += perf_counter() - started
-        took = perf_counter() - STARTED - yardstick.seconds
-        before = yardstick.seconds
+        took = perf_counter() - STARTED - evaluator.seconds
+        before = evaluator.seconds
         found = {
-            weights: yardstick(lambda number, predict=predict: pictures(number, predict))
+            weights: evaluator(lambda number, predict=predict: images_of(number, predict))
             for weights, predict in recipe.predictors().items()
         }
         best = min(found, key=lambda weights: found[weights]["frechet"])
@@ -247,135 +232,139 @@ def measure_peer(name: str, contender: Peer, seed: int, asked: argparse.Namespac
             **found[best],
             "of_each": found,
         }
-        if found[best]["frechet"] <= asked.target or steps == recipe.total_steps or trained >= cap:
+        if found[best]["frechet"] <= args.target or steps == recipe.total_steps or trained >= cap:
             return
-        # Where measuring takes long, training gets as long in between.
-        until = min(cap, max(GROWTH * trained, trained + yardstick.seconds - before))
+        # At least as much training as evaluating.
+        until = min(cap, max(GROWTH * trained, trained + evaluator.seconds - before))
 
 
 # ── reporting ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def table(points: list[dict], asked: argparse.Namespace) -> str:
-    """Medians over the seeds; who did not get there took longer than the longest that was tried."""
+def table(points: list[dict], args: argparse.Namespace) -> str:
+    """Return medians over the seeds; a contender that did not reach the target took longer than the longest try."""
     groups: dict[str, dict[int, list[dict]]] = {}
     for point in points:
         groups.setdefault(point["contender"], {}).setdefault(point["seed"], []).append(point)
-    ours = next(iter(groups))
-    first = median([reached(way, asked, "seconds") for way in groups[ours].values()])
-    heads = ["", "parameters", f"seconds to {asked.target:g}", "of ours", "whole command", "each seed", "least"]
-    rows = [f"| {' | '.join(heads)} |", f"| {'--- | ' * len(heads)}".rstrip()]
+    first = median([time_to_target(way, args, "seconds") for way in next(iter(groups.values())).values()])
+    heads = ["", "parameters", f"seconds to {args.target:g}", "relative", "whole command", "each seed", "least distance"]
+    rows = []
     for name, ways in groups.items():
-        seconds, whole = ([reached(way, asked, key) for way in ways.values()] for key in ("seconds", "command_seconds"))
+        columns = "seconds", "command_seconds"
+        seconds, whole = ([time_to_target(way, args, key) for way in ways.values()] for key in columns)
         longest = min(max(point["seconds"] for point in way) for way in ways.values())
         times, whole_time = median(seconds), median(whole)
         ratio = f"{times / first:.2g} ×" if times < math.inf else f"> {longest / first:.2g} ×"
-        cells = [
-            name,
-            f"{next(iter(ways.values()))[0]['parameters']:,}",
-            shown(times, longest),
-            ratio if first < math.inf else "",
-            f"{whole_time:.0f}" if whole_time < math.inf else "",
-            ", ".join(shown(each, longest) for each in seconds),
-            ", ".join(f"{min(point['frechet'] for point in way):.3g}" for way in ways.values()),
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    from curve import machine
+        rows.append(
+            [
+                name,
+                f"{next(iter(ways.values()))[0]['parameters']:,}",
+                format_seconds(times, longest),
+                ratio if first < math.inf else "",
+                f"{whole_time:.0f}" if whole_time < math.inf else "",
+                ", ".join(format_seconds(each, longest) for each in seconds),
+                ", ".join(f"{min(point['frechet'] for point in way):.3g}" for way in ways.values()),
+            ]
+        )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "denoising-diffusion-pytorch"))
+    about = f"{machine()}, {versions}; {args.num_images:,} samples, {args.steps} steps."
+    return f"{about}\n\n{markdown(heads, rows)}"
 
-    peers = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "denoising-diffusion-pytorch"))
-    return f"{machine()}, {peers}; {asked.num_images:,} pictures, {asked.steps} steps.\n\n" + "\n".join(rows) + "\n"
 
-
-def reached(way: list[dict], asked: argparse.Namespace, key: str) -> float:
-    """Where the line between the first that is good enough and the one before, both logarithmic, is at the target."""
+def time_to_target(way: list[dict], args: argparse.Namespace, key: str) -> float:
+    """Return when the target is reached, interpolated on logarithmic axes; infinity if it is not."""
     before = None
     for point in way:
-        if point["frechet"] <= asked.target:
+        if point["frechet"] <= args.target:
             if before is None:
                 return point[key]
-            fallen = math.log(before["frechet"] / asked.target) / math.log(before["frechet"] / point["frechet"])
+            fallen = math.log(before["frechet"] / args.target) / math.log(before["frechet"] / point["frechet"])
             return before[key] * (point[key] / before[key]) ** fallen
         before = point
     return math.inf
 
 
 def median(times: list[float]) -> float:
-    """The higher one of an even number: between one that got there and one that did not there is no mean."""
+    """Return the median, the higher one of an even number, as a mean with infinity is none."""
     return statistics.median_high(times)
 
 
-def shown(seconds: float, longest: float) -> str:
+def format_seconds(seconds: float, longest: float) -> str:
     return f"{seconds:.0f}" if seconds < math.inf else f"> {longest:.0f}"
 
 
-def draw_lines(points: list[dict], asked: argparse.Namespace) -> None:
-    """Fréchet distance against seconds, a colour for each contender and a line for each seed."""
+def plot(points: list[dict], args: argparse.Namespace) -> None:
+    """Plot the Fréchet distance against seconds, a color for each contender and a line for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(point["contender"] for point in points))
-    for colour, name in enumerate(names):
+    for color, name in enumerate(names):
         for number, seed in enumerate(sorted({point["seed"] for point in points if point["contender"] == name})):
             way = [point for point in points if (point["contender"], point["seed"]) == (name, seed)]
-            places, values = [point["seconds"] for point in way], [point["frechet"] for point in way]
+            seconds, values = [point["seconds"] for point in way], [point["frechet"] for point in way]
             label = "_" if number else name
-            axes.plot(places, values, ".-", color=f"C{colour}", alpha=0.8, label=label)
-    axes.axhline(asked.target, linestyle=":", color="grey")
+            axes.plot(seconds, values, ".-", color=f"C{color}", alpha=0.8, label=label)
+    axes.axhline(args.target, linestyle=":", color="gray")
     axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel="Fréchet distance")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(asked.folder / "time-to-quality.png", dpi=100)
+    figure.savefig(args.folder / "time-to-quality.png", dpi=100)
 
 
-def report(asked: argparse.Namespace) -> None:
-    """The lines, the table and the picture of all that is in the folder."""
-    files = [file for name in CONTENDERS for file in sorted((asked.folder / "points").glob(f"{name}, seed *.jsonl"))]
+def report(args: argparse.Namespace) -> list[dict]:
+    """Write the lines, the table and the plot of everything in the folder; return the lines."""
+    files = [file for name in CONTENDERS for file in sorted((args.folder / "points").glob(f"{name}, seed *.jsonl"))]
     points = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    (asked.folder / "time-to-quality.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    (asked.folder / "time-to-quality.md").write_text(table(points, asked), encoding="utf-8")
-    draw_lines(points, asked)
+    (args.folder / "time-to-quality.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    (args.folder / "time-to-quality.md").write_text(table(points, args), encoding="utf-8")
+    plot(points, args)
+    return points
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME", help="(all)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--target", type=float, default=25.0, help="Fréchet distance (%(default)s)")
-    add("--cap_minutes", type=float, default=6.0, help="of a peer's training (%(default)s)")
-    add("--budgets", type=float, nargs="+", default=[0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0], help="minutes, of ours")
-    add("--first_seconds", type=float, default=10.0, help="of a peer's training before it is measured (%(default)s)")
-    add("--num_images", type=int, default=1000, help="pictures to measure (%(default)s)")
-    add("--steps", type=int, default=25, help="network calls for a picture (%(default)s)")
+    add("--cap_minutes", type=float, default=6.0, help="of a baseline's training (%(default)s)")
+    add("--budgets", type=float, nargs="+", default=[0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0], help="minutes of training, for diffunet")
+    add("--first_seconds", type=float, default=10.0, help="of a baseline before its first evaluation (%(default)s)")
+    add("--num_images", type=int, default=1000, help="samples to evaluate (%(default)s)")
+    add("--steps", type=int, default=25, help="network calls per image (%(default)s)")
     add("--folder", type=Path, default=Path("runs/time-to-quality"))
-    add("--measure_step_time", action="store_true", help="all of it with tiny budgets and networks")
-    if parser.parse_args().measure_step_time:
+    add("--rehearse", action="store_true", help="tiny budgets and networks")
+    add_record_flag(parser)
+    if parser.parse_args().rehearse:
         parser.set_defaults(**REHEARSAL)
     return parser.parse_args()
 
 
 def main() -> None:
-    asked = arguments()
-    (asked.folder / "points").mkdir(parents=True, exist_ok=True)
-    runs = [(seed, name) for seed in asked.seeds for name in asked.contenders]
+    args = arguments()
+    (args.folder / "points").mkdir(parents=True, exist_ok=True)
+    runs = [(seed, name) for seed in args.seeds for name in args.contenders]
     for seed, name in runs:
-        file = asked.folder / "points" / f"{name}, seed {seed}.jsonl"
+        file = args.folder / "points" / f"{name}, seed {seed}.jsonl"
         if file.exists():
             continue
         if len(runs) > 1:
             command = [sys.executable, __file__, *sys.argv[1:], "--contenders", name, "--seeds", str(seed)]
             subprocess.run(command, check=True)
             continue
-        measure = measure_ours if isinstance(CONTENDERS[name], Ours) else measure_peer
+        measure = measure_diffunet if isinstance(CONTENDERS[name], Diffunet) else measure_baseline
         lines = []
-        for point in measure(name, CONTENDERS[name], seed, asked):
+        for point in measure(name, CONTENDERS[name], seed, args):
             lines.append(json.dumps(point) + "\n")
             print(lines[-1], end="", flush=True)
         file.write_text("".join(lines))
-    report(asked)
+    points = report(args)
     if len(runs) > 1:
-        print((asked.folder / "time-to-quality.md").read_text(encoding="utf-8"))
+        print((args.folder / "time-to-quality.md").read_text(encoding="utf-8"))
+        if args.record:
+            append_rows("time-to-quality", points)
 
 
 if __name__ == "__main__":

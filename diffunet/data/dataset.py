@@ -22,7 +22,7 @@ from ..core.rng import BatchRNG, fixed_subset
 from ..core.settings import Settings
 from .augmentation import distort
 from .decoding import UNREADABLE, channels_of, convert, depth_of, name_of, open_image, reason_of, resize
-from .pixels import denormalize, normalize, pixel_dtype  # noqa: F401
+from .pixels import normalize, pixel_dtype
 from .quiet import quiet_pillow
 from .sources import class_labels, fingerprint, label_columns, load_rows, undecoded
 
@@ -205,8 +205,8 @@ class LazyImages:
 
     def decode(self, row: dict | None) -> Tensor:
         """Return one image, (C, H, W), in the size and bit depth of the config. Raise UNREADABLE."""
-        pixels = convert(open_image(row), self.config.channels, self.config.bit_depth)
-        return resize(pixels, self.config.size)
+        with open_image(row) as image:
+            return resize(convert(image, self.config.channels, self.config.bit_depth), self.config.size)
 
     @quiet_pillow
     def __getitem__(self, indices: list[int]) -> Tensor:

@@ -69,16 +69,20 @@ SEPARATOR = "[-._ 0-9]"
 def split_patterns(folder: Path) -> dict[str, list[str]]:
     """Return patterns for the files of each split: by the names of folders, else of files, else all are for training.
 
-    These are the splits that `datasets` finds, with two walks of the folder instead of sixty.
+    These are the splits that `datasets` finds, with two walks of the folder instead of sixty. Raise UserError if the
+    folder has no files.
     """
     words = {word: split for split, known in SPLITS.items() for word in known}
     named = re.compile(rf"(?:^|[/\0]|{SEPARATOR})({'|'.join(words)})(?=/|{SEPARATOR})")
-    folders, files = set(), set()
+    folders, files, empty = set(), set(), True
     for here, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith((".", "__"))]
         if names := [name for name in names if not name.startswith(".")]:
             folders.update(named.findall(f"{Path(here).relative_to(folder).as_posix()}/"))
             files.update(named.findall("\0".join(names)))
+            empty = False
+    if empty:
+        raise UserError(f"data.path: {folder} contains no images")
     stops = ("/**", f"{SEPARATOR}*/**") if folders else (f"{SEPARATOR}*",)
     found: dict[str, list[str]] = {}
     for word in sorted(folders or files):
