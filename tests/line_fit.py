@@ -1,14 +1,15 @@
-"""A training of a second that has nothing of images: forty numbers, a line to fit."""
+"""A training of a second without images: fit a line to forty numbers."""
 
 import torch
 from accelerate import Accelerator
 
 from diffunet.core.rng import BatchRNG
-from diffunet.training.trainer import TrainConfig, Trainer
+from diffunet.training.config import TrainConfig
+from diffunet.training.trainer import Trainer
 
 
 class Points:
-    """Forty numbers to fit; nothing of images."""
+    """Forty numbers."""
 
     workers = 0
     device = torch.device("cpu")
@@ -31,7 +32,7 @@ class Points:
 
 
 class Fit:
-    """Squared error against 3 x + noise of the batch's randomness. The losses at `poison` are not finite."""
+    """Squared error against 3 x + noise of the batch's randomness. The losses of the calls `poison` are not finite."""
 
     def __init__(self, poison=()):
         self.calls, self.poison = 0, poison

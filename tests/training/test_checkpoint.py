@@ -15,12 +15,20 @@ def state(step):
     return State(step=step, skipped=1, examples=40, data="abc", environment={"processes": 2}, scaler=None)
 
 
+def vector(value):
+    """A model of one parameter, w, with fifty equal values."""
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(torch.full((50,), value))
+    return model
+
+
 @pytest.fixture
 def run(tmp_path):
     """A folder with checkpoints of steps 4 and 8."""
     for step in (4, 8):
-        tensors = {"model": {"w": torch.full((50,), float(step))}, "ema": {"w": torch.full((50,), step / 2)}}
-        write_checkpoint(tmp_path, state(step), tensors)
+        model, ema = vector(float(step)), vector(step / 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        write_checkpoint(tmp_path, state(step), {"model": model, "ema": ema}, optimizer)
     return tmp_path
 
 
@@ -29,7 +37,8 @@ def test_a_checkpoint_comes_back(run):
     newest = newest_checkpoint(run)
     assert read_state(newest) == state(8)
     assert load_tensors(newest / "ema.safetensors")["w"].tolist() == [4.0] * 50
-    assert {path.name for path in newest.iterdir()} == {"model.safetensors", "ema.safetensors", "state.json", CHECKSUMS}
+    names = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", CHECKSUMS}
+    assert {path.name for path in newest.iterdir()} == names
     assert newest_checkpoint(run / "nothing") is None
 
 
@@ -52,22 +61,22 @@ def swap(path):
 
 @pytest.mark.parametrize("damage", [flip, cut, swap, Path.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "state.json", CHECKSUMS])
-def test_damage_is_named_and_the_checkpoint_before_offered(run, name, damage):
+def test_damage_is_named_with_the_newest_intact_checkpoint(run, name, damage):
     newest = list_checkpoints(run)[-1]
     damage(newest / name)
     assert not is_intact(newest)
     with pytest.raises(UserError) as mistake:
         newest_checkpoint(run)
-    said = str(mistake.value)
-    assert said.startswith(f"{newest}/")
-    assert name in said or damage is swap or name == CHECKSUMS
-    assert said.endswith(f"; --resume {run}/checkpoints/step_00000004 goes on from the one before")
+    message = str(mistake.value)
+    assert message.startswith(f"{newest}/")
+    assert name in message or damage is swap or name == CHECKSUMS
+    assert message.endswith(f"; use --resume {run}/checkpoints/step_00000004, the one before")
     cut(run / "checkpoints" / "step_00000004" / "ema.safetensors")
-    with pytest.raises(UserError, match="and no checkpoint before it is whole"):
+    with pytest.raises(UserError, match="no earlier checkpoint is intact"):
         newest_checkpoint(run)
 
 
-def test_a_file_that_does_not_belong_is_named(run):
+def test_an_additional_file_is_named(run):
     newest = list_checkpoints(run)[-1]
     (newest / "extra.pkl").write_bytes(b"?")
     with pytest.raises(UserError, match="extra.pkl: does not belong here"):
@@ -78,7 +87,7 @@ def test_checksums_are_those_of_coreutils(run):
     subprocess.run(["sha256sum", "--check", "--strict", CHECKSUMS], cwd=list_checkpoints(run)[-1], check=True)
 
 
-def test_half_removed_ones_are_none(run):
+def test_partly_removed_checkpoints_do_not_count(run):
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "step_00000004", checkpoints / ".step_00000002.removed")
     assert len(list_checkpoints(run)) == 2
@@ -96,5 +105,5 @@ def test_a_state_of_another_version_is_named(run):
         ({"data": None}, "data: input should be a valid string"),
     ):
         file.write_text(json.dumps(state(8).model_dump() | change))
-        with pytest.raises(UserError, match=rf"state.json: {message}.*another version of diffunet wrote it"):
+        with pytest.raises(UserError, match=rf"state.json: {message}.*written by another version of diffunet"):
             read_state(file.parent)

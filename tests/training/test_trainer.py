@@ -13,7 +13,8 @@ from diffunet.core.rng import BatchRNG
 from diffunet.core.errors import UserError
 from diffunet.training.checkpoint import is_intact, list_checkpoints
 from diffunet.core.storage import load_tensors
-from diffunet.training.trainer import NON_FINITE_LIMIT, TrainConfig, Trainer
+from diffunet.training.config import TrainConfig
+from diffunet.training.trainer import NON_FINITE_LIMIT
 
 SPEED = {"images_per_second", "minutes_left", "preview_share"}
 
@@ -30,12 +31,12 @@ def log(folder):
 
 
 def fit_and_record(run):
-    """Trains; the first layer's weights before the first step and after each."""
+    """Train; return the first layer's weights before the first step and after each."""
     weights = [run._unwrapped[0].weight.detach().clone()]
     step = run._train_step
 
-    def recorded(parts):
-        step(parts)
+    def recorded(micro_batches):
+        step(micro_batches)
         weights.append(run._unwrapped[0].weight.detach().clone())
 
     run._train_step = recorded
@@ -46,7 +47,7 @@ def fit_and_record(run):
 def test_resumed_equals_uninterrupted(tmp_path):
     trainer(tmp_path / "whole", preview_every=6).fit()
     first = trainer(tmp_path / "halves", preview_every=6)
-    first.config = first.config.model_copy(update={"steps": 6})                # ends as if it had been stopped there
+    first.config = first.config.model_copy(update={"steps": 6})                # as if it had been stopped there
     first.fit()
     second = trainer(tmp_path / "halves", preview_every=6)
     second.resume()
@@ -56,7 +57,7 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert log(tmp_path / "whole") == log(tmp_path / "halves")
 
 
-def test_a_resumed_log_forgets_what_will_be_written_again(tmp_path):
+def test_a_resumed_log_drops_later_lines(tmp_path):
     trainer(tmp_path).fit()
     complete = log(tmp_path)
     with open(tmp_path / "log.jsonl", "a") as file:
@@ -67,8 +68,8 @@ def test_a_resumed_log_forgets_what_will_be_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_changes_only_the_memory(tmp_path, parts):
-    """The noise is that of the position in the whole batch, so the gradients agree; without dropout."""
+def test_accumulation_changes_only_memory(tmp_path, parts):
+    """Noise belongs to the position in the global batch, so without dropout the gradients agree."""
     results = []
     for number in (1, parts):
         run = trainer(tmp_path / str(number), gradient_accumulation_steps=number)
@@ -80,13 +81,13 @@ def test_accumulation_changes_only_the_memory(tmp_path, parts):
         torch.testing.assert_close(value, results[1][name], atol=1e-6, rtol=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest(tmp_path):
+def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"train.batch_size: 8 cannot be shared .* 3 accumulation .* try 9"):
         trainer(tmp_path, gradient_accumulation_steps=3)
 
 
-def test_ema_is_the_sum_of_the_past(tmp_path):
-    """In closed form: each step's weights count (1 - decay) times the product of the decays after it."""
+def test_ema_equals_its_closed_form(tmp_path):
+    """The weights of each step have the coefficient (1 - decay) times the product of the later decays."""
     run = trainer(tmp_path, ema_decay=0.7)
     past = fit_and_record(run)
     decays = [min(0.7, (1 + n) / (10 + n)) for n in range(12)]
@@ -97,21 +98,21 @@ def test_ema_is_the_sum_of_the_past(tmp_path):
     assert not torch.allclose(run.ema.model[0].weight, past[-1], atol=1e-4)
 
 
-def test_the_kept_averages_are_part_of_the_step_and_of_the_run(tmp_path):
-    """Each in closed form, and a snapshot of them at equal shares of the training."""
+def test_power_function_emas_equal_their_closed_form(tmp_path):
+    """And snapshots of them are saved at equal intervals."""
     run = trainer(tmp_path, snapshots=4)
     past = fit_and_record(run)[1:]
-    for length, average in run.averages.items():
+    for length, average in run.posthoc.items():
         expected = 0
         for step, weights in enumerate(past):
             share = 1 - (1 - 1 / (step + 1)) ** (std_to_gamma(length) + 1)
             expected = (1 - share) * expected + share * weights
         torch.testing.assert_close(average.model[0].weight, expected, atol=1e-6, rtol=1e-5)
     assert list(list_snapshots(tmp_path)) == [3, 6, 9, 12]
-    assert trainer(tmp_path / "without", snapshots=0).averages == {}
+    assert trainer(tmp_path / "without", snapshots=0).posthoc == {}
 
 
-def test_snapshots_after_the_checkpoint_are_forgotten(tmp_path):
+def test_snapshots_after_the_checkpoint_are_removed(tmp_path):
     trainer(tmp_path, snapshots=6, checkpoint_every=9).fit()
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000012")
     before = {step: file.read_bytes() for step, file in list_snapshots(tmp_path).items()}
@@ -122,7 +123,7 @@ def test_snapshots_after_the_checkpoint_are_forgotten(tmp_path):
     assert {step: file.read_bytes() for step, file in list_snapshots(tmp_path).items()} == before
 
 
-def test_what_a_preview_saw_is_in_the_log(tmp_path):
+def test_numbers_of_a_preview_are_in_the_log(tmp_path):
     trainer(tmp_path, preview_every=5).fit()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {line["step"]: line.get("seen") for line in lines if "seen" in line} == {5: 2.5, 10: 5.0, 12: 6.0}
@@ -131,19 +132,19 @@ def test_what_a_preview_saw_is_in_the_log(tmp_path):
     assert lines[0]["minutes_left"] >= 0
 
 
-def test_a_rehearsal_measures_a_step_and_leaves_no_trace(tmp_path):
-    run = trainer(tmp_path / "rehearsed", steps=10**9, learning_rate=0.01)
+def test_measuring_the_step_time_writes_nothing(tmp_path):
+    run = trainer(tmp_path / "measured", steps=10**9, learning_rate=0.01)
     step = run._train_step
 
-    def slow(parts):
+    def slow(micro_batches):
         time.sleep(0.02)
-        step(parts)
+        step(micro_batches)
 
     run._train_step = slow
     per_step = run.measure_step_time(0.2)
     assert 0.02 <= per_step < 0.1
     assert 8 <= run.step <= 20
-    assert not any((tmp_path / "rehearsed").iterdir())
+    assert not any((tmp_path / "measured").iterdir())
 
 
 def test_learning_rates_are_functions_of_the_step():
@@ -170,7 +171,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert resumed.skipped == 2
 
 
-def test_too_many_of_them_stop_the_run_and_leave_the_checkpoints(tmp_path):
+def test_too_many_non_finite_steps_stop_the_run(tmp_path):
     run = trainer(tmp_path, Fit(poison=range(5, 99)), steps=50)
     with pytest.raises(UserError, match=rf"not finite {NON_FINITE_LIMIT} times in a row"):
         run.fit()
@@ -180,7 +181,7 @@ def test_too_many_of_them_stop_the_run_and_leave_the_checkpoints(tmp_path):
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
-    (tmp_path / "checkpoints" / ".step_00000001.partial").mkdir(parents=True)  # what a kill left
+    (tmp_path / "checkpoints" / ".step_00000001.partial").mkdir(parents=True)  # from an interrupted save
     trainer(tmp_path, keep_checkpoints=2, checkpoint_every=3).fit()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000009", "step_00000012"]
@@ -191,11 +192,11 @@ def test_other_data_are_refused_unless_forced(tmp_path, capsys):
     for others in (torch.linspace(-1, 1, 39)[:, None], torch.linspace(0, 1, 40)[:, None]):
         run = trainer(tmp_path, steps=20)
         run.data.x = others
-        message = rf"data.path: {len(others)} examples, and .*step_00000012 was trained on 40 others; .* --force"
+        message = rf"data.path: different data set \({len(others)} examples, .*step_00000012 has 40\); .* --force"
         with pytest.raises(UserError, match=message):
             run.resume()
         run.resume(force=True)
-        assert "going on by force" in capsys.readouterr().out
+        assert "continuing (--force)" in capsys.readouterr().out
         assert run.step == 12
 
 
@@ -210,7 +211,7 @@ def test_it_learns(tmp_path):
 
 
 class FitAnd(Fit):
-    """Also does something at the beginning of some steps: {step: what}."""
+    """Also calls functions at the beginning of some steps, {step: function}."""
 
     def __init__(self, happenings):
         super().__init__()
@@ -234,13 +235,13 @@ def small_disk(tmp_path):
 
 
 def fill(disk):
-    """Leaves not a byte."""
+    """Leave not a byte."""
     with pytest.raises(OSError, match="No space left"), open(disk / "ballast", "wb", buffering=0) as file:
         while True:
             file.write(bytes(1024))
 
 
-def test_a_full_disk_stops_nothing_and_what_it_refused_comes_later(tmp_path, small_disk, capsys):
+def test_a_full_disk_does_not_stop_training(tmp_path, small_disk, capsys):
     """Full from step 3 on, when a checkpoint, a preview and snapshots are due; free from step 6."""
     happenings = {2: lambda: fill(small_disk), 5: (small_disk / "ballast").unlink}
     full = trainer(small_disk / "run", FitAnd(happenings), checkpoint_every=4, preview_every=4, snapshots=12)
@@ -251,22 +252,22 @@ def test_a_full_disk_stops_nothing_and_what_it_refused_comes_later(tmp_path, sma
     whole.fit()
     said = [line for line in capsys.readouterr().out.splitlines() if line]
     assert [line.split(":")[1] for line in said] == [" no snapshot", " no preview", " no checkpoint"]
-    assert all("No space left on device; training goes on" in line for line in said)
+    assert all("No space left on device; training continues" in line for line in said)
     assert log(full.folder) == log(whole.folder)
     assert {path.name for path in list_checkpoints(full.folder)} == {"step_00000008", "step_00000012"}
     assert states(full.folder, 12) == states(whole.folder, 12)
 
 
-def test_a_checkpoint_that_was_refused_is_tried_again_with_the_log(small_disk):
+def test_a_failed_checkpoint_is_retried_with_the_log(small_disk):
     happenings = {3: lambda: fill(small_disk), 4: (small_disk / "ballast").unlink}
     run = trainer(small_disk / "run", FitAnd(happenings), steps=7, checkpoint_every=4, keep_checkpoints=9)
     run.fit()
     assert [path.name for path in list_checkpoints(run.folder)] == ["step_00000006", "step_00000007"]
 
 
-def test_the_end_of_a_training_that_cannot_be_saved_is_told(small_disk):
+def test_a_training_that_cannot_be_saved_at_its_end_says_so(small_disk):
     run = trainer(small_disk / "run", FitAnd({9: lambda: fill(small_disk)}))
-    with pytest.raises(UserError, match=r"checkpoint of step 12 cannot be written; .* goes on from step_00000008"):
+    with pytest.raises(UserError, match=r"checkpoint of step 12 cannot be written; .* resume from step_00000008"):
         run.fit()
     assert all(map(is_intact, list_checkpoints(run.folder)))
     assert not list((run.folder / "checkpoints").glob(".*"))
@@ -278,14 +279,14 @@ def test_the_end_of_a_training_that_cannot_be_saved_is_told(small_disk):
     assert log(run.folder)[-1]["step"] == 12
 
 
-def test_a_log_that_is_gone_begins_anew(tmp_path):
+def test_a_deleted_log_begins_again(tmp_path):
     file = tmp_path / "run" / "log.jsonl"
     run = trainer(tmp_path / "run", FitAnd({6: file.unlink}))
     run.fit()
     assert [line["step"] for line in log(run.folder)] == [8, 10, 12]
 
 
-def test_too_little_memory_names_the_batch_size_and_what_helps(tmp_path):
+def test_out_of_memory_names_the_batch_size_and_the_remedy(tmp_path):
     run = trainer(tmp_path, FitAnd({9: lambda: torch.empty(1 << 60)}), gradient_accumulation_steps=2)
     message = (
         r"out of memory at step 4 with train.batch_size 8, 4 at a time: raise --train.gradient_accumulation_steps, "
@@ -296,7 +297,7 @@ def test_too_little_memory_names_the_batch_size_and_what_helps(tmp_path):
     assert is_intact(list_checkpoints(tmp_path)[-1])
 
 
-def test_what_changed_around_a_run_is_said(tmp_path, capsys):
+def test_a_changed_environment_is_logged(tmp_path, capsys):
     trainer(tmp_path).fit()
     run = trainer(tmp_path, steps=14)
     run.accelerator.state.__dict__["_mixed_precision"], before = "bf16", run.accelerator.mixed_precision
