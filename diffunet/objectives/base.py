@@ -19,7 +19,6 @@ from torch import Tensor
 from ..core.errors import UserError, did_you_mean
 from ..core.rng import BatchRNG
 from ..core.settings import Settings
-from .schedulers import from_diffusers
 
 NOISE_BINS = 4
 """Number of equal ranges of u by which losses are also reported."""
@@ -30,7 +29,7 @@ CLIP_TO_DATA_RANGE = {"thresholding": True, "sample_max_value": 1.0}
 class ObjectiveConfig(Settings):
     """Settings of every objective."""
 
-    type: str
+    type: Any
     condition_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of dropping all conditions of an example in training, for guidance (Ho & Salimans 2022)."""
 
@@ -53,7 +52,7 @@ class Objective(ABC):
     """A noise process and a prediction target, with the weighted mean squared error as loss."""
 
     samplers: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]]
-    """The samplers of this process by name: the class in `diffusers`, and arguments beside those of the objective."""
+    """The samplers of this process by name: class in `diffusers`, and arguments in addition to the process's own."""
 
     def __init__(self, config: ObjectiveConfig):
         self.config = config
@@ -96,13 +95,12 @@ class Objective(ABC):
         prediction = model(noisy.x_t, noisy.t, **conditions).float()
         return (prediction - noisy.target).square().flatten(1).mean(1)
 
-    def scheduler_class(self, name: str) -> tuple[Any, dict[str, Any]]:
+    def scheduler_args(self, name: str) -> tuple[str, dict[str, Any]]:
         """Return the diffusers class of a sampler and its arguments. Raise UserError for an unknown name."""
         if name not in self.samplers:
             known = ", ".join(self.samplers)
             raise UserError(f"sampler: {name} is not one of {known}{did_you_mean(name, self.samplers)}")
-        class_name, options = self.samplers[name]
-        return from_diffusers(class_name), options
+        return self.samplers[name]
 
 
 def noise_bins(u: Tensor) -> dict[str, Tensor]:

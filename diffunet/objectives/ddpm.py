@@ -1,12 +1,13 @@
-"""Denoising diffusion (DDPM, Ho et al. 2020): discrete noise levels, and what to predict of them.
+"""Denoising diffusion (DDPM, Ho et al. 2020): discrete noise levels, and a choice of prediction target.
 
-With alpha_bar(t) from the scheduler, x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (equation 4).
+x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (equation 4), with alpha_bar of the schedulers of diffusers.
 """
 
-import inspect
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -14,21 +15,26 @@ from ..core.errors import UserError
 from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
 from .schedulers import from_diffusers
 
+MULTISTEP = {**CLIP_TO_DATA_RANGE, "final_sigmas_type": "zero"}
+FIRST_ORDER = {**CLIP_TO_DATA_RANGE, "clip_sample": False}
+PURE_NOISE = 40.0
+"""Ratio of noise to signal to which UniPC goes in one step from the last timestep; nothing can be predicted above."""
+
 
 class DDPMConfig(ObjectiveConfig):
-    """DDPM's noise, and what the network predicts of it."""
+    """DDPM's noise schedule and prediction target."""
 
     type: Literal["ddpm"] = "ddpm"
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    """What the network answers with: noise, clean image, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
+    """Target: the noise, the clean image, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
     """Noise over time: linear from 0.0001 to 0.02 (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021)."""
     num_train_timesteps: int = Field(1000, ge=2, le=1_000_000)
-    """Number of noise levels; t runs from 0 to this less one."""
+    """Number of noise levels; t runs from 0 to this minus one."""
     rescale_betas_zero_snr: bool = False
-    """Let the last noise level hold no signal at all (Lin et al. 2023); not with epsilon."""
+    """Leave no signal at the last noise level (Lin et al. 2023); not with epsilon."""
     min_snr_gamma: float | None = Field(None, gt=0)
-    """Clamp of the min-SNR loss weight (Hang et al. 2023), usually 5; null: no weight."""
+    """Clamp of the min-SNR loss weight (Hang et al. 2023), usually 5; null: unweighted."""
 
     @model_validator(mode="after")
     def _zero_snr_needs_a_target(self):
@@ -39,35 +45,36 @@ class DDPMConfig(ObjectiveConfig):
             )
         return self
 
-    def scheduler(self):
-        """The `DDPMScheduler` of this noise."""
-        return from_diffusers("DDPMScheduler")(
+    def scheduler(self, class_name: str = "DDPMScheduler", **options: Any) -> Any:
+        """Return a scheduler of diffusers with this noise. Raise TypeError for an option that the class lacks."""
+        # Not by from_config: it fills gaps with another class's defaults, betas included, and drops unknown options.
+        return from_diffusers(class_name)(
             num_train_timesteps=self.num_train_timesteps,
             beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[self.beta_schedule],
             prediction_type=self.prediction_type,
             rescale_betas_zero_snr=self.rescale_betas_zero_snr,
             timestep_spacing="trailing",
+            **options,
         )
 
 
 class DDPM(Objective):
-    """DDPM's objective, over the noise schedules of `diffusers`.
+    """DDPM's objective, over the noise schedules of diffusers.
 
-    Samplers that are not offered miss the mean or the spread of Gaussian data with some step count or
-    prediction type.
+    Not offered are samplers that miss the mean or the spread of Gaussian data for some number of steps or target.
     """
 
     config: DDPMConfig
     samplers = MappingProxyType(
         {
-            "dpm++": ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+            "dpm++": ("DPMSolverMultistepScheduler", {**MULTISTEP, "use_lu_lambdas": True}),
             "sde-dpm++": (
                 "DPMSolverMultistepScheduler",
-                {"use_lu_lambdas": True, "algorithm_type": "sde-dpmsolver++"},
+                {**MULTISTEP, "use_lu_lambdas": True, "algorithm_type": "sde-dpmsolver++"},
             ),
-            "unipc": ("UniPCMultistepScheduler", {}),
-            "ddim": ("DDIMScheduler", {}),
-            "ddpm": ("DDPMScheduler", {}),
+            "unipc": ("UniPCMultistepScheduler", MULTISTEP),
+            "ddim": ("DDIMScheduler", FIRST_ORDER),
+            "ddpm": ("DDPMScheduler", FIRST_ORDER),
             "euler-a": ("EulerAncestralDiscreteScheduler", {}),
         }
     )
@@ -78,7 +85,7 @@ class DDPM(Objective):
 
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
         t = (u * self.config.num_train_timesteps).long()
-        x_t = self.scheduler.add_noise(image, noise, t)
+        x_t = self.scheduler.add_noise(image, noise, t)                        # equation 4
         return NoisyBatch(x_t, t, self._target(image, noise, t), self._weight(t))
 
     def timestep_at(self, u: float) -> float:
@@ -94,7 +101,7 @@ class DDPM(Objective):
                 return self.scheduler.get_velocity(image, noise, t)
 
     def _weight(self, t: Tensor) -> Tensor | float:
-        """Min-SNR (Hang et al. 2023): min(SNR, gamma) on the error of x_0, in terms of the prediction."""
+        """Return the min-SNR weight (Hang et al. 2023): min(SNR, gamma) on the error of x_0, in terms of the target."""
         gamma = self.config.min_snr_gamma
         if gamma is None:
             return 1.0
@@ -108,23 +115,35 @@ class DDPM(Objective):
             case "v_prediction":
                 return snr.clamp(max=gamma) / (snr + 1)
 
-    def sampler(self, name: str, steps: int):
-        scheduler_class, options = self.scheduler_class(name)
-        trained = self.scheduler.config
-        total = trained.num_train_timesteps
+    def sampler(self, name: str, steps: int) -> Any:
+        class_name, options = self.scheduler_args(name)
+        total, prediction = self.config.num_train_timesteps, self.config.prediction_type
         if not 1 <= steps <= total:
             raise UserError(f"steps: {steps} is not between 1 and the {total} noise levels of the training")
         if name == "ddim" and total % steps:
             near = min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - steps))
-            raise UserError(f"steps: ddim needs a number that divides {total}, not {steps}; try {near}")
-        if name == "euler-a" and trained.prediction_type == "sample":
-            raise UserError("sampler: euler-a cannot use a network trained with prediction_type sample; try sde-dpm++")
-        if name == "euler-a" and trained.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
-            raise UserError("sampler: euler-a cannot undo cosine noise with prediction_type epsilon; try sde-dpm++")
-        # Not by from_config: that fills gaps with another class's defaults, betas included, and imports them all.
-        spacing = {"timestep_spacing": "trailing", "final_sigmas_type": "zero", "clip_sample": False}
-        known = inspect.signature(scheduler_class).parameters
-        wanted = {**trained, **CLIP_TO_DATA_RANGE, **spacing, **options}
-        sampler = scheduler_class(**{key: value for key, value in wanted.items() if key in known})
+            raise UserError(f"steps: ddim needs a divisor of {total} (got {steps}); try {near}")
+        if name == "euler-a" and prediction == "sample":
+            raise UserError("sampler: euler-a does not support prediction_type sample; use sde-dpm++")
+        if name == "euler-a" and prediction == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
+            raise UserError("sampler: euler-a does not support epsilon with cosine noise; use sde-dpm++")
+        sampler = self.config.scheduler(class_name, **options)
         sampler.set_timesteps(steps)
+        if name == "unipc":                                    # its own even timesteps miss the spread by up to half
+            sigmas = ((1 - sampler.alphas_cumprod) / sampler.alphas_cumprod).sqrt()
+            sampler.timesteps = _even_in_log_snr(sigmas, steps)
+            sampler.sigmas = torch.cat([sigmas[sampler.timesteps], torch.zeros(1)])
         return sampler
+
+
+def _even_in_log_snr(sigmas: Tensor, steps: int) -> Tensor:
+    """Return distinct timesteps (steps,) int64: the last one, then even in log-SNR from PURE_NOISE down to 0.
+
+    sigmas: ratio of noise to signal at each timestep, rising.
+    """
+    log_sigmas = sigmas.double().log().numpy()
+    even = np.linspace(min(log_sigmas[-1], np.log(PURE_NOISE)), log_sigmas[0], steps - 1)
+    nearest = np.interp(even, log_sigmas, np.arange(len(sigmas))).round().astype(np.int64)
+    place = np.arange(steps)
+    falling = np.minimum.accumulate(np.append(len(sigmas) - 1, nearest) + place) - place
+    return torch.from_numpy(np.maximum(falling, steps - 1 - place))

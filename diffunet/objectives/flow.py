@@ -1,24 +1,34 @@
 """Flow matching along straight paths (Lipman et al. 2023; rectified flow, Liu et al. 2023).
 
-x_t = (1 - s) x_0 + s noise for s from 0 to 1; the network answers with the velocity, noise - x_0.
+x_t = (1 - s) x_0 + s noise for s from 0 to 1; the network predicts the velocity, noise - x_0.
 """
 
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ..core.errors import UserError
 from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
+from .schedulers import from_diffusers
 
 TIME_SCALE = 1000
-"""The network is told t = 1000 s, in the range that the sinusoids of its time are made for."""
+"""The network sees t = 1000 s, the range that the sinusoids of its time embedding are made for."""
+MULTISTEP = {
+    **CLIP_TO_DATA_RANGE,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "num_train_timesteps": TIME_SCALE,
+    "final_sigmas_type": "zero",
+    "flow_shift": 0.3,                                         # even steps in s for data of this standard deviation
+}
 
 
 class FlowConfig(ObjectiveConfig):
-    """Straight paths, all of their length trained alike."""
+    """Straight paths, with s uniform in training."""
 
     type: Literal["flow"] = "flow"
+
 
 class Flow(Objective):
     """The error of the velocity."""
@@ -26,8 +36,8 @@ class Flow(Objective):
     config: FlowConfig
     samplers = MappingProxyType(
         {
-            "dpm++": ("DPMSolverMultistepScheduler", {}),
-            "unipc": ("UniPCMultistepScheduler", {}),
+            "dpm++": ("DPMSolverMultistepScheduler", MULTISTEP),
+            "unipc": ("UniPCMultistepScheduler", MULTISTEP),
         }
     )
 
@@ -38,11 +48,10 @@ class Flow(Objective):
     def timestep_at(self, u: float) -> float:
         return TIME_SCALE * u
 
-    def sampler(self, name: str, steps: int):
-        scheduler_class, options = self.scheduler_class(name)
+    def sampler(self, name: str, steps: int) -> Any:
+        class_name, options = self.scheduler_args(name)
         if not 1 <= steps <= TIME_SCALE:
             raise UserError(f"steps: {steps} is not between 1 and {TIME_SCALE}")
-        path = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "num_train_timesteps": TIME_SCALE}
-        sampler = scheduler_class(final_sigmas_type="zero", **path, **CLIP_TO_DATA_RANGE, **options)
+        sampler = from_diffusers(class_name)(**options)
         sampler.set_timesteps(steps)
         return sampler
