@@ -1,4 +1,4 @@
-"""Metrics against numpy and scipy, closed forms, and sets whose answer is known."""
+"""Metrics against numpy, scipy and torch-fidelity, closed forms, and sets with known answers."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,20 @@ import scipy.linalg
 import torch
 
 from diffunet.evaluation.metrics import (
-    jackknife_error,
-    real_vs_real,
+    copy_threshold,
     frechet_distance,
+    jackknife_error,
     kernel_distance,
     memorization,
     nearest_distances,
-    copy_threshold,
+    nearest_neighbors,
     prdc,
+    real_vs_real,
 )
 
 
-def test_frechet_distance_is_the_formula():
-    """With scipy's matrix square root, and for features with fewer examples than dimensions."""
+def test_frechet_distance_matches_the_formula():
+    """With scipy's matrix square root, also for fewer examples than dimensions."""
     generator = np.random.default_rng(0)
     for number in (200, 5):
         a, b = generator.normal(size=(number, 8)), 1 + 2 * generator.normal(size=(number + 3, 8))
@@ -36,13 +37,46 @@ def test_frechet_distance_in_closed_form():
     assert frechet_distance(a, 3 * a) == pytest.approx(12, rel=0.03)
 
 
-def test_nearest_distances():
-    found = nearest_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.0]]))
-    assert found.tolist() == [1, 4]
+def test_nearest_neighbors():
+    a, b = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+    assert nearest_distances(a, b).tolist() == [1, 4]
+    assert nearest_neighbors(a, b)[1].tolist() == [0, 1]
+    distances, indices = nearest_neighbors(a, b, k=2)
+    assert distances.tolist() == pytest.approx([3, 18**0.5])
+    assert indices.tolist() == [1, 0]
 
 
-def test_kernel_distance_is_the_formula():
-    """Sum by sum, as the paper's estimator is written."""
+def test_neighbors_across_chunks():
+    a, b = torch.randn(600, 5), torch.randn(700, 5)
+    distances, indices = nearest_neighbors(a, b, k=3)
+    expected = torch.cdist(a.double(), b.double()).kthvalue(3, dim=1)
+    torch.testing.assert_close(distances, expected.values.float())
+    assert torch.equal(indices, expected.indices)
+
+
+@pytest.mark.parametrize("offset", [50, 0.3])
+def test_a_common_offset_of_the_features_changes_nothing(offset):
+    """|x|² + |y|² - 2 x·y cancels in fp32: without centering the first case has a precision of 1."""
+    generator = torch.Generator().manual_seed(0)
+    scale = offset / 5000
+    samples = offset + 1.2 * scale * torch.randn(300, 8, generator=generator)
+    real = offset + scale * torch.randn(400, 8, generator=generator)
+    expected = prdc(samples.double(), real.double())
+    assert 0.6 < expected["precision"] < 0.9
+    assert prdc(samples, real) == pytest.approx(expected, abs=0.01)
+    near = nearest_distances(samples.double(), real.double())
+    torch.testing.assert_close(nearest_distances(samples, real).double(), near)
+    assert copy_threshold(real) == pytest.approx(copy_threshold(real.double()), rel=1e-4)
+
+
+def test_ties_between_integer_features_are_exact():
+    """Centering by a mean would round distances, and decide ties at random."""
+    levels = torch.randint(0, 3, (300, 6), generator=torch.Generator().manual_seed(0))
+    assert prdc(levels[:100].float(), levels[100:].float()) == prdc(levels[:100].double(), levels[100:].double())
+
+
+def test_kernel_distance_matches_the_formula():
+    """Term by term, as the paper writes the estimator."""
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(7, 4)), 0.5 + generator.normal(size=(5, 4))
 
@@ -56,7 +90,7 @@ def test_kernel_distance_is_the_formula():
     assert found == pytest.approx(among_a + among_b - 2 * between, abs=1e-9)
 
 
-def test_kernel_distance_has_no_bias_at_small_counts():
+def test_kernel_distance_is_unbiased_at_small_counts():
     """The Fréchet distance of two small sets from one source is far from 0; this one is 0 on average."""
     sets = torch.randn(200, 2, 10, 4, generator=torch.Generator().manual_seed(0))
     kernel = torch.tensor([kernel_distance(a, b) for a, b in sets])
@@ -64,27 +98,27 @@ def test_kernel_distance_has_no_bias_at_small_counts():
     assert np.mean([frechet_distance(a, b) for a, b in sets]) > 1
 
 
-def test_neighbourhoods_are_the_definitions():
+def test_prdc_matches_the_definitions():
     generator = np.random.default_rng(0)
-    drawn, real, k = generator.normal(size=(40, 3)), 0.3 + generator.normal(size=(60, 3)), 3
+    samples, real, k = generator.normal(size=(40, 3)), 0.3 + generator.normal(size=(60, 3)), 3
 
-    def reach(x):
+    def radius(x):
         return np.sort(np.linalg.norm(x[:, None] - x[None], axis=2), axis=1)[:, k]
 
-    distance = np.linalg.norm(drawn[:, None] - real[None], axis=2)
-    in_real, in_drawn = distance <= reach(real), distance <= reach(drawn)[:, None]
+    distance = np.linalg.norm(samples[:, None] - real[None], axis=2)
+    in_real, in_samples = distance <= radius(real), distance <= radius(samples)[:, None]
     expected = {
         "precision": in_real.any(axis=1).mean(),
-        "recall": in_drawn.any(axis=0).mean(),
+        "recall": in_samples.any(axis=0).mean(),
         "density": in_real.sum() / (k * 40),
         "coverage": in_real.any(axis=0).mean(),
     }
-    found = prdc(torch.from_numpy(drawn), torch.from_numpy(real), k)
+    found = prdc(torch.from_numpy(samples), torch.from_numpy(real), k)
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_sets_that_miss_something():
-    """Half of the variety is lost: precise, but it covers half; noise beside the data: the reverse."""
+def test_prdc_of_mode_collapse_and_of_outliers():
+    """Half of the modes lost: high precision, half the recall; noise beside the data: the reverse."""
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(400, 2, generator=generator)
     real[::2, 0] += 20
@@ -100,7 +134,7 @@ def test_sets_that_miss_something():
     assert found["density"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_memoriser_is_caught_and_new_pictures_are_not():
+def test_memorization_of_copies_and_of_new_images():
     generator = torch.Generator().manual_seed(0)
     trained, new = torch.randn(2, 1000, 20, generator=generator)
     near = copy_threshold(trained)
@@ -113,8 +147,8 @@ def test_a_memoriser_is_caught_and_new_pictures_are_not():
     assert memorization(half, trained, near)[0] == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_error_of_a_share_is_that_of_counting():
-    """Over many draws, and never 0."""
+def test_the_error_of_memorization_is_binomial():
+    """Over many sets, and never 0."""
     trained = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     near = copy_threshold(trained, share=0.3)
     found = [
@@ -126,17 +160,17 @@ def test_the_error_of_a_share_is_that_of_counting():
     assert memorization(trained[:50], trained, near) == (1.0, pytest.approx(0.026, abs=0.003))
 
 
-def test_the_error_is_the_spread_over_new_sets():
-    """The jackknife within one set against many sets from the same source."""
+def test_jackknife_error_is_the_spread_over_new_sets():
+    """The jackknife within one set, against many sets from the same source."""
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(2000, 3, generator=generator)
     sets = [1 + torch.randn(300, 3, generator=generator) for _ in range(60)]
-    spread = np.std([frechet_distance(drawn, real) for drawn in sets])
-    errors = [jackknife_error(frechet_distance, drawn, real) for drawn in sets[:15]]
+    spread = np.std([frechet_distance(samples, real) for samples in sets])
+    errors = [jackknife_error(frechet_distance, samples, real) for samples in sets[:15]]
     assert np.mean(errors) == pytest.approx(spread, rel=0.3)
 
 
-def test_the_floor_has_the_count_of_the_drawn():
+def test_the_floor_has_the_count_of_the_samples():
     real = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
     few, many = (real_vs_real(frechet_distance, real, count) for count in (20, 500))
     assert few > 3 * many
@@ -152,23 +186,24 @@ def test_finite_at_small_counts():
     assert all(np.isfinite(value) for value in prdc(few, few + 1).values())
 
 
-def test_they_are_torch_fidelitys():
-    """What others compute of the same features: FID, KID as one set, precision and recall."""
+@pytest.mark.slow
+def test_metrics_match_torch_fidelity():
+    """FID, KID as one set, precision and recall of the same features."""
     pytest.importorskip("torch_fidelity", reason='pip install -e ".[evaluate]"')
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kernel_poly, mmd2
     from torch_fidelity.metric_prc import calculate_precision_recall_full
 
     generator = torch.Generator().manual_seed(0)
-    drawn = 0.3 + 1.2 * torch.randn(300, 24, generator=generator)
+    samples = 0.3 + 1.2 * torch.randn(300, 24, generator=generator)
     real = torch.randn(400, 24, generator=generator)
-    statistics = [fid_features_to_statistics(features.double()) for features in (drawn, real)]
+    statistics = [fid_features_to_statistics(features.double()) for features in (samples, real)]
     fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    assert frechet_distance(drawn, real) == pytest.approx(fid, abs=1e-4)
-    same = drawn[:300].double().numpy(), real[:300].double().numpy()             # theirs needs as many of each
+    assert frechet_distance(samples, real) == pytest.approx(fid, abs=1e-4)
+    same = samples[:300].double().numpy(), real[:300].double().numpy()             # theirs needs as many of each
     pairs = ((a, b) for a, b in ((same[0], same[0]), same, (same[1], same[1])))
     kernels = [kernel_poly(a, b, kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1) for a, b in pairs]
-    assert kernel_distance(drawn, real[:300]) == pytest.approx(mmd2(*kernels), abs=1e-4)
-    found = prdc(drawn, real, k=3)
-    precision, recall = calculate_precision_recall_full(drawn, real, neighborhood=3)
+    assert kernel_distance(samples, real[:300]) == pytest.approx(mmd2(*kernels), abs=1e-4)
+    found = prdc(samples, real, k=3)
+    precision, recall = calculate_precision_recall_full(samples, real, neighborhood=3)
     assert (found["precision"], found["recall"]) == pytest.approx((precision, recall), abs=1e-4)
