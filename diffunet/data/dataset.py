@@ -23,7 +23,7 @@ from ..core.settings import Settings
 from .augmentation import distort
 from .decoding import UNREADABLE, channels_of, convert, depth_of, name_of, open_image, reason_of, resize
 from .pixels import normalize, pixel_dtype
-from .quiet import quiet_pillow
+from .quiet import quiet_warnings
 from .sources import class_labels, fingerprint, label_columns, load_rows, undecoded
 
 Side = Annotated[int, Field(strict=True, ge=1, le=65_536)]
@@ -208,7 +208,7 @@ class LazyImages:
         with open_image(row) as image:
             return resize(convert(image, self.config.channels, self.config.bit_depth), self.config.size)
 
-    @quiet_pillow
+    @quiet_warnings
     def __getitem__(self, indices: list[int]) -> Tensor:
         """Return (B, C, H, W). An unreadable image is reported and replaced by the next readable one."""
         return torch.stack([self._readable(index) for index in indices])
@@ -226,7 +226,7 @@ class LazyImages:
         raise UserError(f"data.path: none of the {len(self)} images in {self.config.path} is readable any more")
 
 
-@quiet_pillow
+@quiet_warnings
 def _resolve(config: DataConfig, files, log: Callable[[str], None]) -> DataConfig:
     """Return the config with channels, bit depth and size as in the files where it leaves them open."""
     surveyed = _survey(len(files))
@@ -271,7 +271,7 @@ def _resolve(config: DataConfig, files, log: Callable[[str], None]) -> DataConfi
     return config
 
 
-@quiet_pillow
+@quiet_warnings
 def _decode_all(images: LazyImages, log: Callable[[str], None], progress: Callable) -> tuple[Tensor, Tensor]:
     """Return all readable images, (N, C, H, W), and their indices. The others are logged."""
     config = images.config

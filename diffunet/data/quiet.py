@@ -26,36 +26,36 @@ class Shared(ContextDecorator):
         with self.lock:
             self.users -= 1
             if not self.users:
-                self.context.__exit__(*error)
+                self.context.__exit__(None, None, None)
 
 
 @contextmanager
-def _pillow() -> Iterator[None]:
+def _ignored_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
+        warnings.filterwarnings("ignore", module="PIL|datasets")
         yield
 
 
 @contextmanager
-def _datasets() -> Iterator[None]:
+def _silent_datasets() -> Iterator[None]:
     import datasets  # configures its logger and the hub's
 
-    levels = {name: logging.getLogger(name).level for name in ("datasets", "huggingface_hub")}
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
     shows_bars = not datasets.are_progress_bars_disabled()
     try:
-        with warnings.catch_warnings(action="ignore"):
-            for name in levels:
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-            datasets.disable_progress_bars()
-            yield
+        datasets.disable_progress_bars()
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if shows_bars:
             datasets.enable_progress_bars()
 
 
-quiet_pillow = Shared(_pillow)
+quiet_warnings = Shared(_ignored_warnings)
 """Silences warnings about defects that do not keep an image from being read."""
-quiet_datasets = Shared(_datasets)
-"""Silences `datasets` and the hub client, which raise every error that they log."""
+quiet_datasets = Shared(_silent_datasets)
+"""Silences the logs and bars of `datasets` and the hub client, which raise every error that they log."""

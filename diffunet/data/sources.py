@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..core.errors import UserError, did_you_mean, printable
 from .decoding import file_of, reason_of
-from .quiet import quiet_datasets
+from .quiet import quiet_datasets, quiet_warnings
 
 MAX_CLASSES = 100_000
 """Maximum number of classes in a column."""
 
 
 @quiet_datasets
+@quiet_warnings
 def load_rows(path: str, split: str, log: Callable[[str], None]):
     """Return the `datasets.Dataset` of an image folder, a parquet file or folder, or a hub id.
 
@@ -117,7 +118,7 @@ def _log_unlisted_images(folder: Path, used: int, log: Callable[[str], None]) ->
             log(f"skipped {total - used} images in {folder} that its metadata file does not list")
 
 
-@quiet_datasets                                            # lists that could be images cause warnings
+@quiet_warnings
 def undecoded(rows, column: str | None, path: str):
     """Return rows of {"image": {bytes, path}}: we decode them ourselves to name a broken file."""
     import datasets
