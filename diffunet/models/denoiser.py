@@ -19,7 +19,7 @@ class LabelConfig(Settings):
     type: Literal["label"] = "label"
     column: str | None = None
     """Column of the classes; null: the condition's own name."""
-    num_classes: int | None = Field(None, ge=1, le=100_000)
+    num_classes: int | None = Field(default=None, ge=1, le=100_000)
     """Number of classes; null: as many as the data have."""
     class_names: Annotated[tuple[str, ...], Strict(False)] = ()
     """Names of the classes; filled in from the data."""

@@ -1,55 +1,62 @@
-"""A U-Net seen from outside: what its levels say, how far it sees, what it costs."""
+"""Feature maps, receptive field and cost of a U-Net."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
+from .config import LevelConfig, UNetConfig, min_input_size
 from .layers import SelfAttention
 from .meta import on_meta
-from .unet import UNet, UNetConfig, build_probe, min_input_size
+from .unet import UNet
+
+MAX_POSITIONS = 2**28
+"""Largest input of `describe`: 16,384 x 16,384, or 645 cubed. Beyond it, torch cannot count attention's operations."""
 
 
 def features(unet: UNet, x: Tensor, cond: Conditioning = Conditioning()) -> dict[str, Tensor]:
-    """What each level says, by name, in the order in which it is said, each (B, C, *S).
+    """Return the feature maps of each level by name, in order of computation, each (B, C, *S).
 
-    `down.0` is the end of the finest level's way down, `down.1` of the next coarser one's; `middle` follows
-    the coarsest; `up.0` is the end of the finest way up; `output` is the answer.
+    `down.0` is the end of the finest level's way down, `down.1` that of the next coarser one; `middle` follows the
+    coarsest; `up.0` is the end of the finest way up; `output` is the network's output.
     """
     found = {}
 
-    def named(name: str) -> Callable:
+    def store(name: str) -> Callable:
         return lambda module, inputs, *output: found.update({name: output[0] if output else inputs[0]})
 
     with ExitStack() as hooks:
         for depth, level in enumerate(unet.levels):
-            hooks.callback(level.inner.register_forward_pre_hook(named(f"down.{depth}")).remove)
-            hooks.callback(level.exit.register_forward_pre_hook(named(f"up.{depth}")).remove)
-        hooks.callback(unet.levels[-1].inner.register_forward_hook(named("middle")).remove)
+            hooks.callback(level.inner.register_forward_pre_hook(store(f"down.{depth}")).remove)
+            hooks.callback(level.exit.register_forward_pre_hook(store(f"up.{depth}")).remove)
+        hooks.callback(unet.levels[-1].inner.register_forward_hook(store("middle")).remove)
         output = unet(x, cond)
     return found | {"output": output}
 
 
-def receptive_field(config: UNetConfig) -> int:
-    """The side of the square (cube) of input places that one place of the output can depend on, over the
-    convolutions and resamplings of the way down and up (Loos et al. 2024 measure what it does to a segmentation).
+# ── receptive field ───────────────────────────────────────────────────────────────────────────────
 
-    Attention and group norms see the whole input; what they add is not counted.
+
+def receptive_field(config: UNetConfig) -> int:
+    """Return the side of the square (cube) of input positions that one output position can depend on.
+
+    Counts convolutions and resamplings (Loos et al. 2024 measure its effect on segmentation). Attention and group norm
+    depend on the whole input and are not counted.
     """
     return receptive_fields(config)["output"]
 
 
 def receptive_fields(config: UNetConfig) -> dict[str, int]:
-    """The receptive field of each of the `features`.
+    """Return the receptive field of each of the `features`.
 
-    Found on the network's twin along one axis, with one channel: an input place is poisoned with a NaN, and
-    lies in the field of each place that becomes NaN. Places of different phase behind the resamplings see
-    differently far; the largest field counts.
+    A NaN at one input position of the probe spreads to exactly the positions that depend on it. Positions of different
+    phase relative to the resamplings have different fields; the largest one counts.
     """
-    path, coarsest = build_probe(config), len(config.levels) - 1
+    probe, coarsest = build_probe(config), len(config.levels) - 1
     depths = {f"{way}.{depth}": depth for way in ("down", "up") for depth in range(coarsest + 1)}
     depths |= {"middle": coarsest, "output": 0}
     period = 2**coarsest
@@ -59,84 +66,106 @@ def receptive_fields(config: UNetConfig) -> dict[str, int]:
         for phase in range(period):
             poisoned[phase, 0, side // 2 + phase] = torch.nan
         with torch.no_grad():
-            reached = {name: said[:, 0].isnan() for name, said in features(path, poisoned).items()}
+            reached = {name: feature[:, 0].isnan() for name, feature in features(probe, poisoned).items()}
         if not any(reach[:, [0, -1]].any() for reach in reached.values()):
             return {name: _widest(reach, period, period >> depths[name]) for name, reach in reached.items()}
         side *= 2
 
 
-def _widest(reach: Tensor, period: int, places: int) -> int:
-    """The largest field. reach: (poisoned phase, place) bool; `places` of them to each `period` of the input."""
-    phase, place = reach.nonzero().unbind(dim=1)
-    seen = phase - place // places * period                                       # as seen from the first such place
-    fields = [seen[place % places == like] for like in range(places)]
+def _widest(reach: Tensor, period: int, positions: int) -> int:
+    """Return the largest field. reach: (poisoned phase, position) bool, with `positions` to each `period` of inputs."""
+    phase, position = reach.nonzero().unbind(dim=1)
+    offset = phase - position // positions * period                               # from the first such position
+    fields = [offset[position % positions == like] for like in range(positions)]
     return int(max(field.max() - field.min() for field in fields)) + 1
+
+
+def probe_config(config: UNetConfig) -> UNetConfig:
+    """Return the same convolutions and resamplings along one axis, in one channel, without norms and attention.
+
+    Sizes and receptive fields are the same as those of the network along each of its axes.
+    """
+    ones = [[(1,) * sum(len(stack.widths) for stack in way) for way in (here.down, here.up)] for here in config.plan()]
+    levels = [LevelConfig(channels=1, down=down, up=up) for down, up in ones]
+    kept = {name: getattr(config, name) for name in ("padding", "block", "skips", "resampling", "middle_blocks")}
+    alone = {"in_channels": 1, "out_channels": 1, "dims": 1, "norm": "none", "middle_attention": False}
+    return UNetConfig.model_validate({"levels": levels, **alone, **kept})
+
+
+def build_probe(config: UNetConfig) -> UNet:
+    """Return the network of `probe_config` in fp64: in fast fp32 kernels a NaN spreads to unrelated positions."""
+    with torch.device("cpu"), torch.random.fork_rng([]):                          # leaves the global generator as it is
+        return UNet(probe_config(config)).double()
+
+
+# ── cost ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Part:
-    """One line of a network's description; a level counts what it adds around the coarser ones."""
+    """One line of a network's description; a level excludes the coarser levels inside it."""
 
     name: str
     size: tuple[int, ...]
-    """Of what it says; a level's is that of its way down."""
+    """Spatial size of the output; for a level, at the end of its way down."""
     channels: int
     attention: bool
     parameters: int
     flops: int
-    """For one example, forward; a multiplication and its addition are two, as torch counts."""
+    """Of one example, forward; a multiply-add counts as two, as in torch."""
     receptive_field: int
 
 
 def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
-    """Stem, levels, middle and head, and last the whole network, for an input of this size.
+    """Return the levels, the middle, stem and head, and last the whole network, for an input of this size.
 
-    The network is built without memory, and nothing is computed. ValueError where the size is too small.
+    Built on the meta device: no memory, no computation. Raise ValueError for a size that is too small, or that has
+    more than MAX_POSITIONS positions.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second, which `--help` need not wait for
+    from torch.utils.flop_counter import FlopCounterMode  # imported late: takes 0.1 s, which `--help` does not need
 
+    if prod(size) > MAX_POSITIONS:
+        raise ValueError(f"size {size}: {prod(size):,} positions; use at most {MAX_POSITIONS:,}")
     with on_meta():
         unet = UNet(config).eval()
-        x, planes, vector = torch.empty(1, config.in_channels, *size), None, None
-        if config.plane_channels:
-            planes = torch.empty(1, config.plane_channels, *size)
-        if config.vector_dim:
-            vector = torch.empty(1, config.vector_dim)
+        x = torch.empty(1, config.in_channels, *size)
+        planes = torch.empty(1, config.plane_channels, *size) if config.plane_channels else None
+        vector = torch.empty(1, config.vector_dim) if config.vector_dim else None
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            said = features(unet, x, Conditioning(vector=vector, planes=planes))
+            outputs = features(unet, x, Conditioning(vector=vector, planes=planes))
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     fields = receptive_fields(config)
 
     def part(name: str, feature: str, outside: str, inside: str | None = None) -> Part:
-        around, within = unet.get_submodule(outside), unet.get_submodule(inside) if inside else nn.Identity()
+        outer, inner = unet.get_submodule(outside), unet.get_submodule(inside) if inside else nn.Identity()
         return Part(
             name=name,
-            size=tuple(said[feature].shape[2:]),
-            channels=said[feature].shape[1],
-            attention=_attends(around) > _attends(within),
-            parameters=_parameters(around) - _parameters(within),
+            size=tuple(outputs[feature].shape[2:]),
+            channels=outputs[feature].shape[1],
+            attention=_attention_layers(outer) > _attention_layers(inner),
+            parameters=_parameters(outer) - _parameters(inner),
             flops=flops.get(f"UNet.{outside}".rstrip("."), 0) - flops.get(f"UNet.{inside}", 0),
             receptive_field=fields[feature],
         )
 
     paths = ["body" + ".inner" * depth for depth in range(len(config.levels) + 1)]
-    levels = [part(f"level {d}", f"down.{d}", *paths[d : d + 2]) for d in range(len(config.levels))]
+    parts = [part(f"level {d}", f"down.{d}", *paths[d : d + 2]) for d in range(len(config.levels))]
+    if config.middle_blocks:
+        parts.append(part("middle", "middle", paths[-1]))
     whole = part("network", "output", "")
-    middle = [part("middle", "middle", paths[-1])] if config.middle_blocks else []
-    rest = [*levels, *middle]
     ends = replace(
         whole,
         name="stem, head",
         attention=False,
-        parameters=whole.parameters - sum(p.parameters for p in rest),
-        flops=whole.flops - sum(p.flops for p in rest),
+        parameters=whole.parameters - sum(p.parameters for p in parts),
+        flops=whole.flops - sum(p.flops for p in parts),
     )
-    return [*rest, ends, whole]
+    return [*parts, ends, whole]
 
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _attends(module: nn.Module) -> int:
+def _attention_layers(module: nn.Module) -> int:
     return sum(isinstance(part, SelfAttention) for part in module.modules())

@@ -1,6 +1,6 @@
-"""A network over images larger than memory, tile by tile (Ronneberger et al. 2015, figure 2).
+"""Inference on images larger than memory, tile by tile (Ronneberger et al. 2015, figure 2).
 
-    Tiled(unet, tile=572)(image)                    # an output for every place of an image of any size
+    Tiled(unet, tile=572)(image)                    # an output for every position of an image of any size
 """
 
 from collections.abc import Callable, Sequence
@@ -10,26 +10,27 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from .conditioning import Conditioning
 from ..core.progress import no_progress
+from .conditioning import Conditioning
+from .config import output_side
 from .unet import UNet
 
 
 class Tiled(nn.Module):
-    """A U-Net as one that takes an image of any size, answers for all of it, and needs the memory of one tile.
+    """A U-Net that takes an image of any size, returns an output of the same size, and needs the memory of one tile.
 
-    With `"valid"` borders, what the network asks for past the image's edge is mirrored, tiles overlap by what
-    it eats, and the answer *is* that to the whole mirrored image, to float rounding. Group norms and attention
-    are the exception: they see a tile where they would have seen the image.
+    With `"valid"` borders, the input beyond the image's edge is the reflected image, tiles overlap by the border that
+    the network consumes, and the output *equals* that for the whole reflected image, to float rounding. Group norm and
+    attention are the exception: their statistics are those of a tile.
 
-    With `"same"` borders neighbours overlap by `overlap` places and are blended, with weights that rise
-    linearly from a tile's edge. What is lost: a place nearer to that edge than half the receptive field
-    (`inspection.receptive_field`) was told of zeros where the image has something else.
+    With `"same"` borders, neighboring tiles overlap by `overlap` positions and are blended, with weights that rise
+    linearly from a tile's edge; the last tile of an axis ends at the image's edge. Positions nearer to an edge inside
+    the image than half the receptive field (`inspection.receptive_field`) see zero padding instead of the image.
 
-    tile: side of what the network is given at once, or one side for each axis. overlap: places; by default
-    none for valid borders and a quarter of the tile for others, rounded so that tiles keep the grid of the
-    coarsest level. The network may lie on another device than the image.
-    ValueError for a tile that some level would not halve evenly, with the nearest that are right.
+    tile: side of the network's input, or one side for each axis. overlap: in positions; by default none for valid
+    borders and a quarter of the tile for others, rounded so that tiles keep the grid of the coarsest level. The
+    network may be on another device than the image.
+    Raise ValueError for a tile that some level would not halve evenly, with the nearest valid sides.
     """
 
     def __init__(
@@ -43,85 +44,102 @@ class Tiled(nn.Module):
         dims = unet.config.dims
         self.tile = (tile,) * dims if isinstance(tile, int) else tuple(tile)
         if len(self.tile) != dims:
-            raise ValueError(f"tile {self.tile}: this network has {dims} axes of space")
+            raise ValueError(f"tile {self.tile}: the network has {dims} axes; give one side for each")
         for side in set(self.tile):
-            _refuse_uneven(unet, side)
+            _check_even(unet, side)
         self.unet = unet
         self.progress = progress
-        self.answer = unet.output_size(*self.tile)
-        self.margin = [(t - a) // 2 for t, a in zip(self.tile, self.answer, strict=True)]
+        self.output_size = unet.output_size(*self.tile)
+        self.border = [t - n for t, n in zip(self.tile, self.output_size, strict=True)]
+        self.reflects = unet.config.padding == "valid"
         if overlap is None:
-            overlap = 0 if unet.config.padding == "valid" else min(self.tile) // 4
-        grid = _grid(unet)
-        self.step = [(a - overlap) // grid * grid for a in self.answer]
-        if min(self.step) < grid:
-            raise ValueError(f"overlap {overlap}: leaves no step from tile to tile; at most {min(self.answer) - grid}")
+            overlap = 0 if self.reflects else min(self.tile) // 4
+        self.grid = _grid(unet)
+        self.step = [(n - overlap) // self.grid * self.grid for n in self.output_size]
+        if min(self.step) < self.grid:
+            most = min(self.output_size) - self.grid
+            raise ValueError(f"overlap {overlap}: leaves no step from tile to tile; use at most {most}")
 
     def forward(self, x: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """x: (B, in_channels, *S) for any S. Returns (B, out_channels, *S)."""
         size = x.shape[2:]
-        starts = [range(0, max(n - a, 0) + s, s) for n, a, s in zip(size, self.answer, self.step, strict=True)]
-        covered = [along[-1] + a for along, a in zip(starts, self.answer, strict=True)]
+        axes = [self._layout(axis, side) for axis, side in enumerate(size)]
+        tile = [side for _, side in axes]
+        covered = [starts[-1] + side for starts, side in axes]
         total = x.new_zeros(len(x), self.unet.config.out_channels, *covered)
         weight = x.new_zeros(covered)
-        ramp = self._blend_window(x)
-        for corner in self.progress(list(product(*starts))):
-            here = (..., *(slice(c, c + a) for c, a in zip(corner, self.answer, strict=True)))
-            total[here] += self._answer(corner, x, cond) * ramp
-            weight[here] += ramp
+        window = self._blend_window(tile, x)
+        for corner in self.progress(list(product(*(starts for starts, _ in axes)))):
+            here = (..., *(slice(start, start + side) for start, side in zip(corner, tile, strict=True)))
+            total[here] += self._predict_tile(corner, tile, x, cond) * window
+            weight[here] += window
         return total[(..., *map(slice, size))] / weight[tuple(map(slice, size))]
 
-    def _answer(self, corner: tuple[int, ...], x: Tensor, cond: Conditioning) -> Tensor:
-        """What the network says for the tile whose answer begins at `corner`."""
+    def _layout(self, axis: int, side: int) -> tuple[list[int], int]:
+        """Return where the outputs of tiles start along an axis, and their side."""
+        output, step = self.output_size[axis], self.step[axis]
+        if self.reflects:
+            return list(range(0, max(side - output, 0) + step, step)), output
+        side = -(-side // self.grid) * self.grid                                  # as the network pads it
+        output = min(output, side)
+        return [min(start, side - output) for start in range(0, side - output + step, step)], output
+
+    def _predict_tile(self, corner: tuple[int, ...], tile: list[int], x: Tensor, cond: Conditioning) -> Tensor:
+        """Return the output, of the sides `tile`, that starts at `corner`."""
         device = next(self.unet.parameters()).device
-        places = [torch.arange(c - m, c - m + t) for c, m, t in zip(corner, self.margin, self.tile, strict=True)]
+        indices = []
+        for start, side, border, size in zip(corner, tile, self.border, x.shape[2:], strict=True):
+            position = torch.arange(side + border, device=x.device) + start - border // 2
+            indices.append(reflect_index(position, size) if self.reflects else position.clamp(max=size - 1))
         if cond.planes is not None:
             planes = cond.planes.expand(-1, -1, *x.shape[2:])
-            cond = replace(cond, planes=mirrored(planes, places).to(device))
-        return self.unet(mirrored(x, places).to(device), cond).to(x.device)
+            cond = replace(cond, planes=_gather(planes, indices).to(device))
+        return self.unet(_gather(x, indices).to(device), cond).to(x.device)
 
-    def _blend_window(self, like: Tensor) -> Tensor:
-        """How much each place of a tile's answer counts, in the shape of that answer."""
-        ramp = like.new_ones(())
-        for answer, step in zip(self.answer, self.step, strict=True):
-            inwards = torch.arange(1, answer + 1, device=like.device, dtype=like.dtype)
-            ramp = ramp[..., None] * torch.minimum(inwards, inwards.flip(0)).clamp(max=answer - step + 1)
-        return ramp / ramp.max()
+    def _blend_window(self, tile: list[int], like: Tensor) -> Tensor:
+        """Return the weight of each position of a tile's output, in the shape of that output."""
+        window = like.new_ones(())
+        for side, output, step in zip(tile, self.output_size, self.step, strict=True):
+            inwards = torch.arange(1, side + 1, device=like.device, dtype=like.dtype)
+            window = window[..., None] * torch.minimum(inwards, inwards.flip(0)).clamp(max=output - step + 1)
+        return window / window.max()
 
 
-def mirrored(x: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """x at these places along each axis of space; past its edges it is mirrored, as often as need be."""
-    for axis, place in enumerate(places, start=2):
-        period = max(2 * (x.shape[axis] - 1), 1)
-        place = place.to(x.device).abs() % period
-        x = x.index_select(axis, torch.minimum(place, period - place))
+def reflect_index(position: Tensor, size: int) -> Tensor:
+    """Return positions in [0, size), those outside reflected at the edges, repeatedly if need be."""
+    period = max(2 * (size - 1), 1)
+    position = position.abs() % period
+    return torch.minimum(position, period - position)
+
+
+def _gather(x: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    """Return x at these indices along each spatial axis."""
+    for axis, index in enumerate(indices, start=2):
+        x = x.index_select(axis, index.to(x.device))
     return x
 
 
 def valid_tile_sizes(unet: UNet, least: int, most: int) -> list[int]:
-    """The sides between these two (inclusive) that every level halves without a rest, so that tiles meet exactly."""
+    """Return the sides in [least, most] that every level halves evenly, so that tiles join exactly."""
     return [side for side in range(max(least, unet.min_input_size), most + 1) if _is_even(unet, side)]
 
 
 def _grid(unet: UNet) -> int:
-    """Input places to one place of the coarsest level."""
+    """Return the number of input positions per position of the coarsest level, along an axis."""
     return 2 ** (len(unet.config.levels) - 1)
 
 
 def _is_even(unet: UNet, side: int) -> bool:
     if unet.config.padding == "same":
         return side % _grid(unet) == 0
-
-    def answer(side: int) -> int:
-        return unet.output_size(*[side] * unet.config.dims)[0] if side >= unet.min_input_size else 0
-
-    return answer(side) >= _grid(unet) and answer(side) > answer(side - 1)        # a rest would have changed nothing
+    output, shorter = output_side(unet.config, side), output_side(unet.config, side - 1)
+    return output >= _grid(unet) and output > max(shorter, 0)                     # else the last position is unused
 
 
-def _refuse_uneven(unet: UNet, side: int) -> None:
+def _check_even(unet: UNet, side: int) -> None:
     if side >= unet.min_input_size and _is_even(unet, side):
         return
     near = max(side, unet.min_input_size)
-    right = valid_tile_sizes(unet, near - 2 * _grid(unet), near + 2 * _grid(unet))
-    nearest = sorted(sorted(right, key=lambda other: abs(other - side))[:2])
-    raise ValueError(f"tile {side}: some level would not halve it evenly; the nearest right ones: {nearest}")
+    valid = valid_tile_sizes(unet, near - 2 * _grid(unet), near + 2 * _grid(unet))
+    nearest = sorted(sorted(valid, key=lambda other: abs(other - side))[:2])
+    raise ValueError(f"tile {side}: some level would not halve it evenly; nearest valid sides: {nearest}")
