@@ -7,7 +7,7 @@ conditions exist.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class TimeEmbedding(nn.Module):
         """t: (B,), or one number for the whole batch."""
         angle = t.reshape(-1, 1).float() * self.frequencies                       # (B, C/2)
         sinusoids = torch.cat([angle.cos(), angle.sin()], dim=1)                  # (B, C)
-        return Conditioning(vector=self.mlp(sinusoids.to(self.mlp[0].weight.dtype)))
+        return Conditioning(vector=self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype)))
 
 
 class LabelEmbedding(nn.Module):
@@ -143,9 +143,11 @@ class TokenEmbedding(nn.Module):
         """
         if tokens is None:
             return Conditioning()
-        tokens, mask = tokens if isinstance(tokens, tuple) else (tokens, None)
-        cond = Conditioning(tokens=self.project(tokens), token_mask=None if mask is None else mask.bool())
-        return cond if keep_mask is None else replace(cond, token_mask=cond.mask() & keep_mask[:, None])
+        encoded, mask = tokens if isinstance(tokens, tuple) else (tokens, None)
+        mask = None if mask is None else mask.bool()
+        if keep_mask is not None:
+            mask = keep_mask[:, None].expand(-1, encoded.shape[1]) if mask is None else mask & keep_mask[:, None]
+        return Conditioning(tokens=self.project(encoded), token_mask=mask)
 
 
 class PlaneEmbedding(nn.Module):

@@ -1,11 +1,12 @@
-"""The parts of a U-Net: convolutions, norms, blocks, attention, resampling, join.
+"""Layers of a U-Net: convolutions, norms, blocks, attention, resampling, skip connections.
 
-Only the functions that make convolutions, pools and norms know the dimension and the border; every class
-works on (B, C, *S) with one, two or three spatial axes. Every block is called `block(x, conditioning)`.
+Only the functions that make convolutions, pools and norms depend on the dimension and the border; every class works on
+(B, C, *S) with one, two or three spatial axes. Every block is called `block(x, conditioning)`.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +15,21 @@ from torch import Tensor, nn
 
 from .conditioning import Conditioning
 
-# Builders handed down by the U-Net: (in_channels, out_channels[, kernel_size[, stride]]) and (channels).
+L = TypeVar("L", bound=Any)
+"""A layer with a weight and perhaps a bias."""
 Conv = Callable[..., nn.Module]
+"""(in_channels, out_channels[, kernel_size[, stride]]) -> a convolution in the dimension and border of the network."""
 Norm = Callable[[int], nn.Module]
+"""(channels) -> a norm, or a modulated norm."""
 
 
-# ── made once, in the dimension and with the border of the network ────────────────────────────────
+# ── convolutions, pools and norms by dimension and border ─────────────────────────────────────────
 
 
 def convolution(
     dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
 ) -> nn.Module:
-    """A convolution over `dims` axes; `"same"` keeps the size (at stride 1), `"valid"` reads no border."""
+    """Return a convolution over `dims` axes; `"same"` keeps the size (at stride 1), `"valid"` is unpadded."""
     border = kernel_size // 2 if padding == "same" else 0
     layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     return xavier_(layer(in_channels, out_channels, kernel_size, stride, border))
@@ -34,14 +38,14 @@ def convolution(
 def transposed_convolution(
     dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 2, bias: bool = True
 ) -> nn.Module:
-    """A transposed convolution with stride 2 and kernel 2 or 3.
+    """Return a transposed convolution with stride 2 and kernel 2 or 3.
 
-    It doubles the size, but for kernel 3 and `"valid"`: then the last place, which would know only one
-    of its two neighbours, is left out.
+    It doubles the size, except for kernel 3 and `"valid"`: the last position, which would depend on only one of its two
+    neighbors, is then omitted.
     """
     layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
-    border, more = (kernel_size - 1) // 2, kernel_size % 2 if padding == "same" else 0
-    return kaiming_(layer(in_channels, out_channels, kernel_size, 2, border, more, bias=bias))
+    border, output_padding = (kernel_size - 1) // 2, kernel_size % 2 if padding == "same" else 0
+    return kaiming_(layer(in_channels, out_channels, kernel_size, 2, border, output_padding, bias=bias))
 
 
 def max_pool(dims: int) -> nn.Module:
@@ -53,12 +57,12 @@ def average_pool(dims: int) -> nn.Module:
 
 
 def group_norm(groups: int, eps: float, channels: int) -> nn.GroupNorm:
-    """Group normalisation (Wu & He 2018); fewer groups where `groups` does not divide the channels."""
+    """Return a group norm (Wu & He 2018); with fewer groups where `groups` does not divide the channels."""
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
 
 
 def batch_norm(dims: int, eps: float, channels: int) -> nn.Module:
-    """Batch normalisation (Ioffe & Szegedy 2015)."""
+    """Return a batch norm (Ioffe & Szegedy 2015)."""
     return (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1](channels, eps)
 
 
@@ -66,26 +70,26 @@ def no_norm(channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def xavier_(layer: nn.Module) -> nn.Module:
-    """DDPM's start: uniform, variance 1 / fan_avg (that is Glorot & Bengio 2010), and no bias."""
+def xavier_(layer: L) -> L:
+    """Initialize as DDPM does: uniform, variance 1 / fan_avg (Glorot & Bengio 2010), zero bias."""
     nn.init.xavier_uniform_(layer.weight)
-    return _bias_at_zero(layer)
+    return _zero_bias(layer)
 
 
-def kaiming_(layer: nn.Module) -> nn.Module:
-    """The start for a ReLU behind it: normal, variance 2 / fan_in (He et al. 2015), and no bias."""
+def kaiming_(layer: L) -> L:
+    """Initialize for a ReLU behind the layer: normal, variance 2 / fan_in (He et al. 2015), zero bias."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return _bias_at_zero(layer)
+    return _zero_bias(layer)
 
 
-def _bias_at_zero(layer: nn.Module) -> nn.Module:
+def _zero_bias(layer: L) -> L:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def zero_init(layer: nn.Module) -> nn.Module:
-    """For the last layer of a residual branch: at zero, the block starts as the identity."""
+def zero_init(layer: L) -> L:
+    """Zero the weight of the last layer of a residual branch, so that the block starts as the identity."""
     nn.init.zeros_(layer.weight)
     return layer
 
@@ -93,8 +97,8 @@ def zero_init(layer: nn.Module) -> nn.Module:
 # ── skips ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def centre(x: Tensor, like: Tensor) -> Tensor:
-    """The middle of x in the size of `like`; x itself where the sizes agree, as with `"same"` borders."""
+def center_crop(x: Tensor, like: Tensor) -> Tensor:
+    """Return the center of x in the size of `like`; x itself where the sizes agree, as with `"same"` borders."""
     for axis in range(2, x.ndim):
         spare = x.shape[axis] - like.shape[axis]
         x = x.narrow(axis, spare // 2, like.shape[axis]) if spare else x
@@ -102,11 +106,11 @@ def centre(x: Tensor, like: Tensor) -> Tensor:
 
 
 def join(x: Tensor, skip: Tensor) -> Tensor:
-    """A skip connection: the skip's centre stacked on x, (B, C + C', *S)."""
-    return torch.cat([x, centre(skip, x)], dim=1)
+    """Return x with the center of the skip as further channels, (B, C + C', *S)."""
+    return torch.cat([x, center_crop(skip, x)], dim=1)
 
 
-# ── how the vector enters a block ─────────────────────────────────────────────────────────────────
+# ── modulation of a block by the vector ───────────────────────────────────────────────────────────
 
 
 def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
@@ -114,7 +118,7 @@ def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
 
 
 class Shift(nn.Module):
-    """The vector enters by addition before the norm (DDPM 2020): norm(h + W v)."""
+    """The vector is added before the norm (DDPM 2020): norm(h + W v)."""
 
     def __init__(self, channels: int, vector_dim: int, norm: Norm):
         super().__init__()
@@ -128,7 +132,7 @@ class Shift(nn.Module):
 
 
 class ScaleShift(nn.Module):
-    """The vector scales and shifts what the norm gives (AdaGN, Dhariwal & Nichol 2021, equation 10)."""
+    """The vector scales and shifts the output of the norm (AdaGN, Dhariwal & Nichol 2021, equation 10)."""
 
     def __init__(self, channels: int, vector_dim: int, norm: Norm):
         super().__init__()
@@ -144,7 +148,7 @@ class ScaleShift(nn.Module):
 
 
 class Unmodulated(nn.Module):
-    """The norm alone, for a U-Net that is told no vector."""
+    """The norm alone, for a U-Net without a vector."""
 
     def __init__(self, channels: int, vector_dim: int, norm: Norm):
         super().__init__()
@@ -158,9 +162,9 @@ class Unmodulated(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around which x passes unchanged; the vector modulates between them.
+    """Two convolutions with a residual connection; the vector modulates between them.
 
-    `resize`, if given, halves or doubles the size on both ways (ADM 2021, from BigGAN).
+    `resize`, if given, halves or doubles the size on both branches (ADM 2021, from BigGAN).
     """
 
     def __init__(
@@ -187,7 +191,7 @@ class ResidualBlock(nn.Module):
         h = self.conv_1(self.resize(F.silu(self.norm(x))))
         h = self.modulated(h, cond.vector)
         h = self.conv_2(self.dropout(F.silu(h)))
-        return centre(self.shortcut(self.resize(x)), h) + h
+        return center_crop(self.shortcut(self.resize(x)), h) + h
 
 
 class PlainBlock(nn.Module):
@@ -206,7 +210,7 @@ class PlainBlock(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """Blocks one after the other, each told the same; none of them is the identity."""
+    """Blocks in sequence, with the same conditioning; an empty one is the identity."""
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         for block in self:
@@ -215,7 +219,7 @@ class Stack(nn.ModuleList):
 
 
 class IgnoreCond(nn.Module):
-    """A layer as a block: it is told nothing."""
+    """A layer as a block, without conditioning."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -232,14 +236,14 @@ def _flatten_spatial(x: Tensor) -> Tensor:
     return rearrange(x, "b c ... -> b (...) c")
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, like: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What the queries (B, heads, N, D) read, back in the shape of the image, (B, C, *S)."""
+def _attention(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, like: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return attention of the queries, (B, heads, N, D), projected and in the shape of the feature map, (B, C, *S)."""
     h = rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b heads n d -> b n (heads d)")
     return rearrange(to_out(h), "b n c -> b c n").reshape(like.shape)
 
 
 class SelfAttention(nn.Module):
-    """Every place of x attends to every other (Vaswani et al. 2017), as a residual branch."""
+    """Every position of x attends to every other (Vaswani et al. 2017), as a residual branch."""
 
     def __init__(self, channels: int, heads: int, norm: Norm):
         super().__init__()
@@ -251,11 +255,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         qkv = self.to_qkv(_flatten_spatial(self.norm(x)))
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        return x + _attended(q, k, v, self.to_out, x)
+        return x + _attention(q, k, v, self.to_out, x)
 
 
 class CrossAttention(nn.Module):
-    """Every place of x reads the tokens, as a residual branch; without tokens, nothing is read."""
+    """Every position of x attends to the tokens, as a residual branch; the identity without tokens."""
 
     def __init__(self, channels: int, heads: int, norm: Norm, token_dim: int):
         super().__init__()
@@ -272,18 +276,18 @@ class CrossAttention(nn.Module):
         k, v = rearrange(self.to_kv(cond.tokens), "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
         k, v = k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)
         if cond.token_mask is None:
-            return x + _attended(q, k, v, self.to_out, x)
+            return x + _attention(q, k, v, self.to_out, x)
         mask = cond.token_mask
-        reads = mask.any(dim=1)                                                   # a softmax over no token is NaN
-        mask = rearrange(mask | ~reads[:, None], "b m -> b 1 1 m")
-        return x + _attended(q, k, v, self.to_out, x, mask) * _per_channel(reads[:, None], x)
+        any_token = mask.any(dim=1)                                               # a softmax over no token is NaN
+        mask = rearrange(mask | ~any_token[:, None], "b m -> b 1 1 m")
+        return x + _attention(q, k, v, self.to_out, x, mask) * _per_channel(any_token[:, None], x)
 
 
-# ── resampling: half or twice the size ────────────────────────────────────────────────────────────
+# ── resampling ────────────────────────────────────────────────────────────────────────────────────
 
 
 class Downsample(nn.Module):
-    """Half the size by a convolution with stride 2, centred on every second place."""
+    """Half the size, by a convolution with stride 2 centered on every second position."""
 
     def __init__(self, channels: int, conv: Conv):
         super().__init__()
@@ -294,7 +298,7 @@ class Downsample(nn.Module):
 
 
 class DownsampleEndPadded(nn.Module):
-    """The same with one place added at the end of each axis and none at the start, as in DDPM 2020."""
+    """The same, padded by one position at the end of each axis and none at the start, as in DDPM 2020."""
 
     def __init__(self, channels: int, dims: int):
         super().__init__()
@@ -306,7 +310,7 @@ class DownsampleEndPadded(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: each place repeated, then a convolution."""
+    """Twice the size: nearest-neighbor interpolation, then a convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, conv: Conv):
         super().__init__()

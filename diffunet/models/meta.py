@@ -1,4 +1,4 @@
-"""Models without weights: names and shapes, neither memory nor values."""
+"""Models on the meta device: names and shapes without memory or values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Networks made here have names and shapes, and neither memory nor values."""
-    with torch.device("meta"), _Unfilled():
+    """Build modules on the meta device inside this context, without importing torch's compiler."""
+    with torch.device("meta"), _SkipNormal():
         yield
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves normal numbers out: to draw them for tensors without memory, torch imports its compiler."""
+class _SkipNormal(TorchFunctionMode):
+    """Skip normal initialization: for meta tensors it would make torch import its compiler, which takes seconds."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

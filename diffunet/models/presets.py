@@ -1,4 +1,4 @@
-"""The published networks, as the values of a `UNetConfig`: `UNetConfig(preset="unet2015")`."""
+"""Published networks, as values of a `UNetConfig`: `UNetConfig(preset="unet2015")`."""
 
 PRESETS = {
     # Ronneberger, Fischer & Brox 2015, figure 1: 572×572 -> 388×388, two classes
@@ -19,7 +19,7 @@ PRESETS = {
             {"channels": 1024, "up": []},
         ],
     },
-    # Çiçek et al. 2016, figure 2: 132×132×116 -> 44×44×28, three channels to three classes
+    # Çiçek et al. 2016, figure 2: 132×132×116 -> 44×44×28, three input channels, three classes
     "unet3d": {
         "dims": 3,
         "in_channels": 3,
@@ -38,7 +38,7 @@ PRESETS = {
             {"channels": 512, "down": [256, 512], "up": []},
         ],
     },
-    # Iglovikov & Shvets 2018, figure 1: the way down is VGG11 (its weights: encoders.py)
+    # Iglovikov & Shvets 2018, figure 1: the way down is VGG11 (for its weights see pretrained.py)
     "ternaus11": {
         "in_channels": 3,
         "out_channels": 1,
@@ -56,7 +56,7 @@ PRESETS = {
             {"channels": 512, "blocks": 1, "up": []},
         ],
     },
-    # Ho, Jain & Abbeel 2020, appendix B, CIFAR-10: told the time as a vector
+    # Ho, Jain & Abbeel 2020, appendix B, CIFAR-10; the vector is the time
     "ddpm_cifar10": {
         "vector_dim": 512,
         "modulation": "shift",
@@ -70,7 +70,7 @@ PRESETS = {
             {"channels": 256},
         ],
     },
-    # Dhariwal & Nichol 2021, table 4, ImageNet 64×64: told time and class; half of the output is a variance
+    # Dhariwal & Nichol 2021, table 4, ImageNet 64×64; the vector is time and class, half of the output a variance
     "adm_64": {
         "out_channels": 6,
         "vector_dim": 768,

@@ -131,7 +131,7 @@ class UNet(nn.Module):
         return tuple(output_side(self.config, side) for side in size)
 
     def _padded(self, x: Tensor) -> Tensor:
-        """Return x with its last places repeated until every level halves evenly."""
+        """Return x padded at its ends, by replication, until every level halves evenly."""
         multiple = 2 ** (len(self.config.levels) - 1)
         spare = [-size % multiple for size in x.shape[2:]]
         border = [n for extra in reversed(spare) for n in (0, extra)]
