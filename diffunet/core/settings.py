@@ -71,12 +71,12 @@ def settings_from(
 def section_of(field: FieldInfo) -> type[Settings] | None:
     """Return the settings that a field holds, if it is a section."""
     annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
 def variants_of(annotation: Any) -> dict[str, type[Settings]]:
     """Return the settings of a tagged union by their type, or nothing for any other annotation."""
-    members = [m for m in union_members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
+    members = [m for m in union_members(annotation) if isinstance(m, type) and issubclass(m, Settings)]
     return {m.model_fields[TAG].default: m for m in members if TAG in m.model_fields}
 
 
@@ -172,7 +172,7 @@ def read_yaml(path: Path) -> tuple[dict, dict[Key, str]]:
 
 
 def _lines(node: yaml.Node | None, path: Path, above: Key = ()) -> Iterator[tuple[Key, int]]:
-    if len(above) > MAX_DEPTH:
+    if node is not None and len(above) > MAX_DEPTH:
         raise UserError(f"{path}:{node.start_mark.line + 1}: {printable(above[0])}: nested too deeply")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -254,13 +254,10 @@ def _validated(settings: type[S], values: dict, places: dict[Key, str], otherwis
             key, candidates = _locate(settings, error["loc"])
             if error["type"].startswith("union_tag"):
                 key = (*key, TAG)
-            near = key
-            while near and near not in places:             # pydantic names union members after the key
-                near = near[:-1]
-            place = places.get(near, otherwise)
-            dotted = _dotted(near if near and len(near) < len(key) and not error["type"].startswith("union") and
-                             error["type"] not in ("missing", "extra_forbidden") else key)
-            where = place if place == f"--{dotted}" else ": ".join(filter(None, (place, dotted)))
+            while places and key and key not in places:    # pydantic names union members after the key
+                key = key[:-1]
+            place, dotted = places.get(key, otherwise), _dotted(key)
+            where = place if place.startswith("--") else ": ".join(filter(None, (place, dotted)))
             message = _message(error, candidates)
             lines[where] = f"{lines[where]}, or {message}" if where in lines else f"{where}: {message}"
         raise UserError("\n".join(lines.values())) from None
@@ -282,7 +279,7 @@ def _locate(settings: type[Settings], location: tuple) -> tuple[Key, list[type[S
         if variants := variants_of(annotation):
             candidates = [variants[rest.pop(0)]] if rest and rest[0] in variants else list(variants.values())
         elif rest:
-            inside = [a for a in _nested(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+            inside = [a for a in _nested(annotation) if isinstance(a, type) and issubclass(a, Settings)]
             candidates = inside or candidates
     return tuple(key), candidates
 
@@ -294,7 +291,7 @@ def _nested(annotation: Any) -> Iterator[Any]:
         yield from _nested(argument)
 
 
-def _message(error: dict, candidates: list[type[Settings]]) -> str:
+def _message(error: Mapping[str, Any], candidates: list[type[Settings]]) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
         known = [name for c in candidates for name in c.model_fields]
