@@ -94,7 +94,7 @@ class Config(ModelConfig):
 
     def resolve(self, images: ImageDataset) -> Self:
         """Return the config with everything that follows from the data. UserError where they disagree."""
-        conditions: dict[str, ConditionConfig] = Field({})
+        conditions: dict[str, ConditionConfig] = {}
         for name, label in self.labels.items():
             found = images.class_names.get(name)
             if label.num_classes not in (None, len(found or ())):
