@@ -1,35 +1,38 @@
-"""What is worth having: each lever alone on the built-in digits, over several training seeds.
+"""The effect of single changes on the built-in digits, over several training seeds.
 
-    python benchmarks/levers.py                      # about an hour on two CPU cores; goes on where it stopped
-    python benchmarks/levers.py --seeds 0            # a third of it; several at once share the folder
+    python benchmarks/ablations.py                   # about an hour on two CPU cores; continues where it stopped
+    python benchmarks/ablations.py --seeds 0         # a third of it; several processes can share the folder
+    python benchmarks/ablations.py --tiny            # a rehearsal
 
-Trains configs/digits.yaml with one change at a time, draws pictures and measures them with the commands
-that everybody has, printed as they are run. The table goes to FOLDER/levers.md.
+Trains configs/digits.yaml with one change at a time, samples and evaluates with the commands of diffunet, printed as
+they run. The table goes to FOLDER/ablations.md.
 """
 
 import argparse
 import json
-import statistics
 from pathlib import Path
+
+from records import add_record_flag, append_rows, mean_std
+from records import table as markdown
 
 from diffunet.cli import main as commands
 
-PLAIN = ["--guidance_scale", "1.08", "--guide", "null"]
-"""How to draw where nothing else is said: classifier-free guidance, little of it."""
+GUIDED = ["--guidance_scale", "1.08", "--guide", "null"]
+"""The sampling of rows that do not set their own: a little classifier-free guidance."""
 
-FIRST = "v_prediction, as digits.yaml"
+BASELINE = "v_prediction, as digits.yaml"
 
 TRAINED = {
-    FIRST: [],
-    "epsilon": ["--diffusion.prediction_type", "epsilon"],
-    "min-SNR, gamma 5": ["--diffusion.min_snr_gamma", "5"],
-    "EDM": ["--objective", "edm", "--edm.sigma_data", "0.75", "--edm.condition_dropout", "0.05"],
-    "flow matching": ["--objective", "flow", "--flow.condition_dropout", "0.05"],
-    "told augmentation 0.12": ["--data.augmentation", "0.12"],
+    BASELINE: [],
+    "epsilon": ["--objective.prediction_type", "epsilon"],
+    "min-SNR, gamma 5": ["--objective.min_snr_gamma", "5"],
+    "EDM": ["--objective", "edm", "--objective.sigma_data", "0.75", "--objective.condition_dropout", "0.05"],
+    "flow matching": ["--objective", "flow", "--objective.condition_dropout", "0.05"],
+    "augmentation 0.12": ["--data.augmentation", "0.12"],
 }
-"""A training for each."""
+"""Flags of a training for each row."""
 
-DRAWN = {
+SAMPLED = {
     "guidance 1 (none)": ["--guidance_scale", "1"],
     "guidance 1.3": ["--guidance_scale", "1.3"],
     "guidance 2": ["--guidance_scale", "2"],
@@ -40,22 +43,25 @@ DRAWN = {
     "autoguidance 2, guide after 1/8": ["--guidance_scale", "2", "--guide", "0.125"],
     "autoguidance 2, guide after 1/4": ["--guidance_scale", "2", "--guide", "0.25"],
 }
-"""Other pictures from the first of the trainings."""
+"""Flags of sampling from the baseline's weights for each row."""
 
 LENGTHS = ["0.02", "0.03", "0.05", "0.07", "0.1", "0.15", "0.2"]
-"""Of the average of the first training's weights."""
+"""EMA lengths of the baseline's weights."""
 
-COLUMNS = {
-    "Fréchet": "frechet_distance",
-    "kernel": "kernel_distance",
+METRICS = {
+    "Fréchet distance": "frechet_distance",
+    "kernel distance": "kernel_distance",
     "precision": "precision",
     "recall": "recall",
     "coverage": "coverage",
 }
+"""Columns of the tables, and their keys in evaluation.json."""
+QUIET = ["--train.preview_every", "1000000", "--train.checkpoint_every", "1000000", "--overwrite"]
+"""Neither previews nor checkpoints before the end."""
 
 
-def run(*words: str) -> None:
-    """A command of diffunet, as typed."""
+def diffunet(*words: str) -> None:
+    """Run a command of diffunet."""
     print("diffunet", *words, flush=True)
     try:
         commands.main(list(words))
@@ -64,59 +70,66 @@ def run(*words: str) -> None:
             raise
 
 
-def measure(folder: Path, lever: str, seed: int, asked: argparse.Namespace, *flags: str, of: str) -> None:
-    output = folder / "records" / f"{lever}, seed {seed}".replace("/", ":")
+def evaluate(args: argparse.Namespace, row: str, seed: int, *flags: str, run: str) -> None:
+    output = args.folder / "records" / f"{row}, seed {seed}".replace("/", ":")
     if not (output / "evaluation.json").exists():
-        how = ["--num_images", str(asked.num_images), "--seed", str(1000 * seed), "--output", str(output), *PLAIN]
-        run("evaluate", str(folder / f"{of}, seed {seed}"), *how, "--batch_size", "250", *flags)
+        options = ["--num_images", str(args.num_images), "--seed", str(1000 * seed), "--output", str(output), *GUIDED]
+        diffunet("evaluate", str(args.folder / f"{run}, seed {seed}"), *options, "--batch_size", "250", *flags)
 
 
-def table(folder: Path) -> str:
-    """Mean ± standard deviation over the training seeds that are there."""
-    lines = [f"| {' | '.join(['', *COLUMNS, 'named as asked', 'too near', 'seeds'])} |", "| --- |" + " --- |" * 8]
-    for lever in [*TRAINED, *DRAWN]:
-        found = sorted((folder / "records").glob(f"{lever.replace('/', ':')}, seed */evaluation.json"))
-        records = [json.loads(file.read_text()) for file in found]
-        if not records:
-            continue
-        columns = [[record["metrics"][name]["value"] for record in records] for name in COLUMNS.values()]
-        columns.append([record["class_accuracy"]["value"] for record in records])
-        columns.append([record["memorization"]["features"]["value"] for record in records])
-        lines.append(f"| {' | '.join([lever, *map(shown, columns), str(len(records))])} |")
-    averages = [json.loads(file.read_text()) for file in folder.glob(f"{FIRST}, seed */model/average.json")]
+def metric_values(records: list[dict]) -> list[list[float]]:
+    """Return the values of each metric, of the class accuracy and of the memorization."""
+    columns = [[record["metrics"][key]["value"] for record in records] for key in METRICS.values()]
+    columns.append([record["class_accuracy"]["value"] for record in records if "class_accuracy" in record])
+    columns.append([record["memorization"]["features"]["value"] for record in records])
+    return columns
+
+
+def table(folder: Path) -> tuple[str, list[dict]]:
+    """Return mean ± standard deviation over the training seeds that exist, and the raw rows."""
+    rows, raw = [], []
+    for row in [*TRAINED, *SAMPLED]:
+        files = sorted((folder / "records").glob(f"{row.replace('/', ':')}, seed */evaluation.json"))
+        if records := [json.loads(file.read_text()) for file in files]:
+            rows.append([row, *map(mean_std, metric_values(records)), str(len(records))])
+            raw += [{"row": row, **record} for record in records]
+    averages = [json.loads(file.read_text()) for file in folder.glob(f"{BASELINE}, seed */model/ema.json")]
     for length in LENGTHS if averages else []:
         values = [average["frechet_distances"][str(float(length))] for average in averages]
-        lines.append(f"| average of length {length} | {shown(values)} | | | | | | | {len(values)} |")
-    return "\n".join(lines) + "\n"
-
-
-def shown(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3g} ± {spread:.2g}"
+        rows.append([f"EMA length {length}", mean_std(values), *[""] * 6, str(len(values))])
+    return markdown(["", *METRICS, "class accuracy", "memorization", "seeds"], rows), raw
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_images", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, default=Path("runs/levers"))
-    asked = parser.parse_args()
-    folder = asked.folder
-    for seed in asked.seeds:
-        for lever, flags in TRAINED.items():
-            training = folder / f"{lever}, seed {seed}"
+    parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--tiny", action="store_true", help="20 steps and 20 images, to rehearse")
+    add_record_flag(parser)
+    args = parser.parse_args()
+    tiny = []
+    if args.tiny:
+        args.seeds, args.num_images, tiny = args.seeds[:1], 20, ["--train.steps", "20", "--train.snapshots", "8"]
+    folder = args.folder
+    for seed in args.seeds:
+        for row, flags in TRAINED.items():
+            training = folder / f"{row}, seed {seed}"
             if not (training / "model" / "diffusion_pytorch_model.safetensors").exists():
-                quiet = ["--train.preview_every", "1000000", "--train.checkpoint_every", "1000000", "--overwrite"]
-                run("train", "--train.output", str(training), "--train.seed", str(seed), *quiet, *flags)
-            measure(folder, lever, seed, asked, of=lever)
-        for lever, flags in DRAWN.items():
-            measure(folder, lever, seed, asked, *flags, of=FIRST)
-        training = folder / f"{FIRST}, seed {seed}"
-        if not (training / "model" / "average.json").exists():
-            how = ["--num_images", str(asked.num_images), "--seed", str(1000 * seed), "--batch_size", "250"]
-            run("ema", str(training), *LENGTHS, *how, *PLAIN)
-        (folder / "levers.md").write_text(table(folder), encoding="utf-8")
-    print(table(folder))
+                output = ["--train.output", str(training), "--train.seed", str(seed)]
+                diffunet("train", *output, *QUIET, *flags, *tiny)
+            evaluate(args, row, seed, run=row)
+        for row, flags in SAMPLED.items():
+            evaluate(args, row, seed, *flags, run=BASELINE)
+        training = folder / f"{BASELINE}, seed {seed}"
+        if not (training / "model" / "ema.json").exists():
+            options = ["--num_images", str(args.num_images), "--seed", str(1000 * seed), "--batch_size", "250"]
+            diffunet("ema", str(training), *LENGTHS, *options, *GUIDED)
+        (folder / "ablations.md").write_text(table(folder)[0], encoding="utf-8")
+    text, rows = table(folder)
+    print(text)
+    if args.record:
+        append_rows("ablations", rows)
 
 
 if __name__ == "__main__":

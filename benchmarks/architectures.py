@@ -1,12 +1,12 @@
-"""Which network and batch for the digits, all with the same amount of computing.
+"""Networks and batch sizes for the digits at equal compute.
 
-    python benchmarks/candidates.py                                       one after the other, all cores for each
-    python benchmarks/candidates.py --parallel 2                          two at once, a thread for each
-    python benchmarks/candidates.py --candidates "as digits.yaml" "one level" --seeds 0 --steps 20 --num_images 100
+    python benchmarks/architectures.py                                    one after the other, on all cores
+    python benchmarks/architectures.py --parallel 2                       two at a time, with one thread each
+    python benchmarks/architectures.py --tiny                             a rehearsal of two rows
 
-configs/digits.yaml with some changes at a time, each trained for as many operations as that one takes in --steps:
-those of the U-Net's forward pass as `diffunet describe` counts them, for each picture seen (backward is twice that for
-all of them). Interrupted, the same command goes on. The table goes to FOLDER/candidates.md.
+Each row changes configs/digits.yaml and trains for as many operations as that takes in --steps: those of the U-Net's
+forward pass, as `diffunet describe` counts them, per training image (the backward pass takes twice as many in all
+rows). Interrupted, the same command continues. The table goes to FOLDER/architectures.md.
 """
 
 import argparse
@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from ablations import COLUMNS, shown
+from ablations import METRICS, QUIET, metric_values
+from records import add_record_flag, append_rows, mean_std
+from records import table as markdown
 
-from diffunet.runs.config import Config
-from diffunet.data.dataset import load_images
 from diffunet.core.settings import settings_from
+from diffunet.data.dataset import load_images
 from diffunet.models.inspection import describe
-from diffunet.core.progress import no_progress
+from diffunet.runs.config import Config
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -35,7 +36,7 @@ def levels(*widths: int, blocks: int = 1) -> dict[str, str]:
 
 
 ONE_SKIP = {"unet.skips": "level"}
-CANDIDATES = {
+ROWS = {
     "as digits.yaml": {},
     "one skip per level": ONE_SKIP,
     "one skip, average pools": ONE_SKIP | {"unet.resampling": "average"},
@@ -70,78 +71,85 @@ CANDIDATES = {
 
 
 def cost(changes: dict[str, str]) -> tuple[Config, int, int]:
-    """The settled config, the U-Net's parameters, and its forward operations for a picture."""
+    """Return the resolved config, and the U-Net's parameters and forward operations per image."""
     config = settings_from(CONFIG, Config, changes)
-    config = config.settled(load_images(config.data, labelled=True, say=no_progress))
+    config = config.resolve(load_images(config.data, {"label": None}, log=lambda text: None))
     network = describe(config.unet, config.data.size)[-1]
     return config, network.parameters, network.flops
 
 
 def equal_steps(changes: dict[str, str], steps: int) -> int:
-    """Steps that take as many operations as so many of digits.yaml."""
-    (first, _, flops), (config, _, own) = cost({}), cost(changes)
-    return round(steps * first.train.batch_size * flops / (config.train.batch_size * own))
+    """Return the number of steps with as many operations as `steps` steps of digits.yaml."""
+    (baseline, _, flops), (config, _, own) = cost({}), cost(changes)
+    return round(steps * baseline.train.batch_size * flops / (config.train.batch_size * own))
 
 
-def diffunet(asked: argparse.Namespace, *words: str | Path) -> None:
-    """A command in a process of its own."""
+def diffunet(args: argparse.Namespace, *words: str | Path) -> None:
+    """Run a command of diffunet in a new process."""
     print("diffunet", *words, flush=True)
     command = [sys.executable, "-c", "from diffunet.cli.main import main; main()", *map(str, words)]
-    alone = {} if asked.parallel == 1 else {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, check=False)
+    threads = {} if args.parallel == 1 else {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
     if ended.returncode:
         sys.exit(ended.stderr)
 
 
-def train_and_measure(asked: argparse.Namespace, name: str, steps: int, seed: int) -> None:
-    folder = asked.folder / f"{name}, seed {seed}"
+def train_and_evaluate(args: argparse.Namespace, name: str, steps: int, seed: int) -> None:
+    folder = args.folder / f"{name}, seed {seed}"
     record = folder / "record"
     if (record / "evaluation.json").exists():
         return
-    changes = {"train.steps": str(steps), **CANDIDATES[name]}
-    quiet = ["--train.preview_every", "1000000", "--train.checkpoint_every", "1000000", "--overwrite"]
+    changes = {"train.steps": str(steps), **ROWS[name]}
     flags = [word for key, value in changes.items() for word in (f"--{key}", value)]
-    where = ["--config", CONFIG, "--train.output", folder, "--train.seed", str(seed)]
-    diffunet(asked, "train", *where, *quiet, *flags)
-    how = ["--num_images", str(asked.num_images), "--seed", str(10_000 * seed), "--batch_size", "250"]
-    diffunet(asked, "evaluate", folder, *how, "--output", record)
+    run = ["--config", CONFIG, "--train.output", folder, "--train.seed", str(seed)]
+    diffunet(args, "train", *run, *QUIET, *flags)
+    options = ["--num_images", str(args.num_images), "--seed", str(10_000 * seed), "--batch_size", "250"]
+    diffunet(args, "evaluate", folder, *options, "--output", record)
 
 
-def table(asked: argparse.Namespace) -> str:
-    """Mean ± standard deviation over the training seeds that are there."""
-    heads = ["", *COLUMNS, "named as asked", "images/s", "parameters", "MFLOP", "batch", "steps", "seeds"]
-    rows = [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
-    for name, changes in CANDIDATES.items():
-        folders = [file.parent.parent for file in asked.folder.glob(f"{name}, seed */record/evaluation.json")]
+def table(args: argparse.Namespace) -> tuple[str, list[dict]]:
+    """Return mean ± standard deviation over the training seeds that exist, and the raw rows."""
+    heads = ["", *METRICS, "class accuracy", "memorization"]
+    heads += ["images/s", "parameters", "MFLOP", "batch", "steps", "seeds"]
+    rows, raw = [], []
+    for name, changes in ROWS.items():
+        folders = [file.parent.parent for file in args.folder.glob(f"{name}, seed */record/evaluation.json")]
         if not folders:
             continue
         records = [json.loads((folder / "record" / "evaluation.json").read_text()) for folder in folders]
         logs = [(folder / "log.jsonl").read_text().splitlines() for folder in folders]
         config, parameters, flops = cost(changes)
-        columns = [[record["metrics"][column]["value"] for record in records] for column in COLUMNS.values()]
-        columns.append([record["class_accuracy"]["value"] for record in records])
         speed = statistics.median(json.loads(line)["images_per_second"] for log in logs for line in log)
         costs = [f"{speed:,.0f}", f"{parameters:,}", f"{flops / 1e6:.1f}", str(config.train.batch_size)]
-        costs += [str(equal_steps(changes, asked.steps)), str(len(records))]
-        rows.append(f"| {' | '.join([name, *map(shown, columns), *costs])} |")
-    return "\n".join(rows) + "\n"
+        costs += [str(equal_steps(changes, args.steps)), str(len(records))]
+        rows.append([name, *map(mean_std, metric_values(records)), *costs])
+        about = {"row": name, "images_per_second": speed, "parameters": parameters, "flops": flops}
+        raw += [{**about, **record} for record in records]
+    return markdown(heads, rows), raw
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="of digits.yaml as it is (%(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="of digits.yaml without changes (%(default)s)")
     parser.add_argument("--num_images", type=int, default=1000)
-    parser.add_argument("--parallel", type=int, default=1, help="trainings at once (%(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/candidates"))
-    asked = parser.parse_args()
-    steps = {name: equal_steps(CANDIDATES[name], asked.steps) for name in asked.candidates}  # counted by one thread
-    runs = [(name, steps[name], seed) for seed in asked.seeds for name in asked.candidates]
-    with ThreadPoolExecutor(asked.parallel) as pool:
-        list(pool.map(partial(train_and_measure, asked), *zip(*runs, strict=True)))
-    (asked.folder / "candidates.md").write_text(table(asked), encoding="utf-8")
-    print(table(asked))
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at the same time (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/architectures"))
+    parser.add_argument("--tiny", action="store_true", help="20 steps and 20 images of two rows, to rehearse")
+    add_record_flag(parser)
+    args = parser.parse_args()
+    if args.tiny:
+        args.rows, args.seeds, args.steps, args.num_images = args.rows[:2], args.seeds[:1], 20, 20
+    steps = {name: equal_steps(ROWS[name], args.steps) for name in args.rows}
+    runs = [(name, steps[name], seed) for seed in args.seeds for name in args.rows]
+    with ThreadPoolExecutor(args.parallel) as pool:
+        list(pool.map(partial(train_and_evaluate, args), *zip(*runs, strict=True)))
+    text, rows = table(args)
+    (args.folder / "architectures.md").write_text(text, encoding="utf-8")
+    print(text)
+    if args.record:
+        append_rows("architectures", rows)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Quality against minutes on this machine, with the commands that everybody has.
+"""Quality against training time on this machine.
 
-    python benchmarks/curve.py --config configs/digits.yaml --minutes 1 2 5 --seeds 0 1 2 --folder runs/digits-curve
+    python benchmarks/quality_vs_time.py --config configs/digits.yaml --minutes 1 2 5 --seeds 0 1 2 \\
+        --folder runs/quality-vs-time
+    python benchmarks/quality_vs_time.py --tiny --folder runs/rehearsal                a rehearsal
 
-One training for each number of minutes and each seed, its schedule ending with them. --points 0.25 0.5 1
-measures a training on its way, too, by the average of its weights up to there. Interrupted (Ctrl-C, SIGTERM),
-the same command goes on where it was. FOLDER gets curve.jsonl with a line for each point, curve.md, curve.png
-and, from each training, its log and its last preview.
+One training for each number of minutes and each seed, whose learning rate schedule ends with the minutes.
+--points 0.25 0.5 1 also evaluates each training on its way, with an EMA of its weights up to there. Interrupted
+(Ctrl-C, SIGTERM), the same command continues. FOLDER gets quality-vs-time.jsonl with a line for each point,
+quality-vs-time.md and .png, and the log and the last preview of each training. Other flags are passed on to train.py.
 """
 
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -20,32 +21,25 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
+from records import add_record_flag, append_rows, machine, mean_std
+from records import table as markdown
 
 from diffunet.cli import main as commands
+from diffunet.core.runtime import default_device
+from diffunet.evaluation.features import choose_features
+from diffunet.runs.evaluate import evaluate_denoiser, real_images
 from diffunet.runs.run import Run
-from diffunet.data.dataset import load_images
-from diffunet.cli.evaluate import choose_features, measure
-from diffunet.core.progress import no_progress
-from diffunet.training.trainer import list_checkpoints
+from diffunet.training.checkpoint import list_checkpoints
 
 WALL = "wall_minutes_with_start_and_previews"
-ON_THE_WAY = 0.1
-"""Length of the average by which a training is measured before its end."""
-
-
-def machine() -> str:
-    """What the minutes are minutes of."""
-    if torch.cuda.is_available():
-        where = torch.cuda.get_device_name()
-    else:
-        where = f"{os.cpu_count()} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
-    return f"{where}, torch {torch.__version__}"
+EMA_LENGTH = 0.1
+"""Of the weights with which a training is evaluated before its end."""
+TINY = {"minutes": [0.05], "num_images": 20, "config": "configs/digits.yaml"}
 
 
 def train(folder: Path, config: str, minutes: float, seed: int, flags: list[str]) -> None:
-    """A training to its end; where it was begun before, the rest of it. Its minutes so far are in pieces.json."""
+    """Train to the end, resuming if possible. pieces.json holds the minutes of each call."""
     record = folder / "pieces.json"
     pieces = json.loads(record.read_text()) if record.exists() else []
     words = ["train", "--config", config, "--train.output", str(folder), "--train.seed", str(seed), *flags]
@@ -65,20 +59,19 @@ def train(folder: Path, config: str, minutes: float, seed: int, flags: list[str]
             raise
 
 
-def points_of(folder: Path, asked: argparse.Namespace, seed: int) -> list[dict]:
-    """The training measured at each of the points."""
+def points_of(folder: Path, args: argparse.Namespace, seed: int) -> list[dict]:
+    """Evaluate a training at each of the points."""
     run = Run(folder)
     config = run.config()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    wish = config.sample.model_copy(
-        update={"num_images": asked.num_images, "seed": 10_000 * seed, "batch_size": asked.batch_size}
-    )
-    pictures = load_images(config.data, labelled=config.conditions.classes != 0, say=no_progress)
-    features = choose_features(asked.features, None, pictures)
+    update = {"num_images": args.num_images, "seed": 10_000 * seed, "batch_size": args.batch_size}
+    sampling = config.sample.model_copy(update=update)
+    real = real_images(config, config.data)
+    features = choose_features(args.features, None, real, default_device())
     found = []
-    for point in asked.points:
-        denoiser = run.denoiser() if point == 1 else run.averaged(ON_THE_WAY, until=point)
-        record, _ = measure(run, denoiser, config, wish, pictures, features)
+    for point in args.points:
+        denoiser = run.denoiser() if point == 1 else run.posthoc_ema(EMA_LENGTH, until=point)
+        record = evaluate_denoiser(run, denoiser, sampling, real, features).record
         wall = sum(json.loads((folder / "pieces.json").read_text()))
         found.append(
             {
@@ -97,38 +90,33 @@ def points_of(folder: Path, asked: argparse.Namespace, seed: int) -> list[dict]:
 
 
 def table(lines: list[dict]) -> str:
-    """Mean ± standard deviation over the seeds."""
+    """Return mean ± standard deviation over the seeds, in Markdown."""
     groups = defaultdict(list)
     for line in lines:
         groups[line["minutes"] * line["point"], line["minutes"]].append(line)
     names = [*lines[0]["metrics"], *(["class_accuracy"] if "class_accuracy" in lines[0] else [])]
-    heads = ["minutes", "of a training of", "took", "steps", *names, "too near to a training picture", "seeds"]
-    rows = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    columns = [name.replace("_", " ").replace("frechet", "Fréchet") for name in names]
+    heads = ["minutes", "of a training of", "took", "steps", *columns, "memorization", "seeds"]
+    rows = []
     for (minutes, whole), group in sorted(groups.items()):
         values = [[line["metrics"].get(name, line.get(name))["value"] for line in group] for name in names]
         values.append([line["memorization"]["features"]["value"] for line in group])
-        took = shown([line["point"] * line[WALL] for line in group])
+        took = mean_std([line["point"] * line[WALL] for line in group])
         steps = f"{statistics.mean(line['steps'] for line in group):,.0f}"
-        cells = [f"{minutes:g}", f"{whole:g}", took, steps, *map(shown, values), str(len(group))]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append([f"{minutes:g}", f"{whole:g}", took, steps, *map(mean_std, values), str(len(group))])
     last = lines[-1]
     about = (
-        f"{last['machine']}. {last['drawn']['num_images']:,} pictures ({last['drawn']['sampler']}, "
-        f"{last['drawn']['steps']} steps) against {last['real']['num_images']:,} of {last['real']['path']}; "
+        f"{last['machine']}. {last['drawn']['num_images']:,} samples ({last['drawn']['sampler']}, "
+        f"{last['drawn']['steps']} steps) against {last['real']['num_images']:,} images of {last['real']['path']}; "
         f"features: {last['features']['name']}; diffunet {last['diffunet']['commit']}."
     )
-    return f"{about}\n\n" + "\n".join(rows) + "\n"
+    return f"{about}\n\n{markdown(heads, rows)}"
 
 
-def shown(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3g}{spread}"
-
-
-def draw(lines: list[dict], path: Path) -> None:
-    """The first metric against the minutes that it took, start and previews included; a dot for each training."""
+def plot(lines: list[dict], path: Path) -> None:
+    """Plot the first metric against minutes, start-up and previews included; a dot for each training."""
     name = next(iter(lines[0]["metrics"]))
-    asked = [line["minutes"] * line["point"] for line in lines]
+    budgets = [line["minutes"] * line["point"] for line in lines]
     took = [line[WALL] * line["point"] for line in lines]
     values = [line["metrics"][name]["value"] for line in lines]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -136,11 +124,11 @@ def draw(lines: list[dict], path: Path) -> None:
     axes.plot(took, values, "o", alpha=0.6)
 
     def mean(numbers: list[float], place: float) -> float:
-        return statistics.mean(number for m, number in zip(asked, numbers, strict=True) if m == place)
+        return statistics.mean(number for m, number in zip(budgets, numbers, strict=True) if m == place)
 
-    places = sorted(set(asked))
+    places = sorted(set(budgets))
     axes.plot([mean(took, place) for place in places], [mean(values, place) for place in places], "-")
-    axes.axhline(lines[-1]["metrics"][name]["floor"], linestyle=":", color="grey", label="real pictures, as many")
+    axes.axhline(lines[-1]["metrics"][name]["floor"], linestyle=":", color="gray", label="as many real images")
     axes.set(xlabel="minutes", ylabel=name.replace("_", " "))
     axes.set_title(lines[-1]["machine"], fontsize="small")
     axes.set(xlim=(0, None), ylim=(0, None))
@@ -150,37 +138,43 @@ def draw(lines: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--minutes", type=float, nargs="+", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/digits.yaml", help="(%(default)s)")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 2.0, 5.0], help="(1 2 5)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--points", type=float, nargs="+", default=[1.0], help="shares of a training to measure at")
+    parser.add_argument("--points", type=float, nargs="+", default=[1.0], help="where in a training to evaluate (1)")
     parser.add_argument("--num_images", type=int, default=1000)
-    parser.add_argument("--batch_size", type=int, default=250, help="pictures drawn together")
+    parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once")
     parser.add_argument("--features", help="as for diffunet evaluate")
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--stop_after", type=float, help="minutes after which to save and end")
-    asked, flags = parser.parse_known_args()
-    if asked.stop_after:
-        alarm = threading.Timer(60 * asked.stop_after, os.kill, (os.getpid(), signal.SIGTERM))
+    parser.add_argument("--stop_after", type=float, help="minutes after which to save and stop")
+    parser.add_argument("--tiny", action="store_true", help="three seconds and 20 images, to rehearse")
+    add_record_flag(parser)
+    args, flags = parser.parse_known_args()
+    if args.tiny:
+        vars(args).update(TINY)
+    if args.stop_after:
+        alarm = threading.Timer(60 * args.stop_after, os.kill, (os.getpid(), signal.SIGTERM))
         alarm.daemon = True
         alarm.start()
     lines = []
-    for minutes in asked.minutes:
-        for seed in asked.seeds:
-            folder = asked.folder / f"{minutes:g}-minutes-seed-{seed}"
+    for minutes in args.minutes:
+        for seed in args.seeds:
+            folder = args.folder / f"{minutes:g}-minutes-seed-{seed}"
             measured = folder / "points.json"
             if not measured.exists():
-                train(folder, asked.config, minutes, seed, flags)
-                measured.write_text(json.dumps(points_of(folder, asked, seed)))
+                train(folder, args.config, minutes, seed, flags)
+                measured.write_text(json.dumps(points_of(folder, args, seed)))
             lines += json.loads(measured.read_text())
             for name in ("log.jsonl", "curves.png"):
-                shutil.copy(folder / name, asked.folder / f"{folder.name}-{name}")
-            shutil.copy(sorted((folder / "samples").glob("step_*"))[-1], asked.folder / f"{folder.name}-samples.png")
-    (asked.folder / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (asked.folder / "curve.md").write_text(table(lines), encoding="utf-8")
-    draw(lines, asked.folder / "curve.png")
+                shutil.copy(folder / name, args.folder / f"{folder.name}-{name}")
+            shutil.copy(sorted((folder / "samples").glob("step_*"))[-1], args.folder / f"{folder.name}-samples.png")
+    (args.folder / "quality-vs-time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (args.folder / "quality-vs-time.md").write_text(table(lines), encoding="utf-8")
+    plot(lines, args.folder / "quality-vs-time.png")
     print(table(lines))
+    if args.record:
+        append_rows("quality-vs-time", lines)
 
 
 if __name__ == "__main__":

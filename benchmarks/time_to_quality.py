@@ -247,7 +247,7 @@ def table(points: list[dict], args: argparse.Namespace) -> str:
     for point in points:
         groups.setdefault(point["contender"], {}).setdefault(point["seed"], []).append(point)
     first = median([time_to_target(way, args, "seconds") for way in next(iter(groups.values())).values()])
-    heads = ["", "parameters", f"seconds to {args.target:g}", "relative", "whole command", "each seed", "least distance"]
+    heads = ["", "parameters", f"seconds to {args.target:g}", "relative", "whole command", "each seed", "best distance"]
     rows = []
     for name, ways in groups.items():
         columns = "seconds", "command_seconds"
@@ -330,7 +330,7 @@ def arguments() -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--target", type=float, default=25.0, help="Fréchet distance (%(default)s)")
     add("--cap_minutes", type=float, default=6.0, help="of a baseline's training (%(default)s)")
-    add("--budgets", type=float, nargs="+", default=[0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0], help="minutes of training, for diffunet")
+    add("--budgets", type=float, nargs="+", default=[0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0], help="minutes, of diffunet")
     add("--first_seconds", type=float, default=10.0, help="of a baseline before its first evaluation (%(default)s)")
     add("--num_images", type=int, default=1000, help="samples to evaluate (%(default)s)")
     add("--steps", type=int, default=25, help="network calls per image (%(default)s)")
@@ -345,13 +345,14 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     (args.folder / "points").mkdir(parents=True, exist_ok=True)
+    words = [word for word in sys.argv[1:] if word != "--record"]
     runs = [(seed, name) for seed in args.seeds for name in args.contenders]
     for seed, name in runs:
         file = args.folder / "points" / f"{name}, seed {seed}.jsonl"
         if file.exists():
             continue
         if len(runs) > 1:
-            command = [sys.executable, __file__, *sys.argv[1:], "--contenders", name, "--seeds", str(seed)]
+            command = [sys.executable, __file__, *words, "--contenders", name, "--seeds", str(seed)]
             subprocess.run(command, check=True)
             continue
         measure = measure_diffunet if isinstance(CONTENDERS[name], Diffunet) else measure_baseline
@@ -363,8 +364,8 @@ def main() -> None:
     points = report(args)
     if len(runs) > 1:
         print((args.folder / "time-to-quality.md").read_text(encoding="utf-8"))
-        if args.record:
-            append_rows("time-to-quality", points)
+    if args.record:
+        append_rows("time-to-quality", points)
 
 
 if __name__ == "__main__":

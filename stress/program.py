@@ -16,7 +16,8 @@ conditions: {label: {type: label}}
 objective: {type: ddpm, prediction_type: v_prediction, beta_schedule: cosine}
 data: {path: digits, random_flip: true}
 train: {output: run, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, learning_rate: 1e-3, ema_decay: 0.9,
-        log_every: 2, checkpoint_every: 4, preview_every: 6, snapshots: 3, runtime: {mixed_precision: no, compile: false}}
+        log_every: 2, checkpoint_every: 4, preview_every: 6, snapshots: 3,
+        runtime: {mixed_precision: no, compile: false}}
 sample: {num_images: 4, guidance_scale: 1.5, runtime: {mixed_precision: no}}
 """
 

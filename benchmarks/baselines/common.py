@@ -1,8 +1,8 @@
-"""What both peers share: the command line, pictures in memory, a budget of wall-clock time, drawing, peer.json,
-and stopping and going on: a run may take as many calls of the same command as it needs.
+"""Shared by both baselines: flags, images in memory, a budget of wall-clock time, sampling, baseline.json, resuming.
 
-Where the peers' own programs lose time with what teaches nothing (files decoded again and again, a loss read from
-the GPU at every step, previews, checkpoints), time is saved here, in the peers' favour.
+A run may be spread over any number of calls of the same command. Where the original programs spend time outside
+training (decoding files again in every epoch, reading the loss from the GPU at every step, previews, checkpoints),
+this saves it, in favor of the baselines.
 """
 
 import argparse
@@ -29,43 +29,43 @@ from tqdm import tqdm
 
 DIGIT_SIDE = 8
 SIZES = ("as_shipped", "small", "tiny")
-"""Of a peer's network: its own; about that of configs/digits.yaml; one to measure_step_time in seconds."""
+"""Of the network: the original; about that of configs/digits.yaml; one to rehearse with in seconds."""
 
 
-def arguments(description: str, batch_size: int, steps_to_draw: int) -> argparse.Namespace:
-    """What was asked for, with the peer's own defaults; `asked.piece` is this call's piece of the run."""
+def arguments(description: str, batch_size: int, sampling_steps: int) -> argparse.Namespace:
+    """Parse the flags, with the baseline's own defaults; `args.piece` is the part of the run that this call does."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", required=True, help="a parquet file, a folder of pictures, or digits: scikit-learn's 1,797 scans")
-    add("--minutes", type=float, required=True, help="wall-clock time of the training loop, set-up not counted")
-    add("--num_images", type=int, required=True, help="pictures to draw")
-    add("--output", type=Path, required=True, help="a folder, new or begun so, for 00000.png ... and peer.json")
-    add("--piece_minutes", type=float, default=math.inf, help="stop after so long; the same command goes on (never)")
-    add("--resolution", type=int, default=32, help="pixels a side (%(default)s)")
-    add("--batch_size", type=int, default=batch_size, help="pictures at once in training (%(default)s)")
-    add("--steps_to_draw", type=int, default=steps_to_draw, help="network calls for a picture (%(default)s)")
-    add("--batch_to_draw", type=int, default=500, help="pictures drawn at once (%(default)s)")
+    add("--data", required=True, help="a parquet file, a folder of images, or digits: scikit-learn's 1,797")
+    add("--minutes", type=float, required=True, help="wall-clock time of the training loop, without set-up")
+    add("--num_images", type=int, required=True, help="images to sample")
+    add("--output", type=Path, required=True, help="a folder for 00000.png ... and baseline.json")
+    add("--piece_minutes", type=float, default=math.inf, help="stop after them; the same command continues (never)")
+    add("--resolution", type=int, default=32, help="pixels per side (%(default)s)")
+    add("--batch_size", type=int, default=batch_size, help="in training (%(default)s)")
+    add("--sampling_steps", type=int, default=sampling_steps, help="network calls per image (%(default)s)")
+    add("--sampling_batch_size", type=int, default=500, help="images sampled at once (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")
     add("--network", choices=SIZES, default="as_shipped", help="its size (%(default)s)")
     add("--tiny", dest="network", action="store_const", const="tiny", help="--network tiny")
-    asked = parser.parse_args()
-    for name, value in vars(asked).items():
+    args = parser.parse_args()
+    for name, value in vars(args).items():
         if name != "seed" and type(value) in (int, float) and not value > 0:
             parser.error(f"--{name}: must be greater than 0")
-    same = {f"--{name}": value for name, value in vars(asked).items() if name not in ("output", "piece_minutes")}
+    same = {f"--{name}": value for name, value in vars(args).items() if name not in ("output", "piece_minutes")}
     same |= {"script": parser.prog, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    asked.output.mkdir(parents=True, exist_ok=True)
-    asked.piece = Piece(asked.output, asked.piece_minutes, same)
-    return asked
+    args.output.mkdir(parents=True, exist_ok=True)
+    args.piece = Piece(args.output, args.piece_minutes, same)
+    return args
 
 
 # ── pieces ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Piece:
-    """What one call does of a run: when it is to end, and what the calls before it left in OUTPUT/state.
+    """The part of a run that one call does: its end, and the state that earlier calls left in OUTPUT/state.
 
-    Ctrl-C and SIGTERM end it as well. What has to last is on the disk then, except while `training`, which saves first.
+    Ctrl-C and SIGTERM end it, too: at once, or while `training` after its state is saved.
     """
 
     def __init__(self, output: Path, minutes: float, arguments: dict[str, Any]):
@@ -73,46 +73,46 @@ class Piece:
         self.state = output / "state"
         self.end = perf_counter() + 60 * minutes
         self.training, self.exit_code = False, 0
-        begun = None if (output / "peer.json").exists() else self.load("arguments")
+        begun = None if (output / "baseline.json").exists() else self.load("arguments")
         if begun is None and any(output.iterdir()):
-            sys.exit(f"--output: {output} is not empty; name another folder")
+            sys.exit(f"--output: {output} is not empty; choose another folder")
         for name, value in (begun or {}).items():
             if value != arguments[name]:
-                sys.exit(f"{name}: {output} was begun with {value}, not {arguments[name]}; name another --output")
+                sys.exit(f"{name}: {output} was begun with {value}, not {arguments[name]}; choose another --output")
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupted)
 
     def _interrupted(self, number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process whatever it does
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         self.end, self.exit_code = -math.inf, 128 + number
         if not self.training:
             self.leave()
 
     def over(self, seconds: float = 0.0) -> bool:
-        """Whether it is to end before something that takes so long."""
+        """Return whether less than this time is left."""
         return perf_counter() + seconds > self.end
 
     def leave(self) -> None:
-        tqdm.write(f"{self.output}: stopped in good order; the same command goes on")
+        tqdm.write(f"{self.output}: stopped; the same command continues")
         sys.exit(self.exit_code)
 
     def save(self, name: str, value: dict[str, Any]) -> None:
-        """Complete or not at all, whatever happens meanwhile."""
+        """Write the value atomically."""
         self.state.mkdir(exist_ok=True)
-        beside = self.state / f"{name}.part"
-        torch.save(value, beside)
-        os.replace(beside, self.state / f"{name}.pt")
+        partial = self.state / f"{name}.part"
+        torch.save(value, partial)
+        os.replace(partial, self.state / f"{name}.pt")
 
     def load(self, name: str) -> dict[str, Any] | None:
         path = self.state / f"{name}.pt"
         return torch.load(path, weights_only=True) if path.exists() else None
 
 
-# ── pictures ──────────────────────────────────────────────────────────────────────────────────────
+# ── images ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def load_pictures(path: str, resolution: int) -> Tensor:
-    """All of them, decoded once: uint8 (N, C, H, W), scaled to cover the square and cropped; C is 1 if all are grey."""
+def load_images(path: str, resolution: int) -> Tensor:
+    """Return all images as uint8 (N, C, H, W), scaled to cover the square and cropped; C is 1 if all are gray."""
     if path == "digits":
         return _digits(resolution)
     import datasets
@@ -123,7 +123,7 @@ def load_pictures(path: str, resolution: int) -> Tensor:
         rows = datasets.load_dataset("imagefolder", data_dir=path, split="train")
     columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if len(columns) != 1:
-        sys.exit(f"--data: {path} has {len(columns)} columns of pictures; one is needed")
+        sys.exit(f"--data: {path} has {len(columns)} columns of images; one is needed")
     images = []
     for row in tqdm(rows.select_columns(columns), desc="decode", leave=False):
         image = row[columns[0]]
@@ -135,28 +135,28 @@ def load_pictures(path: str, resolution: int) -> Tensor:
 
 
 def _digits(resolution: int) -> Tensor:
-    """Each pixel becomes a square of equal pixels, so that averaging the squares gives the scan again."""
+    """Repeat each pixel in a square, so that averaging the squares gives the original."""
     from sklearn.datasets import load_digits
 
     times, rest = divmod(resolution, DIGIT_SIDE)
     if rest or not times:
-        sys.exit(f"--resolution: the digits have {DIGIT_SIDE} pixels a side; name a multiple, not {resolution}")
-    scans = torch.from_numpy((load_digits().images * (255 / 16)).round()).to(torch.uint8)[:, None]
-    return scans.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1)
+        sys.exit(f"--resolution: the digits have {DIGIT_SIDE} pixels a side; use a multiple, not {resolution}")
+    images = torch.from_numpy((load_digits().images * (255 / 16)).round()).to(torch.uint8)[:, None]
+    return images.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1)
 
 
 class Batches:
-    """Without end, in [0, 1]: round by round all pictures in a new order; a round's last batch may be smaller."""
+    """An endless iterator of batches in [0, 1]; the last batch of an epoch may be smaller."""
 
-    def __init__(self, pictures: Tensor, size: int, flip: bool):
-        self.pictures, self.size, self.flip = pictures, size, flip
-        self.left = torch.empty(0, dtype=torch.long, device=pictures.device)
+    def __init__(self, images: Tensor, size: int, flip: bool):
+        self.images, self.size, self.flip = images, size, flip
+        self.left = torch.empty(0, dtype=torch.long, device=images.device)
 
     def __next__(self) -> Tensor:
         if not len(self.left):
-            self.left = torch.randperm(len(self.pictures), device=self.pictures.device)
+            self.left = torch.randperm(len(self.images), device=self.images.device)
         chosen, self.left = self.left.tensor_split([self.size])
-        batch = self.pictures[chosen].float() / 255
+        batch = self.images[chosen].float() / 255
         if self.flip:
             mirrored = torch.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5
             batch = torch.where(mirrored, batch.flip(-1), batch)
@@ -173,24 +173,24 @@ class Batches:
 
 
 class Budget:
-    """`for _ in budget.spend(...):` goes round until the time is up, `count` at the end of each step.
+    """`for _ in budget.spend(...):` loops until the time is up; call `count` at the end of each step.
 
-    The bar shows seconds. Those of all pieces count; loading and saving do not.
+    The time of all pieces counts, without loading and saving.
     """
 
-    def __init__(self, asked: argparse.Namespace):
-        self.piece = asked.piece
-        self.seconds = 60 * asked.minutes
+    def __init__(self, args: argparse.Namespace):
+        self.piece = args.piece
+        self.seconds = 60 * args.minutes
         self.taken, self.loss = 0.0, math.nan
         self.steps = self.images = 0
 
     @property
     def used(self) -> float:
-        """The part of the time that is over, 0 to 1."""
+        """The elapsed part of the time, 0 to 1."""
         return min(1.0, (perf_counter() - self._start) / self.seconds)
 
     def spend(self, **parts: Any) -> Iterator[None]:
-        """`parts` are what training changes: loaded from the piece before, saved when this one or the time is over."""
+        """Yield once per step. `parts`, the objects that training changes, are loaded first and saved at the end."""
         parts = {name: part for name, part in parts.items() if part is not None}
         if saved := self.piece.load("training"):
             for name, part in parts.items():
@@ -198,7 +198,7 @@ class Budget:
             self.taken, self.steps, self.images, self.loss = saved["counted"]
             torch.set_rng_state(saved["random"])
             torch.cuda.set_rng_state_all(saved["random_cuda"])
-        del saved  # a second copy of everything
+        del saved  # frees a second copy of everything
         if self.taken >= self.seconds:
             return
         self.piece.training = True
@@ -210,7 +210,7 @@ class Budget:
                 if self.piece.over():
                     break
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # what was asked of the GPU counts too
+                torch.cuda.synchronize()  # queued work counts, too
         self.taken = perf_counter() - self._start
         saved = {name: part.state_dict() for name, part in parts.items()}
         saved["counted"] = self.taken, self.steps, self.images, self.loss
@@ -222,77 +222,77 @@ class Budget:
             self.piece.leave()
 
     def count(self, images: int, loss: Tensor) -> None:
-        """A step is done."""
+        """Count a step."""
         self.steps += 1
         self.images += images
-        if self.steps % 50 == 1:  # reading a loss makes the processor wait for the GPU
+        if self.steps % 50 == 1:  # reading the loss waits for the GPU
             self.loss = loss.item()
         self._bar.set_postfix_str(f"{self.steps:,} steps, loss {self.loss:.4f}", refresh=False)
         self._bar.update(self.used * self.seconds - self._bar.n)
 
 
-# ── drawing ───────────────────────────────────────────────────────────────────────────────────────
+# ── sampling ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def draw(sample: Callable[[int], Tensor], asked: argparse.Namespace) -> float:
-    """Writes what `sample(number)` gives, (number, C, H, W) in [0, 1]. The seconds it took, files not counted.
+def save_samples(sample: Callable[[int], Tensor], args: argparse.Namespace) -> float:
+    """Write the images that `sample(number)` returns, (number, C, H, W) in [0, 1]; return the seconds, without writing.
 
-    A batch's noise follows from the seed and its first picture's number, so that pieces make no difference.
+    A batch's noise follows from the seed and the number of its first image, so pieces make no difference.
     """
-    saved = asked.piece.load("drawing") or {"pictures": 0, "seconds": 0.0}
+    saved = args.piece.load("sampling") or {"images": 0, "seconds": 0.0}
     seconds = saved["seconds"]
-    with tqdm(total=asked.num_images, initial=saved["pictures"], desc="draw", unit="picture") as bar:
-        for first in range(saved["pictures"], asked.num_images, asked.batch_to_draw):
+    with tqdm(total=args.num_images, initial=saved["images"], desc="sample", unit="image") as bar:
+        for first in range(saved["images"], args.num_images, args.sampling_batch_size):
             start = perf_counter()
-            torch.manual_seed(Random(f"{asked.seed} {first}").getrandbits(63))
-            drawn = sample(min(asked.batch_to_draw, asked.num_images - first)).cpu()
+            torch.manual_seed(Random(f"{args.seed} {first}").getrandbits(63))
+            samples = sample(min(args.sampling_batch_size, args.num_images - first)).cpu()
             took = perf_counter() - start
             seconds += took
-            if not drawn.isfinite().all():
-                sys.exit("the peer drew values that are not finite: its training diverged")
-            for number, picture in enumerate((drawn.clamp(0, 1) * 255).round().to(torch.uint8), first):
-                to_pil_image(picture).save(asked.output / f"{number:05d}.png")
-            bar.update(len(drawn))
-            done = first + len(drawn)
-            asked.piece.save("drawing", {"pictures": done, "seconds": seconds})
-            if done < asked.num_images and asked.piece.over(took):
-                asked.piece.leave()
+            if not samples.isfinite().all():
+                sys.exit("sampled values that are not finite: the training diverged")
+            for number, image in enumerate((samples.clamp(0, 1) * 255).round().to(torch.uint8), first):
+                to_pil_image(image).save(args.output / f"{number:05d}.png")
+            bar.update(len(samples))
+            done = first + len(samples)
+            args.piece.save("sampling", {"images": done, "seconds": seconds})
+            if done < args.num_images and args.piece.over(took):
+                args.piece.leave()
     return seconds
 
 
 def report(
-    peer: str,
-    asked: argparse.Namespace,
+    package: str,
+    args: argparse.Namespace,
     accelerator: Accelerator,
     network: nn.Module,
     budget: Budget,
     sampler: str,
     seconds: float,
 ) -> None:
-    """Writes peer.json, last of all: a folder that has one is complete, and needs its state no more."""
+    """Write baseline.json, which marks a folder as complete, and remove its state."""
     on_gpu = accelerator.device.type == "cuda"
-    told = {
-        "peer": peer,
-        "version": version(peer),
+    record = {
+        "package": package,
+        "version": version(package),
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "network": asked.network,
-        "resolution": asked.resolution,
-        "batch_size": asked.batch_size,
+        "network": args.network,
+        "resolution": args.resolution,
+        "batch_size": args.batch_size,
         "steps": budget.steps,
         "images_seen": budget.images,
         "training_minutes": round(budget.taken / 60, 3),
-        "num_images": asked.num_images,
+        "num_images": args.num_images,
         "sampler": sampler,
-        "sampler_steps": asked.steps_to_draw,
-        "drawing_seconds": round(seconds, 1),
+        "sampler_steps": args.sampling_steps,
+        "sampling_seconds": round(seconds, 1),
         "device": torch.cuda.get_device_name(accelerator.device) if on_gpu else accelerator.device.type,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
-        "seed": asked.seed,
+        "seed": args.seed,
     }
-    text = json.dumps(told, indent=2)
-    beside = asked.piece.state / "peer.json"
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, asked.output / "peer.json")
-    shutil.rmtree(asked.piece.state)
+    text = json.dumps(record, indent=2)
+    partial = args.piece.state / "baseline.json"
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, args.output / "baseline.json")
+    shutil.rmtree(args.piece.state)
     print(text)

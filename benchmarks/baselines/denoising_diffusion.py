@@ -1,11 +1,11 @@
-"""python benchmarks/peers/denoising_diffusion.py --data PARQUET --minutes 20 --num_images 10000 --output FOLDER
-python benchmarks/peers/denoising_diffusion.py --data digits --minutes 0.2 --num_images 16 --steps_to_draw 5 --tiny \\
-    --output FOLDER                                                            a rehearsal
+"""python benchmarks/baselines/denoising_diffusion.py --data PARQUET --minutes 20 --num_images 10000 --output FOLDER
+python benchmarks/baselines/denoising_diffusion.py --data digits --minutes 0.2 --num_images 16 --tiny \\
+    --sampling_steps 5 --output FOLDER                                                            a rehearsal
 
-lucidrains' denoising-diffusion-pytorch (pip install denoising-diffusion-pytorch), with the network and the values of
-its README, for a given time. Its `Trainer` counts steps, decodes files again in every round, stops for previews and
-downloads a network for its FID; so its `Unet`, its `GaussianDiffusion` and the `EMA` it uses are driven directly
-here, with the values that `Trainer` would give them.
+lucidrains' denoising-diffusion-pytorch (pip install denoising-diffusion-pytorch), with the network and the settings of
+its README, for a given time. Its `Trainer` counts steps, decodes files again in every epoch, stops for previews and
+downloads a network for its FID; so this drives its `Unet`, its `GaussianDiffusion` and the `EMA` it uses directly,
+with the settings of `Trainer`.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from ema_pytorch import EMA
 from torch import Tensor
 
 BATCH_SIZE, ACCUMULATED = 32, 2
-"""ImageDataset in a batch, and batches for a step of the optimiser."""
+"""Images per batch, and batches per optimizer step."""
 
 
 def build(resolution: int, channels: int, size: str) -> Unet:
-    """The README's 35.7 million parameters or fewer, with as many channels as the pictures have; for any resolution."""
+    """Return the README's network of 35.7 million parameters or a smaller one, for any resolution."""
     width, multiples = {"as_shipped": (64, (1, 2, 4, 8)), "small": (32, (1, 1)), "tiny": (8, (1, 2))}[size]
     return Unet(dim=width, dim_mults=multiples, channels=channels, flash_attn=torch.cuda.is_available())
 
 
 class Recipe:
-    """The objective, optimiser, average and step of its `Trainer`, for a network and batches in [0, 1]."""
+    """The objective, optimizer, EMA and step of its `Trainer`, for a network and batches in [0, 1]."""
 
     total_steps = 700_000
 
-    def __init__(self, network: Unet, batches: common.Batches, accelerator: Accelerator, steps_to_draw: int = 250):
+    def __init__(self, network: Unet, batches: common.Batches, accelerator: Accelerator, sampling_steps: int = 250):
         diffusion = GaussianDiffusion(
-            network, image_size=batches.pictures.shape[-1], timesteps=1000, sampling_timesteps=steps_to_draw
+            network, image_size=batches.images.shape[-1], timesteps=1000, sampling_timesteps=sampling_steps
         ).to(accelerator.device)
         optimizer = torch.optim.Adam(diffusion.parameters(), lr=8e-5, betas=(0.9, 0.99))
         self.network = network
@@ -47,12 +47,12 @@ class Recipe:
 
     @property
     def parts(self) -> dict:
-        """What training changes; `ema` holds the network as well."""
+        """The objects that training changes; `ema` holds the network as well."""
         names = ("optimizer", "ema", "batches")
         return {name: getattr(self, name) for name in names} | {"scaler": self.accelerator.scaler}
 
     def step(self) -> tuple[int, Tensor]:
-        """One step of the optimiser; how many pictures it saw, and the last loss."""
+        """Train one step. Return the number of images, and the last loss."""
         images = 0
         for _ in range(ACCUMULATED):
             batch = next(self.batches)
@@ -66,39 +66,39 @@ class Recipe:
         return images, loss
 
     def predictors(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        """The network as it is and as its average, as functions of pictures and time."""
+        """Return the network and its EMA as functions of images and time."""
         averaged = self.ema.ema_model.model
         return {
             "raw": lambda x, t: self.network(x, t.expand(len(x))),
-            "average": lambda x, t: averaged(x, t.expand(len(x))),
+            "EMA": lambda x, t: averaged(x, t.expand(len(x))),
         }
 
 
 def main() -> None:
-    asked = common.arguments(__doc__, batch_size=BATCH_SIZE, steps_to_draw=250)
-    torch.manual_seed(asked.seed)
+    args = common.arguments(__doc__, batch_size=BATCH_SIZE, sampling_steps=250)
+    torch.manual_seed(args.seed)
     # fp16 is what its amp=True means
     accelerator = Accelerator(mixed_precision="fp16" if torch.cuda.is_available() else "no")
-    pictures = common.load_pictures(asked.data, asked.resolution).to(accelerator.device)
-    budget = common.Budget(asked)
+    images = common.load_images(args.data, args.resolution).to(accelerator.device)
+    budget = common.Budget(args)
 
-    # A mirrored digit is no digit; everything else is mirrored, as is its default.
-    batches = common.Batches(pictures, asked.batch_size, flip=asked.data != "digits")
-    network = build(asked.resolution, pictures.shape[1], asked.network)
-    recipe = Recipe(network, batches, accelerator, asked.steps_to_draw)
+    # Digits are not mirrored; everything else is, as is its default.
+    batches = common.Batches(images, args.batch_size, flip=args.data != "digits")
+    network = build(args.resolution, images.shape[1], args.network)
+    recipe = Recipe(network, batches, accelerator, args.sampling_steps)
     for _ in budget.spend(**recipe.parts):
         budget.count(*recipe.step())
 
     recipe.ema.eval()
 
     def sample(number: int) -> Tensor:
-        # `Trainer` draws in fp32, for which the flash attention of its README has no kernel (its issue 239).
+        # `Trainer` samples in fp32, for which the flash attention of its README has no kernel (its issue 239).
         with accelerator.autocast():
             return recipe.ema.ema_model.sample(batch_size=number)
 
-    seconds = common.draw(sample, asked)
+    seconds = common.save_samples(sample, args)
     sampler = "ddim" if recipe.ema.ema_model.is_ddim_sampling else "ddpm"
-    common.report("denoising-diffusion-pytorch", asked, accelerator, recipe.network, budget, sampler, seconds)
+    common.report("denoising-diffusion-pytorch", args, accelerator, recipe.network, budget, sampler, seconds)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""python benchmarks/peers/diffusers_recipe.py --data PARQUET --minutes 20 --num_images 10000 --output FOLDER
-python benchmarks/peers/diffusers_recipe.py --data digits --minutes 0.2 --num_images 16 --steps_to_draw 5 --tiny \\
-    --output FOLDER                                                            a rehearsal
+"""python benchmarks/baselines/diffusers_recipe.py --data PARQUET --minutes 20 --num_images 10000 --output FOLDER
+python benchmarks/baselines/diffusers_recipe.py --data digits --minutes 0.2 --num_images 16 --tiny \\
+    --sampling_steps 5 --output FOLDER                                                            a rehearsal
 
-diffusers' example of unconditional training (examples/unconditional_image_generation), its network and its values,
+diffusers' example of unconditional training (examples/unconditional_image_generation), its network and its settings,
 for a given time instead of a number of epochs. The length of its schedule follows from the speed; on CUDA the network
-runs in bf16, which the example offers. ImageDataset are kept decoded in memory, so that no loader holds it back.
+runs in bf16, which the example offers. Images are kept decoded in memory, so that no loader limits it.
 """
 
 import math
@@ -21,11 +21,11 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 BATCH_SIZE, EPOCHS, WARM_UP = 16, 100, 500
-"""Of the example; the warm-up in steps."""
+"""Of the example; the warm-up is in steps."""
 
 
 def build(resolution: int, channels: int, size: str) -> UNet2DModel:
-    """The example's 113.7 million parameters or fewer, with as many channels as the pictures have."""
+    """Return the example's network of 113.7 million parameters or a smaller one."""
     widths, blocks, attends, groups = {
         "as_shipped": ((128, 128, 256, 256, 512, 512), 2, 4, 32),
         "small": ((32, 32), 1, None, 8),
@@ -33,7 +33,7 @@ def build(resolution: int, channels: int, size: str) -> UNet2DModel:
     }[size]
     halvings = len(widths) - 1
     if resolution % 2**halvings:
-        sys.exit(f"--resolution: halved {halvings} times, {resolution} leaves a rest; name a multiple of {2**halvings}")
+        sys.exit(f"--resolution: {resolution} cannot be halved {halvings} times; use a multiple of {2**halvings}")
     attention = [level == attends for level in range(len(widths))]
     return UNet2DModel(
         sample_size=resolution,
@@ -48,9 +48,9 @@ def build(resolution: int, channels: int, size: str) -> UNet2DModel:
 
 
 class Recipe:
-    """The example's optimiser, schedule, average and step, for a network and batches in [0, 1].
+    """The example's optimizer, schedule, EMA and step, for a network and batches in [0, 1].
 
-    `last_step(step)` says, at each step anew, which will be the last, if not that of the example's epochs.
+    `last_step(step)` is a new estimate of the last step at each step; None: that of the example's epochs.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Recipe:
         accelerator: Accelerator,
         last_step: Callable[[int], float] | None = None,
     ):
-        self.total_steps = EPOCHS * math.ceil(len(batches.pictures) / batches.size)
+        self.total_steps = EPOCHS * math.ceil(len(batches.images) / batches.size)
 
         def rate(step: int) -> float:
-            """500 steps up, then half a cosine down to 0 at the last step."""
+            """Return the factor of the learning rate: a linear warm-up, then a cosine to 0 at the last step."""
             if step < WARM_UP:
                 return step / WARM_UP
             last = last_step(step) if last_step else self.total_steps
@@ -72,7 +72,7 @@ class Recipe:
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        # foreach: the same average in fewer and larger operations
+        # foreach: the same EMA in fewer and larger operations
         self.ema = EMAModel(
             self.network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True
         )
@@ -81,14 +81,14 @@ class Recipe:
 
     @property
     def parts(self) -> dict:
-        """What training changes."""
+        """The objects that training changes."""
         names = ("network", "optimizer", "schedule", "ema", "batches")
         return {name: getattr(self, name) for name in names} | {"scaler": self.accelerator.scaler}
 
     def step(self) -> tuple[int, Tensor]:
-        """One step of the optimiser; how many pictures it saw, and the loss."""
+        """Train one step. Return the number of images, and the loss."""
         clean = next(self.batches) * 2 - 1
-        noise = torch.randn_like(clean)  # fp32, as the pictures; training in bf16, the example would round both to it
+        noise = torch.randn_like(clean)  # in fp32, where the example would round it to bf16
         t = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
         loss = F.mse_loss(self.network(self.noise_scheduler.add_noise(clean, noise, t), t).sample, noise)
         self.accelerator.backward(loss)
@@ -100,24 +100,23 @@ class Recipe:
         return len(clean), loss
 
     def predictors(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        """The network as it is and as its average, as functions of pictures and time."""
+        """Return the network and its EMA as functions of images and time."""
         averaged = deepcopy(self.accelerator.unwrap_model(self.network))
         self.ema.copy_to(averaged.parameters())
-        return {"raw": lambda x, t: self.network(x, t).sample, "average": lambda x, t: averaged(x, t).sample}
+        return {"raw": lambda x, t: self.network(x, t).sample, "EMA": lambda x, t: averaged(x, t).sample}
 
 
 def main() -> None:
-    asked = common.arguments(__doc__, batch_size=BATCH_SIZE, steps_to_draw=1000)
-    torch.manual_seed(asked.seed)
+    args = common.arguments(__doc__, batch_size=BATCH_SIZE, sampling_steps=1000)
+    torch.manual_seed(args.seed)
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    pictures = common.load_pictures(asked.data, asked.resolution).to(accelerator.device)
-    budget = common.Budget(asked)
+    images = common.load_images(args.data, args.resolution).to(accelerator.device)
+    budget = common.Budget(args)
 
-    # A mirrored digit is no digit; everything else is mirrored, as the example's README does.
-    batches = common.Batches(pictures, asked.batch_size, flip=asked.data != "digits")
-    network = build(asked.resolution, pictures.shape[1], asked.network)
-    # Which step will be the last is not known. It is estimated from the speed so far, anew at each step, so that
-    # the cosine ends when the time does: neither before, with time left over, nor cut off.
+    # Digits are not mirrored; everything else is, as the example's README does.
+    batches = common.Batches(images, args.batch_size, flip=args.data != "digits")
+    network = build(args.resolution, images.shape[1], args.network)
+    # The last step is estimated from the speed so far, again at each step, so that the cosine ends when the time does.
     recipe = Recipe(network, batches, accelerator, last_step=lambda step: step / budget.used)
     for _ in budget.spend(**recipe.parts):
         budget.count(*recipe.step())
@@ -127,10 +126,10 @@ def main() -> None:
     pipeline.set_progress_bar_config(desc="steps", leave=False)
 
     def sample(number: int) -> Tensor:
-        return pipeline(number, num_inference_steps=asked.steps_to_draw, output_type="pt").images
+        return pipeline(number, num_inference_steps=args.sampling_steps, output_type="pt").images
 
-    seconds = common.draw(sample, asked)
-    common.report("diffusers", asked, accelerator, recipe.network, budget, "ddpm", seconds)
+    seconds = common.save_samples(sample, args)
+    common.report("diffusers", args, accelerator, recipe.network, budget, "ddpm", seconds)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The contenders, one network as each library writes it and as its own people train it; and the settings to run it in.
+"""The contenders: one network in each library's implementation and with its training code; and settings to run it in.
 
-The network is DDPM's for CIFAR-10 (Ho et al. 2020, appendix B), without dropout. denoising-diffusion-pytorch has no
-words for it, so the nearest of its own takes part: it has linear attention at every other level, and fewer operations.
-All answer `network(x_t, t)`.
+The network is DDPM's for CIFAR-10 (Ho et al. 2020, appendix B), without dropout. denoising-diffusion-pytorch cannot
+express it, so its most similar network takes part: with linear attention at every other level, and fewer operations.
+All are called `network(x_t, t)`.
 """
 
 from collections.abc import Callable
@@ -18,55 +18,55 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
-from diffunet.training.ema import EMA
-from diffunet.models.denoiser import ConditionsConfig, Denoiser
+from diffunet.models.denoiser import Denoiser, TimeConfig
+from diffunet.models.unet import UNetConfig
 from diffunet.objectives.ddpm import DDPM, DDPMConfig
 from diffunet.sampling.loop import sample
-from diffunet.models.unet import UNetConfig
+from diffunet.training.ema import EMA
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What may vary of the network."""
+    """The variable part of the network."""
 
     widths: tuple[int, ...]
     """Channels of each level, finest first; attention is at the second."""
     side: int
-    """Pixels of a picture's side."""
+    """Pixels per side of an image."""
 
 
 FULL = Shape(widths=(128, 256, 256, 256), side=32)
 TINY = Shape(widths=(32, 64, 64, 64), side=16)
 STEPS = 10
-"""Of DDIM, when drawing."""
+"""Of DDIM, when sampling."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a network is run; without arguments, as torch runs it of itself."""
+    """How a network is run; the defaults are torch's."""
 
     precision: str = "fp32"
-    """fp32 is torch's own, which on CUDA lets convolutions use TF32; strict fp32, tf32 and bf16 are what they say."""
+    """fp32 is torch's default, in which convolutions use TF32 on CUDA; strict fp32 does not."""
     channels_last: bool = False
     compiled: str | None = None
     """The mode of torch.compile: default, or reduce-overhead, which records CUDA graphs."""
     fused: bool = False
-    """The optimiser's step and the average in as few kernels as their libraries can."""
+    """The optimizer step and the EMA in as few kernels as their libraries can."""
 
     def __str__(self) -> str:
         words = {"channels_last": self.channels_last, f"compile {self.compiled}": self.compiled, "fused": self.fused}
-        return ", ".join([self.precision, *(word for word, said in words.items() if said)])
+        return ", ".join([self.precision, *(word for word, used in words.items() if used)])
 
     def place(self, x: Tensor | nn.Module, device: torch.device) -> Tensor | nn.Module:
         return x.to(device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
 
     def compile(self, network: nn.Module) -> None:
-        """In place, and at the end: what was copied of the network before stays as it is."""
+        """Compile in place; call this last, as earlier copies of the network are not compiled."""
         if self.compiled:
             network.compile(mode=self.compiled, dynamic=False)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """To call the network in. What a GPU makes of fp32 stays set afterwards, for the backward pass."""
+        """Return the context of the forward pass. How a GPU computes fp32 stays set for the backward pass."""
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
             torch.backends.cudnn.allow_tf32 = self.precision != "strict fp32"
@@ -78,22 +78,22 @@ PLAIN = Setting()
 
 @dataclass(frozen=True)
 class Contender:
-    """A network and what its own people do with it."""
+    """A network and its library's training and sampling code."""
 
     build: Callable[[Shape], nn.Module]
     loss: Callable[[nn.Module, int], Callable[[Tensor], Tensor]]
-    """(network, the pictures' side) -> (pictures) -> the loss to be minimised."""
+    """(network, side of the images) -> (images) -> loss."""
     optimizer: Callable[..., torch.optim.Optimizer]
     """(parameters, fused=...)"""
-    average: Callable[[nn.Module, bool], Callable[[], None]]
-    """(network, in few kernels) -> what follows each step."""
-    draw: Callable[[nn.Module, int, int], Callable[[], Tensor]] | None = None
-    """(network, pictures, their side) -> STEPS of DDIM from new noise."""
+    ema: Callable[[nn.Module, bool], Callable[[], None]]
+    """(network, foreach) -> the EMA update after each step."""
+    sample: Callable[[nn.Module, int, int], Callable[[], Tensor]] | None = None
+    """(network, number of images, side) -> STEPS of DDIM from new noise."""
     shipped: Setting = PLAIN
-    """How its own people run it; on a GPU some do in bf16, for which there is a setting."""
+    """The library's own setting; on a GPU some use bf16, for which there are other rows."""
 
     def network(self, shape: Shape, setting: Setting, device: torch.device) -> nn.Module:
-        """With random weights, none of them at the zero where some would start: zeros cost a GPU less power."""
+        """Return the network with random weights, also where it would begin with zeros, which a GPU computes faster."""
         network = setting.place(self.build(shape), device)
         for parameter in network.parameters():
             if parameter.ndim > 1:
@@ -110,27 +110,27 @@ def diffunet(shape: Shape, gradient_checkpointing: bool = False) -> nn.Module:
         for depth, width in enumerate(shape.widths)
     ]
     unet = UNetConfig(preset="ddpm_cifar10", levels=levels, vector_dim=4 * shape.widths[0], dropout=0.0)
-    return Denoiser.from_config(unet, ConditionsConfig(time_freq_shift=1))
+    return Denoiser.from_config(unet, time=TimeConfig(freq_shift=1))
 
 
 def diffunet_loss(network: nn.Module, side: int) -> Callable[[Tensor], Tensor]:
     objective = DDPM(DDPMConfig())
-    return lambda pictures: objective.loss(network, pictures)["loss"].mean()
+    return lambda images: objective.loss(network, images)["loss"].mean()
 
 
 def diffunet_adamw(parameters, fused: bool) -> AdamW:
     return AdamW(parameters, lr=2e-4, weight_decay=0.0, fused=True)
 
 
-def diffunet_average(network: nn.Module, foreach: bool) -> Callable[[], None]:
-    average, steps = EMA(network, share_at=lambda step: 1e-4), count()
-    return lambda: average.update(network, next(steps))
+def diffunet_ema(network: nn.Module, foreach: bool) -> Callable[[], None]:
+    ema, steps = EMA(network, rate_at=lambda step: 1e-4), count()
+    return lambda: ema.update(network, next(steps))
 
 
-def diffunet_draw(network: nn.Module, pictures: int, side: int) -> Callable[[], Tensor]:
+def diffunet_sample(network: nn.Module, number: int, side: int) -> Callable[[], Tensor]:
     sampler = DDPM(DDPMConfig()).sampler("ddim", STEPS)
     device = next(network.parameters()).device
-    return lambda: sample(network, sampler, torch.randn(pictures, 3, side, side, device=device))
+    return lambda: sample(network, sampler, torch.randn(number, 3, side, side, device=device))
 
 
 # ── diffusers: google/ddpm-cifar10-32, and the training of its example ────────────────────────────
@@ -152,13 +152,13 @@ def unet_2d_model(shape: Shape) -> nn.Module:
     )
 
 
-def noise_loss(network: nn.Module, side: int, said: Callable = attrgetter("sample")) -> Callable[[Tensor], Tensor]:
+def noise_loss(network: nn.Module, side: int, output: Callable = attrgetter("sample")) -> Callable[[Tensor], Tensor]:
     scheduler = DDPMScheduler(num_train_timesteps=1000)
 
-    def loss(pictures: Tensor) -> Tensor:
-        noise = torch.randn_like(pictures)
-        t = torch.randint(1000, (len(pictures),), device=pictures.device)
-        return F.mse_loss(said(network(scheduler.add_noise(pictures, noise, t), t)).float(), noise)
+    def loss(images: Tensor) -> Tensor:
+        noise = torch.randn_like(images)
+        t = torch.randint(1000, (len(images),), device=images.device)
+        return F.mse_loss(output(network(scheduler.add_noise(images, noise, t), t)).float(), noise)
 
     return loss
 
@@ -172,13 +172,13 @@ def ema_model(network: nn.Module, foreach: bool) -> Callable[[], None]:
     return lambda: ema.step(network.parameters())
 
 
-def ddim_pipeline(network: nn.Module, pictures: int, side: int) -> Callable[[], Tensor]:
+def ddim_pipeline(network: nn.Module, number: int, side: int) -> Callable[[], Tensor]:
     pipeline = DDIMPipeline(network, DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    return lambda: pipeline(pictures, num_inference_steps=STEPS, output_type="pt").images
+    return lambda: pipeline(number, num_inference_steps=STEPS, output_type="pt").images
 
 
-# ── MONAI: its network; it brings no loop of its own, so it is trained as the example above ───────
+# ── MONAI: its network; without a training loop of its own, it is trained as the example above ────
 
 
 def diffusion_model_unet(shape: Shape) -> nn.Module:
@@ -194,7 +194,7 @@ def diffusion_model_unet(shape: Shape) -> nn.Module:
     )
 
 
-# ── denoising-diffusion-pytorch: the nearest network, and the parts of its Trainer ────────────────
+# ── denoising-diffusion-pytorch: its most similar network, and the parts of its Trainer ───────────
 
 
 def lucidrains_unet(shape: Shape) -> nn.Module:
@@ -225,11 +225,11 @@ def ema_pytorch(network: nn.Module, foreach: bool) -> Callable[[], None]:
 
 CONTENDERS = {
     "diffunet": Contender(
-        diffunet, diffunet_loss, diffunet_adamw, diffunet_average, diffunet_draw, Setting(channels_last=True)
+        diffunet, diffunet_loss, diffunet_adamw, diffunet_ema, diffunet_sample, Setting(channels_last=True)
     ),
     "diffusers": Contender(unet_2d_model, noise_loss, example_adamw, ema_model, ddim_pipeline),
     "MONAI": Contender(
-        diffusion_model_unet, partial(noise_loss, said=lambda answer: answer), example_adamw, ema_model
+        diffusion_model_unet, partial(noise_loss, output=lambda tensor: tensor), example_adamw, ema_model
     ),
     "lucidrains": Contender(lucidrains_unet, gaussian_diffusion_loss, trainer_adam, ema_pytorch),
 }

@@ -1,11 +1,12 @@
-"""Images per second that arrive as batches on the device, from a folder of JPEGs: ours, and diffusers' example's.
+"""Images per second that arrive as batches on the device, from a folder of JPEGs: diffunet, and diffusers' example.
 
-    python benchmarks/speed/loader_throughput.py --parquet CIFAR10.parquet                  its first 10,000 pictures as JPEGs
-    python benchmarks/speed/loader_throughput.py --data FOLDER
+    python benchmarks/speed/feeding.py --parquet CIFAR10.parquet                  its first 10,000 images as JPEGs
+    python benchmarks/speed/feeding.py --data FOLDER
 
-The example's loader (examples/unconditional_image_generation) decodes each picture anew in every epoch; ours does it
-once, where they fit into data.memory_budget. Both flip, scale to [-1, 1] and shuffle. An epoch each, in turn; the
-first of the example's, in which `datasets` opens its files, does not count, nor our decoding, which is told beside it.
+This compares reading memory with decoding: the example's loader (examples/unconditional_image_generation) decodes each
+image in every epoch; diffunet decodes once and keeps the images, if they fit into data.memory_budget, as a few lines
+around any loader could. Both flip, scale to [-1, 1] and shuffle. An epoch each, in turn. Not counted are the first
+epoch of the example, in which `datasets` opens its files, and diffunet's decoding, which has a row of its own.
 """
 
 import argparse
@@ -16,11 +17,10 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from run import machine, table
-from timing import shown
+from report import add_record_flag, append_rows, header, table
+from timing import format_median
 
 from diffunet.data.dataset import DataConfig, load_images
-from diffunet.core.progress import no_progress
 from diffunet.training.benchmark import loader_throughput
 
 RESOLUTION, BATCH = 32, 128
@@ -38,7 +38,7 @@ def write_jpegs(parquet: Path, number: int, folder: Path) -> None:
 
 
 def example_loader(folder: Path, cache: Path, workers: int, device: torch.device) -> Callable[[], int]:
-    """An epoch of the example's loader, with the example's transforms."""
+    """Return a function that runs an epoch of the example's loader, with its transforms."""
     import datasets
     from torchvision import transforms
 
@@ -61,51 +61,54 @@ def example_loader(folder: Path, cache: Path, workers: int, device: torch.device
     return epoch
 
 
-def rates(folder: Path, cache: Path, rounds: int, device: torch.device) -> Iterator[tuple[str, np.ndarray | float]]:
+def rates(folder: Path, cache: Path, rounds: int, device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the images per second of each loader in each round."""
     loaders = {f"diffusers' example, {n} workers": example_loader(folder, cache, n, device) for n in (0, 2)}
     for epoch in loaders.values():
         epoch()
     started = perf_counter()
-    pictures = load_images(
-        DataConfig(path=str(folder), resolution=RESOLUTION, random_flip=True), labelled=False, say=no_progress
-    ).on(device)
-    decoding = len(pictures) / (perf_counter() - started)
+    config = DataConfig(path=str(folder), resolution=RESOLUTION, random_flip=True)
+    images = load_images(config, log=lambda text: None).to(device)
+    decoding = len(images) / (perf_counter() - started)
     found = {name: [] for name in [*loaders, "diffunet"]}
     for _ in range(rounds):
         for name, epoch in loaders.items():
             started = perf_counter()
             found[name].append(epoch() / (perf_counter() - started))
-        found["diffunet"].append(loader_throughput(pictures, BATCH, device, 1.0))
+        found["diffunet"].append(loader_throughput(images, BATCH, device, 1.0))
     yield from ((name, np.array(values)) for name, values in found.items())
-    yield "diffunet's opening and decoding, once", np.array([decoding])
+    yield "diffunet, opening and decoding once", np.array([decoding])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path, help="a folder of pictures")
-    source.add_argument("--parquet", type=Path, help="a parquet file whose first pictures are written as JPEGs")
+    source.add_argument("--data", type=Path, help="a folder of images")
+    source.add_argument("--parquet", type=Path, help="a parquet file whose first images are written as JPEGs")
     parser.add_argument("--number", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="a file for the report, besides")
-    asked = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="a file for the report")
+    add_record_flag(parser)
+    args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with TemporaryDirectory() as scratch:
-        folder = asked.data
-        if asked.parquet:
-            write_jpegs(asked.parquet, asked.number, Path(scratch))
+        folder = args.data
+        if args.parquet:
+            write_jpegs(args.parquet, args.number, Path(scratch))
             folder = Path(scratch) / "jpegs"
-        found = dict(rates(folder, Path(scratch) / "cache", asked.rounds, device))
-    beside = found["diffusers' example, 2 workers"]
+        found = dict(rates(folder, Path(scratch) / "cache", args.rounds, device))
+    example = found["diffusers' example, 2 workers"]
     rows = [
-        [name, shown(rate, ",.0f"), shown(rate / beside, ".1f") if len(rate) == len(beside) else ""]
+        [name, format_median(rate, ",.0f"), format_median(rate / example, ".1f") if len(rate) == len(example) else ""]
         for name, rate in found.items()
     ]
-    heads = ["", "images/s", "× the example's with 2 workers"]
-    report = f"# Feeding\n\n{machine(device)}\n{__doc__.split(chr(10) * 2)[-1]}\n{table(heads, rows)}"
+    heads = ["", "images/s", "× the example with 2 workers"]
+    report = f"# Feeding\n\n{header(device)}\n{__doc__.split(chr(10) * 2)[-1]}\n{table(heads, rows)}"
     print(report)
-    if asked.output:
-        asked.output.write_text(report, encoding="utf-8")
+    if args.output:
+        args.output.write_text(report, encoding="utf-8")
+    if args.record:
+        append_rows("feeding", [{"name": name, "images_per_second": rate.tolist()} for name, rate in found.items()])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""From the shell to the first network call and to finished pictures, whole commands in turn.
+"""Start-up: from the shell to the first network call and to finished images, whole commands in turn.
 
-    python benchmarks/speed/start.py RUN --output FILE.md            RUN: a run that exports, such as runs/digits
+    python benchmarks/speed/start.py RUN --output FILE.md                 RUN: an exportable run, such as runs/digits
+    python benchmarks/speed/start.py RUN --tiny                      a rehearsal
 
-Beside ours stand `python -c "import torch"`, which is the floor, and diffusers' pipelines with the same weights.
+Compared with `python -c "import torch"`, the lower bound, and with diffusers' pipelines and the same weights. The
+pipelines make 50 and 1000 network calls per image by default, diffunet as many as the run's config says (15 for the
+digits): the ratio is mostly that of the calls. diffusers has the same solver.
 """
 
 import argparse
@@ -14,8 +17,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from run import machine, table
-from timing import interleaved, shown
+from report import add_record_flag, append_rows, header, table
+from timing import format_median, interleaved
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST_CALL = """
@@ -27,16 +30,16 @@ commands.sample([{run!r}])
 """
 PIPELINE = """
 from diffusers import {pipeline}
-pictures = {pipeline}.from_pretrained({folder!r})(batch_size={pictures}, num_inference_steps={steps}).images
-for number, picture in enumerate(pictures):
-    picture.save(f"{folder}/{{number:05d}}.png")
+images = {pipeline}.from_pretrained({folder!r})(batch_size={images}, num_inference_steps={steps}).images
+for number, image in enumerate(images):
+    image.save(f"{folder}/{{number:05d}}.png")
 """
 TORCH = 'python -c "import torch"'
 WORDS = {
-    "start": """Whole processes, from their start to their end. The first network call of `sample.py` ends its process,
-without Python's own clearing up.""",
-    "commands": "The same, for {pictures} finished pictures; diffusers draws from the run's export.",
-    "drawing": "The same within one process, with all imports done and all networks loaded: {pictures} pictures.",
+    "start": """Whole processes, from start to end. The first network call of `sample.py` ends its process, without
+Python's own clean-up.""",
+    "commands": "The same, for {images} finished images; diffusers samples from the run's export.",
+    "sampling": "The same within one process, with all imports done and all networks loaded: {images} images.",
 }
 
 
@@ -44,78 +47,93 @@ def command(*words: str) -> Callable[[], None]:
     return lambda: subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True)
 
 
-def starts(run: str, rounds: int) -> str:
+def starts(run: str, rounds: int, raw: list[dict]) -> str:
+    """Time processes up to their first useful result."""
     calls = {
         TORCH: command("-c", "import torch"),
         "python train.py --help": command("train.py", "--help"),
-        "a flag that train.py refuses": command("train.py", "--train.learing_rate", "1"),
-        "a run that sample.py does not find": command("sample.py", "runs/nowhere"),
-        "sample.py to its first network call": command("-c", FIRST_CALL.format(run=run)),
+        "a misspelled flag of train.py": command("train.py", "--train.learing_rate", "1"),
+        "a missing run of sample.py": command("sample.py", "runs/nowhere"),
+        "sample.py until its first network call": command("-c", FIRST_CALL.format(run=run)),
         'python -c "from diffusers import UNet2DModel, DDPMPipeline"': command(
             "-c", "from diffusers import UNet2DModel, DDPMPipeline"
         ),
     }
     seconds = interleaved(calls, rounds)
-    rows = [[name, shown(took), shown(took / seconds[TORCH])] for name, took in seconds.items()]
+    raw += [{"part": "start", "name": name, "seconds": took.tolist()} for name, took in seconds.items()]
+    rows = [[name, format_median(took), format_median(took / seconds[TORCH])] for name, took in seconds.items()]
     return table(["", "s", "× import torch"], rows)
 
 
-def against_pipelines(ours: Callable, theirs: Callable[[str, int], Callable], rounds: int) -> str:
-    """diffusers' slow one is timed once: it is far off, and takes minutes."""
-    calls = {"diffunet": ours, "DDIMPipeline, 50 steps": theirs("DDIMPipeline", 50)}
-    seconds = interleaved(calls, rounds)
-    seconds |= interleaved({"DDPMPipeline, 1000 steps": theirs("DDPMPipeline", 1000)}, 1)
-    rows = [[name, shown(took), shown(np.median(took) / seconds["diffunet"])] for name, took in seconds.items()]
+def against_pipelines(
+    part: str, diffunet: Callable, pipeline: Callable[[str, int], Callable], args: argparse.Namespace, raw: list[dict]
+) -> str:
+    """Time diffunet beside diffusers' pipelines; the slow one once only, as it takes minutes."""
+    seconds = interleaved({"diffunet": diffunet, "DDIMPipeline, 50 steps": pipeline("DDIMPipeline", 50)}, args.rounds)
+    if not args.tiny:
+        seconds |= interleaved({"DDPMPipeline, 1000 steps": pipeline("DDPMPipeline", 1000)}, 1)
+    raw += [{"part": part, "name": name, "seconds": took.tolist()} for name, took in seconds.items()]
+    rows = [
+        [name, format_median(took), format_median(np.median(took) / seconds["diffunet"])]
+        for name, took in seconds.items()
+    ]
     return table(["", "s", "× diffunet's time"], rows)
 
 
-def drawing(run: str, folder: str, pictures: int, rounds: int) -> str:
+def sampling(folder: str, args: argparse.Namespace, raw: list[dict]) -> str:
+    """Time sampling within this process."""
     import diffusers
 
     from diffunet.runs.run import Run
-    from diffunet.cli.sample import draw
 
-    opened = Run(run)
-    config, denoiser = opened.config(), opened.denoiser()
-    wish = config.sample.model_copy(update={"num_images": pictures, "batch_size": pictures})
+    run = Run(args.run)
+    config = run.config().sample.model_copy(update={"num_images": args.images, "batch_size": args.images})
+    sampler = run.sampler(config)
 
-    def theirs(name: str, steps: int) -> Callable:
-        pipeline = getattr(diffusers, name).from_pretrained(folder)
-        pipeline.set_progress_bar_config(disable=True)
-        return lambda: pipeline(batch_size=pictures, num_inference_steps=steps)
+    def pipeline(name: str, steps: int) -> Callable:
+        found = getattr(diffusers, name).from_pretrained(folder)
+        found.set_progress_bar_config(disable=True)
+        return lambda: found(batch_size=args.images, num_inference_steps=steps)
 
-    return against_pipelines(lambda: list(draw(opened, denoiser, config, wish)), theirs, rounds)
+    return against_pipelines("sampling", lambda: list(sampler.sample(config)), pipeline, args, raw)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=lambda path: str(Path(path).resolve()))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--label", default="7", help="of the run's classes, for the export (%(default)s)")
-    parser.add_argument("--output", type=Path, help="a file for the report, besides")
-    asked = parser.parse_args()
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--label", default="7", help="class of the export (%(default)s)")
+    parser.add_argument("--output", type=Path, help="a file for the report")
+    parser.add_argument("--tiny", action="store_true", help="one round of two images, to rehearse")
+    add_record_flag(parser)
+    args = parser.parse_args()
+    if args.tiny:
+        args.rounds, args.images = 1, 2
+    raw: list[dict] = []
     with TemporaryDirectory() as scratch:
         folder = f"{scratch}/export"
-        words = ["export", asked.run, folder, "--label", asked.label]
+        words = ["export", args.run, folder, "--label", args.label]
         command("-c", f"from diffunet.cli.main import main; main({words})")()
 
         def pipeline(name: str, steps: int) -> Callable:
-            return command("-c", PIPELINE.format(pipeline=name, folder=folder, pictures=asked.pictures, steps=steps))
+            return command("-c", PIPELINE.format(pipeline=name, folder=folder, images=args.images, steps=steps))
 
-        ours = command("sample.py", asked.run, "--num_images", str(asked.pictures))
+        sample = command("sample.py", args.run, "--num_images", str(args.images))
         parts = {
-            "start": lambda: starts(asked.run, asked.rounds),
-            "commands": lambda: against_pipelines(ours, pipeline, asked.rounds),
-            "drawing": lambda: drawing(asked.run, folder, asked.pictures, asked.rounds),
+            "start": lambda: starts(args.run, args.rounds, raw),
+            "commands": lambda: against_pipelines("commands", sample, pipeline, args, raw),
+            "sampling": lambda: sampling(folder, args, raw),
         }
-        report = f"# From the shell to pictures\n\n{machine(torch.device('cpu'))}"
+        report = f"# From the shell to images\n\n{header(torch.device('cpu'))}"
         for name, measured in parts.items():
-            part = f"\n## {name.capitalize()}\n\n{WORDS[name].format(pictures=asked.pictures)}\n\n{measured()}"
+            part = f"\n## {name.capitalize()}\n\n{WORDS[name].format(images=args.images)}\n\n{measured()}"
             report += part
             print(part, flush=True)
-    if asked.output:
-        asked.output.write_text(report, encoding="utf-8")
+    if args.output:
+        args.output.write_text(report, encoding="utf-8")
+    if args.record:
+        append_rows("start", raw)
 
 
 if __name__ == "__main__":

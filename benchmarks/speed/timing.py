@@ -1,4 +1,4 @@
-"""Time that can be compared on a machine whose speed changes: in turn, round by round, and in pairs."""
+"""Comparable times on a machine whose speed varies: calls in turn, round by round, and ratios within rounds."""
 
 from collections.abc import Callable, Hashable
 from math import comb
@@ -10,32 +10,32 @@ import numpy as np
 import torch
 
 SHORTEST = 0.3
-"""Seconds; within a round, shorter calls are repeated for about so long."""
+"""Seconds for which shorter calls are repeated within a round."""
 WARM_UP = {"cpu": 1, "cuda": 3}
-"""Calls that do not count; CUDA graphs are recorded in the second."""
+"""Calls before the timing; CUDA graphs are recorded in the second."""
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 def timed(call: Callable[[], object], times: int = 1) -> float:
-    """Seconds of a call, its work on the GPU included."""
-    _synchronise()
+    """Return the seconds of a call, including its work on the GPU."""
+    _synchronize()
     started = perf_counter()
     for _ in range(times):
         call()
-    _synchronise()
+    _synchronize()
     return (perf_counter() - started) / times
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def interleaved(calls: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, np.ndarray]:
-    """Seconds of each warm call, (rounds,).
+    """Return the seconds of each call after a warm-up, (rounds,).
 
-    Every round has each call once, in an order of its own, so that what the machine does meanwhile meets all alike.
+    Each round has every call once, in a random order, so that the machine's other work affects all alike.
     """
     times = {name: max(1, round(SHORTEST / timed(call))) for name, call in calls.items()}
     seconds = {name: np.empty(rounds) for name in calls}
@@ -46,10 +46,10 @@ def interleaved(calls: dict[Name, Callable[[], object]], rounds: int) -> dict[Na
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The narrowest pair of the values between which the median lies with 95 % at least, whatever the distribution.
+    """Return the narrowest pair of values that contains the median with 95 % or more, for any distribution.
 
-    It is outside the k-th and the k-th last of n with a probability of 2 (C(n, 0) + ... + C(n, k - 1)) / 2^n. Fewer
-    than six values cannot say so much; they give the smallest and the greatest.
+    The median is outside the k-th and k-th last of n with probability 2 (C(n, 0) + ... + C(n, k - 1)) / 2^n. For fewer
+    than six values, less certain, the smallest and the largest.
     """
     n = len(values)
     outside = np.cumsum([comb(n, i) for i in range(n)]) / 2 ** (n - 1)
@@ -57,7 +57,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(np.sort(values)[k - 1]), float(np.sort(values)[n - k])
 
 
-def shown(values: np.ndarray, digits: str = ".2f") -> str:
-    """Median, and in brackets its interval."""
+def format_median(values: np.ndarray, digits: str = ".2f") -> str:
+    """Return the median, and in brackets its interval."""
     low, high = interval(values)
     return f"{np.median(values):{digits}} [{low:{digits}}, {high:{digits}}]"

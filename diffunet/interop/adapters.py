@@ -1,4 +1,4 @@
-"""A denoiser in other people's procedures: the same network under the attributes that they look for.
+"""Adapters that let other libraries' training loops and pipelines drive a denoiser.
 
     DDPMPipeline(DiffusersUNet(model, channels=3, size=32), DDPMScheduler())        # and DDIMPipeline
     GaussianDiffusion(LucidrainsUNet(model, channels=3), image_size=32)             # denoising-diffusion-pytorch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class DiffusersUNet(nn.Module):
-    """`model(x_t, t, **conditions)` as the `unet` of an unconditional pipeline of `diffusers`.
+    """`model(x_t, t, **conditions)` as the `unet` of an unconditional `diffusers` pipeline.
 
-    channels, size: of the pictures, one side or (height, width). The pipelines tell no conditions; wrap a
-    model that is told some in a module that says them. They save no foreign networks: `diffunet export` does.
+    channels, size: of the images, one side or (height, width). The pipelines pass no conditions: wrap a conditional
+    model in a module that adds them. Their `save_pretrained` cannot save this network; `diffunet export` can.
     """
 
     def __init__(self, model: nn.Module, channels: int, size: int | tuple[int, int]):
@@ -30,14 +30,18 @@ class DiffusersUNet(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, sample: Tensor, timestep: Tensor, **conditions: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=self.model(sample, timestep, **conditions))
+    def forward(
+        self, sample: Tensor, timestep: Tensor, return_dict: bool = True, **conditions: Tensor
+    ) -> SimpleNamespace | tuple[Tensor]:
+        """Return the model's output as `.sample`, or in a tuple if not `return_dict`, like `UNet2DModel`."""
+        output = self.model(sample, timestep, **conditions)
+        return SimpleNamespace(sample=output) if return_dict else (output,)
 
 
 class LucidrainsUNet(nn.Module):
-    """`model(x_t, t, **conditions)` as the model of `denoising_diffusion_pytorch.GaussianDiffusion`.
+    """`model(x_t, t)` as the model of `denoising_diffusion_pytorch.GaussianDiffusion`.
 
-    channels: of the pictures. That host tells no conditions but its own self-conditioning, which is off.
+    channels: of the images. That library passes no conditions other than its self-conditioning, which is off.
     """
 
     self_condition = False

@@ -1,25 +1,28 @@
-"""To and from folders of `diffusers`: the same network with its tensors under other names.
+"""Runs to and from `DDPMPipeline` folders of `diffusers`: the same network, its tensors under other names.
 
-What `UNet2DModel` can express goes out to a folder that `DDPMPipeline.from_pretrained` loads without
-diffunet, and such folders come back. What the other side cannot express is refused by name.
+A network that `UNet2DModel` can express is exported to a folder that needs no diffunet, and such folders are imported.
+Everything else is refused by the name of its setting.
 """
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..runs.config import Config
-from ..data.dataset import DataConfig
-from ..models.denoiser import ConditionsConfig, Denoiser
-from ..objectives.ddpm import DDPMConfig
 from ..core.errors import UserError, printable
-from ..core.storage import load_strictly
-from ..training.trainer import TrainConfig
+from ..core.storage import atomic_write, load_strictly
+from ..data.dataset import DataConfig
+from ..models.denoiser import Denoiser, LabelConfig, TimeConfig
 from ..models.unet import LevelConfig, UNetConfig
+from ..objectives.ddpm import DDPMConfig
+from ..runs.config import Config
+from ..sampling.generate import parse_labels
+from . import naming
+from .naming import Name, block_names, rename, swapped
 
 RESIDUAL = {
     "norm": "norm1",
@@ -29,23 +32,22 @@ RESIDUAL = {
     "conv_2": "conv2",
     "shortcut": "conv_shortcut",
 }
-DOWNSAMPLE_PADDING = {"conv": 1, "conv_end_padded": 0}
 ATTENTION = {"norm": "group_norm", "to_qkv": ("to_q", "to_k", "to_v"), "to_out": "to_out.0"}
+DOWNSAMPLE_PADDING = {"conv": 1, "conv_end_padded": 0}
+OTHER = "diffusers' UNet2DModel"
 
 
-def _names(unet: UNetConfig) -> Iterator[tuple[str, str | tuple[str, ...]]]:
-    """Pairs of a module's name here and in `UNet2DModel`; a tuple where one of ours is several there."""
+def _names(unet: UNetConfig, label: str | None) -> Iterator[tuple[Name, Name]]:
+    """Yield the names of a module here and in `UNet2DModel`."""
 
-    def block(ours: str, theirs: str, index: int, attention: bool):
-        yield from ((f"{ours}.0.{a}", f"{theirs}.resnets.{index}.{b}") for a, b in RESIDUAL.items())
+    def block(ours: str, theirs: str, index: int, attention: bool) -> Iterator[tuple[Name, Name]]:
+        yield from block_names(f"{ours}.0", f"{theirs}.resnets.{index}", RESIDUAL)
         if attention:
-            there = f"{theirs}.attentions.{index}."
-            for a, b in ATTENTION.items():
-                yield f"{ours}.1.{a}", there + b if isinstance(b, str) else tuple(there + part for part in b)
+            yield from block_names(f"{ours}.1", f"{theirs}.attentions.{index}", ATTENTION)
 
     yield "time.mlp.0", "time_embedding.linear_1"
     yield "time.mlp.2", "time_embedding.linear_2"
-    yield "embeddings.label.table", "class_embedding"
+    yield f"embeddings.{label}.table", "class_embedding"
     yield "unet.stem", "conv_in"
     yield "unet.head.0", "conv_norm_out"
     yield "unet.head.2", "conv_out"
@@ -61,97 +63,107 @@ def _names(unet: UNetConfig) -> Iterator[tuple[str, str | tuple[str, ...]]]:
         inner += ".inner"
     yield from block(inner, "mid_block", 0, unet.middle_attention)
     last = 2 if unet.middle_attention else 1
-    yield from ((f"{inner}.{last}.{a}", f"mid_block.resnets.1.{b}") for a, b in RESIDUAL.items())
+    yield from block_names(f"{inner}.{last}", "mid_block.resnets.1", RESIDUAL)
 
 
-def to_diffusers_tensors(tensors: dict[str, Tensor], unet: UNetConfig) -> dict[str, Tensor]:
-    """A denoiser's tensors under the names of `UNet2DModel`."""
-    theirs = {}
-    for here, there in _names(unet):
-        for kind in ("weight", "bias"):
-            if (tensor := tensors.get(f"{here}.{kind}")) is not None:
-                parts = (there,) if isinstance(there, str) else there
-                theirs |= {f"{p}.{kind}": t.clone() for p, t in zip(parts, tensor.chunk(len(parts)), strict=True)}
-    return theirs
+def to_diffusers_tensors(
+    tensors: dict[str, Tensor], unet: UNetConfig, label: str | None = "label"
+) -> dict[str, Tensor]:
+    """Return a denoiser's tensors under the names of `UNet2DModel`. Raise UserError for one without counterpart."""
+    return rename(tensors, _names(unet, label))
 
 
-def from_diffusers_tensors(tensors: dict[str, Tensor], unet: UNetConfig) -> dict[str, Tensor]:
-    """The tensors of a `UNet2DModel` under our names. UserError for one that has no place here."""
-    ours, left = {}, dict(tensors)
-    for here, there in _names(unet):
-        for kind in ("weight", "bias"):
-            parts = [left.pop(f"{p}.{kind}", None) for p in ((there,) if isinstance(there, str) else there)]
-            if None not in parts:
-                ours[f"{here}.{kind}"] = torch.cat(parts)
-    if left:
-        raise UserError(f"{next(iter(left))} has no place in this U-Net")
-    return ours
+def from_diffusers_tensors(
+    tensors: dict[str, Tensor], unet: UNetConfig, label: str | None = "label"
+) -> dict[str, Tensor]:
+    """Return the tensors of a `UNet2DModel` under our names. Raise UserError for one without counterpart."""
+    return rename(tensors, swapped(_names(unet, label)))
 
 
-def export(denoiser: Denoiser, config: Config, label: int | str | None, folder: Path) -> None:
-    """Writes a folder for `DDPMPipeline.from_pretrained`.
+# ── export ────────────────────────────────────────────────────────────────────────────────────────
 
-    `DDPMPipeline` gives no labels, so what it shall draw is settled here, by adding the label's vector to
-    the time's bias: a class index, or None for pictures of no stated class. "all" keeps the classes, with
-    "not told" as the last one, for those who call the network themselves.
-    UserError, naming the setting, where `UNet2DModel` cannot express the network.
+
+def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Path) -> str:
+    """Write a folder for `DDPMPipeline.from_pretrained`, and return one line that says how to use it.
+
+    `DDPMPipeline` passes no labels, so an export has one class (`label`, its name or number) or is unconditional
+    (None): the vector of the class is added to the bias of the time embedding. "all" keeps the classes, with the null
+    class as the last one, for callers of the network itself; the pipeline cannot be called then. The folder's
+    README.md says so, too. Raise UserError, naming the setting, if `UNet2DModel` cannot express the network.
     """
     from diffusers import DDPMPipeline, UNet2DModel
 
-    if config.objective != "diffusion":
-        raise UserError(f"objective: DDPMPipeline cannot draw from a network trained with {config.objective}")
-    unet, conditions = config.unet, config.conditions
-    tensors = denoiser.state_dict()
-    table = tensors.pop("embeddings.label.table.weight", None)
-    tensors.pop("embeddings.augmentation.project.weight", None)               # says nothing when drawing
-    classes = None
+    if not isinstance(config.objective, DDPMConfig):
+        raise UserError(f"objective: DDPMPipeline cannot sample from a network trained with {config.objective.type}")
+    name = naming.label_name(denoiser, OTHER)
+    class_names = config.class_names[name] if name else ()
+    chosen = ["all"] if label == "all" else parse_labels("--label", label or "none", class_names)
+    if len(chosen) > 1:
+        raise UserError(f"--label: DDPMPipeline samples one class (got {label}); choose one, or all")
+    tensors = naming.exportable_tensors(denoiser)
+    table, num_class_embeds = tensors.pop(naming.table_key(name), None), None
     if table is not None and label == "all":
-        classes = conditions.classes + 1
-        tensors["embeddings.label.table.weight"] = table
+        tensors[naming.table_key(name)], num_class_embeds = table, len(table)
     elif table is not None:
-        row = conditions.classes if label is None else label
-        tensors["time.mlp.2.bias"] = tensors["time.mlp.2.bias"] + table[row]
-    model = UNet2DModel(**diffusers_config(config, classes))
-    load_strictly(model, to_diffusers_tensors(tensors, unet), "export")
-    pipeline = DDPMPipeline(unet=model, scheduler=config.diffusion.scheduler())
-    pipeline.save_pretrained(folder)
+        tensors["time.mlp.2.bias"] = tensors["time.mlp.2.bias"] + table[-1 if chosen[0] is None else chosen[0]]
+    model = UNet2DModel(**diffusers_config(config, num_class_embeds))
+    load_strictly(model, to_diffusers_tensors(tensors, config.unet, name), "export")
+    DDPMPipeline(unet=model, scheduler=config.objective.scheduler()).save_pretrained(folder)
+    usage, card = _usage(class_names, chosen[0], config.objective.num_train_timesteps)
+    with atomic_write(folder / "README.md") as file:
+        file.write_text(card, encoding="utf-8")
+    return f"{folder}: {usage}"
 
 
-def check_expressible(other: str, inexpressible: dict[str, bool]) -> None:
-    """UserError naming the first setting of the U-Net that the other network has no word for."""
-    for name, impossible in inexpressible.items():
-        if impossible:
-            raise UserError(f"unet.{name}: {other} cannot express this network")
+def _usage(class_names: tuple[str, ...], label: int | str | None, steps: int) -> tuple[str, str]:
+    """Return how to sample from an exported folder, as one line and as a model card."""
+    code = """from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("FOLDER")
+images = pipeline(batch_size=4, num_inference_steps=STEPS).images"""
+    table, loader = [], "DDPMPipeline.from_pretrained loads it"
+    if not class_names:
+        usage = f"{loader}; unconditional, as the run has no classes"
+    elif label == "all":
+        usage = "all classes are kept: call its UNet2DModel with class_labels; DDPMPipeline passes none and would fail"
+        code = """from diffusers import UNet2DModel
+
+unet = UNet2DModel.from_pretrained("FOLDER", subfolder="unet")
+output = unet(x_t, t, class_labels=labels).sample           # labels: (B,) integers of the table below"""
+        rows = enumerate([*class_names, "unconditional (the null class)"])
+        table = ["", "| class_labels | class |", "| --- | --- |", *(f"| {n} | {printable(row)} |" for n, row in rows)]
+    elif label is None:
+        usage = f"{loader}; unconditional, as no class was chosen with --label"
+    else:
+        usage = f"{loader}; every image is of class {label} ({printable(class_names[label])}), fixed by --label"
+    text = ["# Exported from diffunet", "", f"{usage[0].upper()}{usage[1:]}.", "", "```python", code, "```", *table]
+    return usage, "\n".join(text).replace("STEPS", str(steps)) + "\n"
 
 
-def diffusers_config(config: Config, classes: int | None) -> dict:
-    """The arguments of the `UNet2DModel` that is this network."""
+def diffusers_config(config: Config, num_class_embeds: int | None) -> dict:
+    """Return the arguments of the `UNet2DModel` that is this network. Raise UserError if there is none."""
     unet = config.unet
-    check_expressible(
-        "diffusers' UNet2DModel",
+    naming.check_expressible(
+        OTHER,
         {
             "dims": unet.dims != 2,
-            "padding": unet.padding != "same",
-            "block": unet.block != "residual",
-            "skips": unet.skips != "block",
             "resampling": unet.resampling not in DOWNSAMPLE_PADDING,
-            "token_dim": unet.token_dim > 0,
-            "plane_channels": unet.plane_channels > 0,
-            "middle_blocks": unet.middle_blocks != 2,
-            "norm": unet.norm != "group",
+            "heads (widths differ; use head_channels)": unet.heads is not None and len(_attended(unet)) > 1,
             "norm_groups (does not divide the channels)": any(lv.channels % unet.norm_groups for lv in unet.levels),
-            "levels (blocks differ)": len({level.blocks for level in unet.levels}) > 1,
-            "levels (down, up or from_coarser)": any(lv.down or lv.up or lv.from_coarser for lv in unet.levels),
+            **naming.common_limits(unet),
         },
     )
     attention = [level.attention for level in unet.levels]
     height, width = config.data.size
+    head_channels = unet.head_channels
+    if unet.heads is not None and (widths := _attended(unet)):
+        head_channels = widths.pop() // unet.heads
     return {
         "sample_size": height if height == width else (height, width),
         "in_channels": unet.in_channels,
         "out_channels": unet.out_channels,
         "time_embedding_dim": unet.vector_dim,
-        "freq_shift": config.conditions.time_freq_shift,
+        "freq_shift": config.time.freq_shift,
         "flip_sin_to_cos": True,
         "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
@@ -159,15 +171,23 @@ def diffusers_config(config: Config, classes: int | None) -> dict:
         "layers_per_block": unet.levels[0].blocks,
         "downsample_padding": DOWNSAMPLE_PADDING[unet.resampling],
         "dropout": unet.dropout,
-        "attention_head_dim": unet.head_channels,
+        "attention_head_dim": head_channels,
         "norm_num_groups": unet.norm_groups,
         "attn_norm_num_groups": unet.norm_groups,
         "norm_eps": unet.norm_eps,
         "resnet_time_scale_shift": {"shift": "default", "scale_shift": "scale_shift"}[unet.modulation],
         "add_attention": unet.middle_attention,
-        "num_class_embeds": classes,
+        "num_class_embeds": num_class_embeds,
     }
 
+
+def _attended(unet: UNetConfig) -> set[int]:
+    """Return the widths at which the network attends."""
+    middle = {unet.levels[-1].channels} if unet.middle_attention else set()
+    return middle | {level.channels for level in unet.levels if level.attention}
+
+
+# ── import ────────────────────────────────────────────────────────────────────────────────────────
 
 SUPPORTED = {
     "center_input_sample": False,
@@ -179,27 +199,41 @@ SUPPORTED = {
     "act_fn": "silu",
     "class_embed_type": None,
 }
-"""The values of a `UNet2DModel`'s config that our U-Net has; others are refused by name."""
+"""The values of a `UNet2DModel`'s config that this U-Net has; others are refused by name."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence both libraries, whose warnings are about problems that are refused below anyway."""
+    import huggingface_hub
+    from diffusers.utils import logging
+
+    libraries = logging, huggingface_hub.utils.logging
+    before = [each.get_verbosity() for each in libraries]
+    for each in libraries:
+        each.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for each, level in zip(libraries, before, strict=True):
+            each.set_verbosity(level)
 
 
 def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
-    """The configuration and the denoiser of a `DDPMPipeline` folder or hub id (google/ddpm-cifar10-32, ...).
+    """Return the configuration and the denoiser of a `DDPMPipeline` folder or hub id (google/ddpm-cifar10-32, ...).
 
-    Only safetensors are read. UserError, naming the setting, where our U-Net cannot express the network.
+    Only safetensors are read. Raise UserError, naming the setting, if this U-Net cannot express the network.
     """
-    import huggingface_hub
     from diffusers import DDPMScheduler, UNet2DModel
-    from diffusers.utils import logging
 
-    for each in (logging, huggingface_hub.utils.logging):
-        each.set_verbosity(logging.CRITICAL)               # what they warn of is refused below, or raised
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _quiet():
             model, report = UNet2DModel.from_pretrained(
                 folder, subfolder="unet", use_safetensors=True, output_loading_info=True
             )
             scheduler = DDPMScheduler.load_config(folder, subfolder="scheduler")
-    except Exception as error:                             # a damaged folder has many ways to fail
+    except Exception as error:                             # a damaged folder fails in many ways
         raise UserError(f"{folder}: not a DDPMPipeline folder with safetensors ({printable(repr(error))})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(problem):
@@ -210,44 +244,41 @@ def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
         first = invalid.errors()[0]
         raise UserError(f"{folder}: {'.'.join(map(str, first['loc']))}: {printable(first['msg'])}") from invalid
     except (ValueError, TypeError) as error:
-        raise UserError(f"{folder}: its configuration makes no sense ({printable(error)})") from error
+        raise UserError(f"{folder}: invalid configuration ({printable(error)})") from error
     tensors = from_diffusers_tensors(model.state_dict(), config.unet)
     if not model.config.flip_sin_to_cos:                   # sines first there, cosines first here
         tensors["time.mlp.0.weight"] = torch.cat(tensors["time.mlp.0.weight"].chunk(2, dim=1)[::-1], dim=1)
-    if config.conditions.classes and model.config.num_class_embeds == config.conditions.classes:
-        table = tensors["embeddings.label.table.weight"]
-        tensors["embeddings.label.table.weight"] = torch.cat([table, torch.zeros_like(table[:1])])
-    denoiser = Denoiser.from_config(config.unet, config.conditions)
+    naming.add_null_class(tensors, "label", model.config.num_class_embeds or 0)
+    denoiser = Denoiser.from_config(config.unet, config.conditions, config.time)
     load_strictly(denoiser, tensors, f"{folder}/unet")
     return config, denoiser.eval()
 
 
 def config_from_diffusers(folder: str, model, scheduler: dict) -> Config:
+    """Return the configuration of a `UNet2DModel` and its scheduler. Raise UserError for an unsupported setting."""
+
+    def check(supported: bool, name: str, value: object, hint: str = "") -> None:
+        if not supported:
+            raise UserError(f"{folder}/unet/config.json: {name} {value} is not supported{hint}")
+
     for name, value in SUPPORTED.items():
-        if model[name] != value:
-            raise UserError(f"{folder}/unet/config.json: {name} {model[name]!r} is not supported, only {value!r}")
+        check(model[name] == value, name, repr(model[name]), f", only {value!r}")
     scale_shift = model.resnet_time_scale_shift == "scale_shift"
     groups = model.attn_norm_num_groups or (None if scale_shift else model.norm_num_groups)
-    if model.add_attention and groups != model.norm_num_groups:
-        raise UserError(f"{folder}/unet/config.json: attn_norm_num_groups {groups} is not supported")
+    check(not model.add_attention or groups == model.norm_num_groups, "attn_norm_num_groups", groups)
     resampling = {there: here for here, there in DOWNSAMPLE_PADDING.items()}
-    if model.downsample_padding not in resampling:
-        raise UserError(f"{folder}/unet/config.json: downsample_padding {model.downsample_padding} is not supported")
-    attention = [kind == "AttnDownBlock2D" for kind in model.down_block_types]
-    for kinds, blocks in (
-        (model.down_block_types, {"DownBlock2D", "AttnDownBlock2D"}),
-        (model.up_block_types, {"UpBlock2D", "AttnUpBlock2D"}),
-    ):
-        for kind in set(kinds) - blocks:
-            raise UserError(f"{folder}/unet/config.json: block type {kind} is not supported")
-    if attention != [kind == "AttnUpBlock2D" for kind in reversed(model.up_block_types)]:
-        raise UserError(f"{folder}/unet/config.json: attention on one side of a level only is not supported")
+    check(model.downsample_padding in resampling, "downsample_padding", model.downsample_padding)
+    for side, kinds in (("Down", model.down_block_types), ("Up", model.up_block_types)):
+        for kind in kinds:
+            check(kind in (f"{side}Block2D", f"Attn{side}Block2D"), "block type", kind)
+    attention = [kind.startswith("Attn") for kind in model.down_block_types]
+    matching = attention == [kind.startswith("Attn") for kind in reversed(model.up_block_types)]
+    check(matching, "attention", "on one side of a level only")
     schedules = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
     betas = scheduler.get("beta_schedule"), scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
     if betas[0] not in schedules or (betas[0] == "linear" and betas[1:] != (1e-4, 0.02)):
         raise UserError(f"{folder}/scheduler/scheduler_config.json: beta_schedule {betas} is not supported")
-    size = model.sample_size
-    classes = model.num_class_embeds or 0
+    size, classes = model.sample_size, model.num_class_embeds or 0
     return Config(
         unet=UNetConfig(
             levels=[
@@ -265,10 +296,11 @@ def config_from_diffusers(folder: str, model, scheduler: dict) -> Config:
             norm_eps=model.norm_eps,
             resampling=resampling[model.downsample_padding],
         ),
-        conditions=ConditionsConfig(
-            classes=classes, class_names=tuple(map(str, range(classes))), time_freq_shift=model.freq_shift
-        ),
-        diffusion=DDPMConfig(
+        conditions={"label": LabelConfig(num_classes=classes, class_names=tuple(map(str, range(classes))))}
+        if classes
+        else {},
+        time=TimeConfig(freq_shift=model.freq_shift),
+        objective=DDPMConfig(
             prediction_type=scheduler.get("prediction_type", "epsilon"),
             beta_schedule=schedules[betas[0]],
             num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
@@ -277,5 +309,4 @@ def config_from_diffusers(folder: str, model, scheduler: dict) -> Config:
         data=DataConfig(
             path="", resolution=size if isinstance(size, int) else tuple(size), channels=model.in_channels, bit_depth=8
         ),
-        train=TrainConfig(),
     )

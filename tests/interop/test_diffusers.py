@@ -1,32 +1,36 @@
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import randomised, small_unet
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from helpers import randomised, small_unet
 
-from diffunet.runs.run import Run
-from diffunet.runs.config import Config
-from diffunet.data.dataset import DataConfig
-from diffunet.models.denoiser import ConditionsConfig, Denoiser
-from diffunet.interop.diffusers import export, load_diffusers
-from diffunet.sampling.loop import sample
 from diffunet.core.errors import UserError
+from diffunet.data.dataset import DataConfig
+from diffunet.interop.diffusers import export_run, load_diffusers
+from diffunet.models.denoiser import AugmentationConfig, Denoiser, LabelConfig
+from diffunet.objectives.edm import EDMConfig
+from diffunet.runs.config import Config
+from diffunet.runs.run import Run
+from diffunet.sampling.loop import sample
 
 
-def a_run(classes=0, **unet):
+def a_run(*labels, objective=None, **unet):
+    """Return a configuration with three classes for each label, and its denoiser."""
     config = Config(
         unet=small_unet(**unet),
-        conditions=ConditionsConfig(classes=classes, class_names=tuple(map(str, range(classes)))),
+        conditions={name: LabelConfig(num_classes=3, class_names=("zero", "one", "two")) for name in labels},
         data=DataConfig(resolution=16, channels=3, bit_depth=8),
+        **({"objective": objective} if objective else {}),
     )
-    return config, randomised(Denoiser.from_config(config.unet, config.conditions))
+    return config, randomised(Denoiser.from_config(config.unet, config.conditions, config.time))
 
 
-STRANGER = """
+WITHOUT_DIFFUNET = """
 import sys
-sys.modules["diffunet"] = None                             # as good as not installed
+sys.modules["diffunet"] = None                             # import diffunet fails
 import numpy, torch
 from diffusers import DDPMPipeline
 pipeline = DDPMPipeline.from_pretrained(sys.argv[1])
@@ -37,11 +41,15 @@ numpy.save(sys.argv[2], images)
 """
 
 
-@pytest.mark.parametrize("label", [None, 2])
-def test_the_stock_pipeline_draws_the_same_pictures_without_diffunet(tmp_path, label):
-    config, denoiser = a_run(classes=3)
-    export(denoiser, config, label, tmp_path / "out")
-    arguments = [sys.executable, "-c", STRANGER, str(tmp_path / "out"), str(tmp_path / "images.npy")]
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("label", "usage"), [(None, "unconditional, as no class was chosen"), ("two", r"every image is of class 2 \(two\)")]
+)
+def test_ddpm_pipeline_samples_the_same_images_without_diffunet(tmp_path, label, usage):
+    config, denoiser = a_run("digit")
+    assert re.search(usage, export_run(denoiser, config, label, tmp_path / "out"))
+    assert re.search(usage, (tmp_path / "out" / "README.md").read_text())
+    arguments = [sys.executable, "-c", WITHOUT_DIFFUNET, str(tmp_path / "out"), str(tmp_path / "images.npy")]
     subprocess.run(arguments, check=True, cwd=tmp_path)
     import numpy
 
@@ -51,26 +59,58 @@ def test_the_stock_pipeline_draws_the_same_pictures_without_diffunet(tmp_path, l
     scheduler.set_timesteps(5)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 3, 16, 16, generator=generator)
-    told = {} if label is None else {"label": torch.tensor([label, label])}
-    ours = (sample(denoiser, scheduler, noise, generator, **told) / 2 + 0.5).clamp(0, 1)
+    conditions = {} if label is None else {"digit": torch.tensor([2, 2])}
+    ours = (sample(denoiser, scheduler, noise, generator, **conditions) / 2 + 0.5).clamp(0, 1)
     assert ours.std() > 0.05
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("classes", [0, 3])
-def test_there_and_back(tmp_path, classes):
-    config, denoiser = a_run(classes, modulation="shift", resampling="conv_end_padded", dropout=0.1)
-    export(denoiser, config, "all", tmp_path / "out")
+@pytest.mark.parametrize("labels", [(), ("label",)])
+def test_round_trip(tmp_path, labels):
+    config, denoiser = a_run(*labels, modulation="shift", resampling="conv_end_padded", dropout=0.1)
+    export_run(denoiser, config, "all" if labels else None, tmp_path / "out")
     found, back = load_diffusers(str(tmp_path / "out"))
     assert found.unet == config.unet
-    assert found.diffusion == config.diffusion
+    assert found.objective == config.objective
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
-    told = {"label": torch.tensor([0, 2])} if classes else {}
-    torch.testing.assert_close(back(x, t, **told), denoiser(x, t, **told), atol=1e-5, rtol=1e-5)
+    conditions = {"label": torch.tensor([0, 2])} if labels else {}
+    torch.testing.assert_close(back(x, t, **conditions), denoiser(x, t, **conditions), atol=1e-5, rtol=1e-5)
 
 
-def test_a_folder_of_diffusers_own_making_comes_in(tmp_path):
-    """In the shape of google/ddpm-cifar10-32: sines first, padding at the end only, one head."""
+def test_number_of_heads_becomes_channels_per_head(tmp_path):
+    config, denoiser = a_run(heads=4)
+    export_run(denoiser, config, None, tmp_path / "out")
+    found, back = load_diffusers(str(tmp_path / "out"))
+    assert (found.unet.heads, found.unet.head_channels) == (None, 4)
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
+    torch.testing.assert_close(back(x, t), denoiser(x, t), atol=1e-5, rtol=1e-5)
+
+
+def test_augmentation_labels_are_left_out(tmp_path):
+    config, _ = a_run()
+    config = config.model_copy(update={"conditions": {"augmentation": AugmentationConfig(width=9)}})
+    denoiser = randomised(Denoiser.from_config(config.unet, config.conditions))
+    export_run(denoiser, config, None, tmp_path / "out")
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
+    torch.testing.assert_close(load_diffusers(str(tmp_path / "out"))[1](x, t), denoiser(x, t), atol=1e-5, rtol=1e-5)
+
+
+def test_model_card_of_kept_classes_shows_how_to_call_the_network(tmp_path):
+    config, denoiser = a_run("digit")
+    folder = tmp_path / "out"
+    assert "DDPMPipeline passes none" in export_run(denoiser, config, "all", folder)
+    card = (folder / "README.md").read_text()
+    assert "| 2 | two |" in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace('"FOLDER"', repr(str(folder)))
+    x_t, t, labels = torch.randn(2, 3, 16, 16), torch.tensor([3, 700]), torch.tensor([2, 3])
+    found = {"x_t": x_t, "t": t, "labels": labels}
+    exec(code, found)
+    expected = torch.cat([denoiser(x_t[:1], t[:1], digit=labels[:1]), denoiser(x_t[1:], t[1:])])
+    torch.testing.assert_close(found["output"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_import_of_a_network_built_by_diffusers(tmp_path):
+    """It has the shape of google/ddpm-cifar10-32: sines first, padding at the end only, one head."""
     theirs = randomised(
         UNet2DModel(
             sample_size=16,
@@ -87,18 +127,32 @@ def test_a_folder_of_diffusers_own_making_comes_in(tmp_path):
     DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path / "theirs")
     config, ours = load_diffusers(str(tmp_path / "theirs"))
     run = Run(tmp_path / "run")
-    run.begin(config)
+    run.create(config)
     run.publish(ours)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
     again = run.denoiser()
     torch.testing.assert_close(again(x, t), theirs(x, t).sample, atol=1e-5, rtol=1e-5)
 
 
-def test_what_the_other_side_cannot_express_is_refused_by_name(tmp_path):
+def test_inexpressible_settings_are_refused_by_name(tmp_path):
+    config, denoiser = a_run("digit", "writer")
+    with pytest.raises(UserError, match=r"UNet2DModel has one label condition \(got digit, writer\)"):
+        export_run(denoiser, config, None, tmp_path / "two")
+    config, denoiser = a_run()
+    with pytest.raises(UserError, match="--label: this run has no classes"):
+        export_run(denoiser, config, "2", tmp_path / "none")
+    config, denoiser = a_run("digit")
+    with pytest.raises(UserError, match=r"--label: DDPMPipeline samples one class \(got 1,two\)"):
+        export_run(denoiser, config, "1,two", tmp_path / "several")
+    with pytest.raises(UserError, match="--label: three is not one of the 3 classes"):
+        export_run(denoiser, config, "three", tmp_path / "unknown")
+    config, denoiser = a_run(objective=EDMConfig())
+    with pytest.raises(UserError, match="objective: DDPMPipeline cannot sample from a network trained with edm"):
+        export_run(denoiser, config, None, tmp_path / "edm")
     for changes, name in (({"norm_groups": 3}, "norm_groups"), ({"token_dim": 4}, "token_dim")):
         config, denoiser = a_run(**changes)
         with pytest.raises(UserError, match=f"unet.{name}"):
-            export(denoiser, config, None, tmp_path / name)
+            export_run(denoiser, config, None, tmp_path / name)
     small = {"block_out_channels": (8, 8), "norm_num_groups": 8, "sample_size": 8}
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     for changes, message in (

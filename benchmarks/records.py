@@ -1,0 +1,55 @@
+"""Shared by all benchmarks: the machine, statistics, and raw rows as JSON lines in benchmarks/results/."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def add_record_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --record to the flags of a benchmark."""
+    parser.add_argument("--record", action="store_true", help="append the raw rows to benchmarks/results/*.jsonl")
+
+
+def append_rows(name: str, rows: Iterable[dict]) -> None:
+    """Append raw rows to results/NAME.jsonl, each with the date, machine, commit and command that it came from."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    about = {"date": date.today().isoformat(), "machine": machine(), "commit": commit(), "command": " ".join(words)}
+    with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(about | row) + "\n" for row in rows)
+
+
+def commit() -> str:
+    """Return the commit of this checkout, marked -dirty where files have been changed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def machine() -> str:
+    """Return the device and the version of torch."""
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{os.cpu_count()} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    return f"{device}, torch {torch.__version__}"
+
+
+def mean_std(values: list[float]) -> str:
+    """Return mean ± standard deviation."""
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3g}{spread}"
+
+
+def table(heads: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a table in Markdown."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [heads, ["---"] * len(heads), *rows])
