@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from ..core.settings import Settings
 from .augmentation import distort
 from .decoding import UNREADABLE, channels_of, convert, depth_of, name_of, open_image, reason_of, resize
 from .pixels import normalize, pixel_dtype
-from .quiet import quiet_warnings
+from .quiet import quiet
 from .sources import class_labels, fingerprint, label_columns, load_rows, undecoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Side = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 HELD_OUT_LIMIT = 1000
@@ -194,7 +197,7 @@ def _load_digits(config: DataConfig, labels: Mapping[str, str | None], log: Call
 class LazyImages:
     """Images in their files, decoded when they are indexed."""
 
-    def __init__(self, files, config: DataConfig):
+    def __init__(self, files: "Dataset", config: DataConfig):
         self.files = files
         self.config = config
         self.reported = torch.zeros(len(files), dtype=torch.bool).share_memory_()
@@ -208,7 +211,7 @@ class LazyImages:
         with open_image(row) as image:
             return resize(convert(image, self.config.channels, self.config.bit_depth), self.config.size)
 
-    @quiet_warnings
+    @quiet()
     def __getitem__(self, indices: list[int]) -> Tensor:
         """Return (B, C, H, W). An unreadable image is reported and replaced by the next readable one."""
         return torch.stack([self._readable(index) for index in indices])
@@ -226,8 +229,8 @@ class LazyImages:
         raise UserError(f"data.path: none of the {len(self)} images in {self.config.path} is readable any more")
 
 
-@quiet_warnings
-def _resolve(config: DataConfig, files, log: Callable[[str], None]) -> DataConfig:
+@quiet()
+def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -> DataConfig:
     """Return the config with channels, bit depth and size as in the files where it leaves them open."""
     surveyed = _survey(len(files))
     kinds, sizes, broken = Counter(), Counter(), []
@@ -271,7 +274,7 @@ def _resolve(config: DataConfig, files, log: Callable[[str], None]) -> DataConfi
     return config
 
 
-@quiet_warnings
+@quiet()
 def _decode_all(images: LazyImages, log: Callable[[str], None], progress: Callable) -> tuple[Tensor, Tensor]:
     """Return all readable images, (N, C, H, W), and their indices. The others are logged."""
     config = images.config

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -12,16 +13,18 @@ from torch import Tensor
 
 from ..core.errors import UserError, did_you_mean, printable
 from .decoding import file_of, reason_of
-from .quiet import quiet_datasets, quiet_warnings
+from .quiet import quiet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MAX_CLASSES = 100_000
 """Maximum number of classes in a column."""
 
 
-@quiet_datasets
-@quiet_warnings
-def load_rows(path: str, split: str, log: Callable[[str], None]):
-    """Return the `datasets.Dataset` of an image folder, a parquet file or folder, or a hub id.
+@quiet()
+def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
+    """Return the rows of an image folder, a parquet file or folder, or a hub id.
 
     Raise UserError if it is missing, unreadable or empty.
     """
@@ -118,8 +121,8 @@ def _log_unlisted_images(folder: Path, used: int, log: Callable[[str], None]) ->
             log(f"skipped {total - used} images in {folder} that its metadata file does not list")
 
 
-@quiet_warnings
-def undecoded(rows, column: str | None, path: str):
+@quiet()
+def undecoded(rows: "Dataset", column: str | None, path: str) -> "Dataset":
     """Return rows of {"image": {bytes, path}}: we decode them ourselves to name a broken file."""
     import datasets
     import pyarrow
@@ -141,7 +144,7 @@ def undecoded(rows, column: str | None, path: str):
     return files
 
 
-def _check_inside(files, here: Path) -> None:
+def _check_inside(files: "Dataset", here: Path) -> None:
     """Raise UserError if a local data set refers to a file outside of it, which may be private."""
     from pyarrow import compute
 
@@ -174,7 +177,7 @@ def label_columns(
     return found
 
 
-def class_labels(rows, column: str, path: str, condition: str) -> tuple[tuple[str, ...], Tensor]:
+def class_labels(rows: "Dataset", column: str, path: str, condition: str) -> tuple[tuple[str, ...], Tensor]:
     """Return the names of the classes and (N,) int64 from a column of class labels, integers or strings.
 
     Raise UserError for other columns, missing values and more than MAX_CLASSES classes.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffunet.data.dataset import DataConfig, load_images
 from diffunet.data.decoding import open_image
-from diffunet.data.quiet import quiet_warnings
+from diffunet.data.quiet import quiet
 from stress.fuzz_images import png
 
 
@@ -121,9 +121,9 @@ def test_overlapping_uses_restore_the_warning_filters():
     """As two threads do: the first one to enter leaves first."""
     before = list(warnings.filters)
     first, second = ExitStack(), ExitStack()
-    first.enter_context(quiet_warnings)
+    first.enter_context(quiet())
     silent = list(warnings.filters)
-    second.enter_context(quiet_warnings)
+    second.enter_context(quiet())
     first.close()
     assert warnings.filters == silent != before
     second.close()
