@@ -16,7 +16,7 @@ from ..runs.samples import next_folder
 from ..sampling.generate import SampleConfig
 from ..tasks.classification import ClassificationConfig, classification
 from ..tasks.fit import fit
-from ..tasks.start import begin, read_run, resume
+from ..tasks.start import begin, resume
 from ..training.ema import MAX_STD, MIN_STD
 from .console import add_condition_flags, check_single_process, check_writable, run_in, user_friendly
 from .flags import add_flags, parse_flags
@@ -105,7 +105,9 @@ def classifier(argv: list[str]) -> int:
     _, flags = parse_flags(parser, argv)
     config, start = settings_from(ClassificationConfig(), ClassificationConfig, flags), None
     if Run(config.train.output).exists:
-        config, start = resume(config.train.output, read_run(ClassificationConfig), flags)
+        config, start = resume(
+            config.train.output, ClassificationConfig, lambda c: settings_from(c, ClassificationConfig, flags)
+        )
     ended_by = fit(classification(config), start or begin(config))
     return 128 + ended_by if ended_by else 0
 

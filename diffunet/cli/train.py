@@ -10,7 +10,7 @@ from ..runs.run import Run
 from ..tasks.estimate import describe_throughput
 from ..tasks.fit import benchmark, fit
 from ..tasks.generation import generation
-from ..tasks.start import begin, read_run, resume
+from ..tasks.start import begin, resume
 from .console import user_friendly
 from .flags import add_flags, parse_flags
 
@@ -44,7 +44,9 @@ def train(argv: list[str]) -> int:
         config = settings_from(config_file(args.config or "configs/digits.yaml"), Config, flags)
         path = config.train.output if path is not None and Run(config.train.output).exists else None
     if path is not None:
-        config, start = resume(path, read_run(Config), flags, args.overwrite, args.force)
+        config, start = resume(
+            path, Config, lambda previous: settings_from(previous, Config, flags), args.overwrite, args.force
+        )
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0

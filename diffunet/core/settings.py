@@ -48,21 +48,30 @@ def settings_from(
     source: Path | S,
     settings: type[S],
     overrides: Mapping[str, str] = MappingProxyType({}),
-    migrate: Callable[[dict], dict] | None = None,
+    transform: Callable[[dict], dict] | None = None,
 ) -> S:
     """Return settings read from a YAML file, or from others of their kind, with overrides applied.
 
-    `overrides` maps dotted keys to flag values, `{"train.steps": "100"}`. `migrate` turns the values of a file in an
-    older format into today's. Raise UserError with one line for each mistake.
+    `overrides` maps dotted keys to flag values, `{"train.steps": "100"}`. `transform` changes the values before,
+    such as those of an older format. Raise UserError with one line for each mistake.
     """
     from_file = isinstance(source, Path)
     values, places = read_yaml(source) if from_file else (source.model_dump(mode="json"), {})
-    if migrate:
-        values, places = migrate(values), {}
+    if transform:
+        values, places = transform(values), {}
     # A type decides which other keys there are, so it comes first.
     for dotted, word in sorted(overrides.items(), key=lambda item: not _sets_type(settings, item[0])):
         _override(values, places, settings, dotted, word)
     return _validated(settings, values, places, str(source) if from_file else "")
+
+
+def merge(values: dict, changes: Mapping[str, Any]) -> dict:
+    """Return nested values with others laid over."""
+    merged = dict(values)
+    for name, change in changes.items():
+        nested = isinstance(change, Mapping) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], change) if nested else change
+    return merged
 
 
 # ── what a field holds ────────────────────────────────────────────────────────────────────────────

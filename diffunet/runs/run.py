@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import no_progress
 from ..core.runtime import default_device
-from ..core.settings import settings_from
+from ..core.settings import merge, settings_from
 from ..core.storage import atomic_write, check_state_dict, load_json, load_tensors, save_tensors
 from ..models.denoiser import Denoiser
 from ..models.meta import on_meta
@@ -98,7 +98,7 @@ class Run:
             raise UserError(f"{self.folder}: a run of {self.task}, not of {kind.task}")
         file = self.folder / "config.yaml"
         try:
-            config = settings_from(file, kind, migrate=migrate_config if self.format < 2 else None)
+            config = settings_from(file, kind, transform=migrate_config if self.format < 2 else None)
         except UserError as mistake:
             if self.format:
                 raise
@@ -204,7 +204,7 @@ class Run:
 
         Raise UserError for a setting, class or sampler that does not exist.
         """
-        config = settings_from(self.config().sample, SampleConfig, {}, lambda values: values | settings)
+        config = settings_from(self.config().sample, SampleConfig, transform=lambda values: merge(values, settings))
         batches = list(self.sampler(config).sample(config, progress))
         return SampleBatch(
             pixels=torch.cat([batch.pixels for batch in batches]),
@@ -230,7 +230,7 @@ def load_denoiser(folder: str | Path) -> Denoiser:
 
 def _denoiser_with(tensors: dict[str, Tensor], model: Path, source: Path) -> Denoiser:
     """Return the denoiser of a model/ folder with tensors that were read from `source`, in evaluation mode."""
-    config = settings_from(model / "config.json", ModelConfig, migrate=migrate_model)
+    config = settings_from(model / "config.json", ModelConfig, transform=migrate_model)
     try:
         with on_meta():                                        # refuses an absurd size before it is allocated
             check_state_dict(config.build_denoiser().state_dict(), tensors, source)

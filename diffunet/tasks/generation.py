@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.errors import UserError, ran_out_of_memory
 from ..core.runtime import prepare_for
-from ..core.settings import settings_from
+from ..core.settings import merge, settings_from
 from ..data.dataset import load_images
 from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
@@ -45,34 +45,21 @@ def train(
     `train.output` is resumed if there is one; with `overwrite`, it is replaced. KeyboardInterrupt ends a training
     after a checkpoint. Raise UserError for a mistake in the configuration or the data.
     """
-    source = config_file(str(config)) if isinstance(config, str | Path) else config
-    source = source if isinstance(source, Config | Path) else settings_from(Config(), Config, {}, _with(source))
-    config = settings_from(source, Config, {}, _with(sections))
+
+    def change(source: Config | Path, changes: Mapping[str, Any] = sections) -> Config:
+        return settings_from(source, Config, transform=lambda values: merge(values, changes))
+
+    if isinstance(config, Mapping):
+        config = change(Config(), config)
+    config = change(config if isinstance(config, Config) else config_file(str(config)))
     run = Run(config.train.output)
     if resumed and run.exists:
-        config, start = resume(run.folder, lambda folder, _: _read(folder, sections), {})
+        config, start = resume(run.folder, Config, change)
     else:
         start = begin(config, overwrite)
     if fit(generation(config), start):
         raise KeyboardInterrupt
     return run
-
-
-def _read(folder: Path, sections: Mapping[str, Mapping[str, Any]]) -> Config:
-    return settings_from(Run(folder).config(), Config, {}, _with(sections))
-
-
-def _with(sections: Mapping[str, Any]) -> Callable[[dict], dict]:
-    """A function that lays values over nested ones."""
-
-    def lay_over(values: dict, changes: Mapping[str, Any] = sections) -> dict:
-        merged = dict(values)
-        for name, change in changes.items():
-            nested = isinstance(change, Mapping) and isinstance(merged.get(name), dict)
-            merged[name] = lay_over(merged[name], change) if nested else change
-        return merged
-
-    return lay_over
 
 
 def generation(config: Config) -> Task:

@@ -1,12 +1,11 @@
 """Beginning and resuming runs: which configuration counts, and what a resumed run may change."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import print_once
-from ..core.settings import settings_from
 from ..runs.run import Run
 from ..training.checkpoint import is_intact, list_checkpoints
 from .task import Start
@@ -42,31 +41,26 @@ def begin(config: Any, overwrite: bool = False) -> Start:
 
 def resume(
     path: str | Path,
-    read: Callable[[Path, Mapping[str, str]], C],
-    overrides: Mapping[str, str],
+    kind: type[C],
+    change: Callable[[C], C],
     overwrite: bool = False,
     force: bool = False,
     log: Callable[[str], None] = print_once,
 ) -> tuple[C, Start]:
     """Return the configuration and the start of a run that is resumed, from its folder or one of its checkpoints.
 
-    `read(folder, overrides)` returns the configuration of a run folder with overrides applied. Raise UserError if
-    there is nothing to resume, if a change would make it another run, or if checkpoints would be discarded.
+    `change` lays flags over the configuration that the run was trained with, of class `kind`. Raise UserError if there
+    is nothing to resume, if a change would make it another run, or if checkpoints would be discarded.
     """
     run, checkpoint = _parse(Path(path))
-    previous = read(run.folder, {})
-    config = read(run.folder, {**overrides, "train.output": str(run.folder)})
+    previous = run.config(kind)
+    config = change(previous).replace(train={"output": str(run.folder)})
     _check_resumable(previous, config, force, log)
     if config.train.batch_size == "auto":
         config = config.replace(train={"batch_size": previous.train.batch_size})
     start = Start(run, previous.train, checkpoint, overwrite, force)
     _check_not_discarding(start, config.train.steps)
     return config, start
-
-
-def read_run(kind: type[C]) -> Callable[[Path, Mapping[str, str]], C]:
-    """Return a function that reads the configuration of a run folder, with flags applied."""
-    return lambda folder, overrides: settings_from(Run(folder).config(kind), kind, overrides)
 
 
 def _parse(path: Path) -> tuple[Run, Path | None]:
