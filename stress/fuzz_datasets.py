@@ -82,7 +82,7 @@ def image_folder_case(rng: Random, folder: Path) -> Case:
     if not good:
         return Case(about, argv, ("data.path: none", "data.path: not one"), "refused")
     named = tuple(broken) if len(broken) <= 10 else ()
-    prints = (f"left out {bad} of {good + bad} images", *named) if broken and not as_needed else ()
+    prints = (f"skipped {bad} of {good + bad} images", *named) if broken and not as_needed else ()
     return Case(about, argv, (), "accepted", prints)
 
 
@@ -173,7 +173,7 @@ def parquet_case(rng: Random, folder: Path) -> Case:
         columns["image"] = NO_IMAGES[about]
     elif what == "some images":
         images[1] = rng.choice([None, {"bytes": png[:-200], "path": "1.png"}, {"bytes": None, "path": None}])
-        expected, prints = "accepted", ("left out 1 of 3 images: ", "1")
+        expected, prints = "accepted", ("skipped 1 of 3 images: ", "1")
     elif what == "columns":
         columns = rng.choice([{}, {"label": [0, 1]}, {"imgae": images}, {"image": [images]}, {"Image": images}])
         about = f"columns {', '.join(columns)}"

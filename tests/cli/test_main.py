@@ -93,7 +93,7 @@ def test_a_class_folder_of_mixed_pictures(small, capsys):
     Path("photos/dog/bad.png").write_bytes(b"no picture")
     train_small("--data.path", "photos", "--data.resolution", "[12, 16]", "--train.steps", "4")
     said = capsys.readouterr().out
-    assert "left out 2 of 8 pictures" in said
+    assert "skipped 2 of 8 images" in said
     assert "cut.png" in said
     assert "6 pictures of 12×16, 2 classes" in said
     assert run(commands.sample, "run", "--num_images", "2", "--label", "dog", "--steps", "3") == 0
@@ -248,7 +248,7 @@ def test_mistakes_are_one_line_and_exit_code_2(small, capsys):
         (["--config", "smal.yaml"], "smal.yaml: no such file; did you mean small.yaml?"),
         (["--train.steps", "many"], "--train.steps: input should be a valid integer; got many"),
         (["--unet.dropout", "1.5"], "--unet.dropout: input should be less than 1; got 1.5"),
-        (["--data.path", "empty", "--data.resolution", "8"], "data.path: empty holds no pictures"),
+        (["--data.path", "empty", "--data.resolution", "8"], "data.path: empty contains no images"),
         (["--data.path", "./nowhere"], "data.path: ./nowhere does not exist"),
         (["--conditions.classes", "7"], "conditions.classes: 7, but digits has 10 classes; use 10, or auto"),
         (["--train.batch_size", "7"], "try 8"),
