@@ -1,4 +1,4 @@
-"""Augmentation for small data sets, with augment labels that keep it out of the samples.
+"""Augmentation for small datasets, with augment labels that keep it out of the samples.
 
 EDM's pipeline (Karras et al. 2022, appendix F.2): each transformation is applied with a probability, its strength is a
 condition of the network, and samples are conditioned on none.

@@ -1,4 +1,4 @@
-"""Data sets of images: decoded once if they fit in memory, augmented as a batch.
+"""Datasets of images: decoded once if they fit in memory, augmented as a batch.
 
 Images are integers of their files' bit depth, (C, H, W), until `prepare` normalizes them to fp32 in [-1, 1].
 """
@@ -70,7 +70,7 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set ready for training: batches of integers by index, and their preparation.
+    """A dataset ready for training: batches of integers by index, and their preparation.
 
     `config` is resolved: resolution, channels and bit depth are those of the images.
     """
@@ -93,7 +93,7 @@ class ImageDataset:
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """Return a batch: `image`, integers (B, C, H, W), and each label, (B,). Torch's `DataLoader` calls this."""
         if indices and not 0 <= min(indices) <= max(indices) < len(self):
-            raise IndexError(f"indices {min(indices)} to {max(indices)} of a data set of {len(self)} images")
+            raise IndexError(f"indices {min(indices)} to {max(indices)} of a dataset of {len(self)} images")
         chosen = torch.tensor(indices) if self.indices is None else self.indices[indices]
         if self.device.type == "cuda":
             chosen = chosen.pin_memory().to(self.device, non_blocking=True)
@@ -113,7 +113,7 @@ class ImageDataset:
         return self.images.device if isinstance(self.images, Tensor) else torch.device("cpu")
 
     def to(self, device: torch.device) -> "ImageDataset":
-        """Return the data set on a GPU if it is decoded and leaves three quarters of the free memory, else itself."""
+        """Return the dataset on a GPU if it is decoded and leaves three quarters of the free memory, else itself."""
         if device.type != "cuda" or not isinstance(self.images, Tensor):
             return self
         if self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:

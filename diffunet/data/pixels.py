@@ -1,4 +1,4 @@
-"""Pixel values: integers of 8 or 16 bits in files and data sets, fp32 in [-1, 1] in the network."""
+"""Pixel values: integers of 8 or 16 bits in files and datasets, fp32 in [-1, 1] in the network."""
 
 import torch
 from torch import Tensor

@@ -145,7 +145,7 @@ def undecoded(rows: "Dataset", column: str | None, path: str) -> "Dataset":
 
 
 def _check_inside(files: "Dataset", here: Path) -> None:
-    """Raise UserError if a local data set refers to a file outside of it, which may be private."""
+    """Raise UserError if a local dataset refers to a file outside of it, which may be private."""
     from pyarrow import compute
 
     if not here.exists():

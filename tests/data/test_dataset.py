@@ -16,7 +16,7 @@ LABEL = {"label": None}
 
 
 def load(path, labels=None, **options):
-    """Return the data set at a path, and what was logged."""
+    """Return the dataset at a path, and what was logged."""
     logged = []
     return load_images(DataConfig(path=str(path), **options), labels or {}, log=logged.append), "\n".join(logged)
 
@@ -86,7 +86,7 @@ def test_indices_out_of_range_are_an_error():
     for dataset in load("digits")[0].split_held_out():
         dataset.__getitems__([0, len(dataset) - 1])
         for indices in ([len(dataset)], [0, -1]):
-            with pytest.raises(IndexError, match=f"indices .* of a data set of {len(dataset)} images"):
+            with pytest.raises(IndexError, match=f"indices .* of a dataset of {len(dataset)} images"):
                 dataset.__getitems__(indices)
 
 
@@ -173,7 +173,7 @@ def test_fingerprints_of_checkpoints_stay_valid():
 
 
 def broken_pair(tmp_path):
-    """Return a lazy data set of which the second of two images is truncated."""
+    """Return a lazy dataset of which the second of two images is truncated."""
     write_image(tmp_path / "0.png", size=(8, 8))
     write_image(tmp_path / "1.png", size=(8, 8))
     png = (tmp_path / "1.png").read_bytes()

@@ -17,7 +17,7 @@ from stress.fuzz_images import png
 
 
 def load(path, **options):
-    """Return the data set at a path, and what was logged."""
+    """Return the dataset at a path, and what was logged."""
     logged = []
     return load_images(DataConfig(path=str(path), **options), log=logged.append), "\n".join(logged)
 

@@ -19,7 +19,7 @@ from diffunet.data.sources import class_labels, split_patterns
 
 
 def load(path, labels=None, **options):
-    """Return the data set at a path, and what was logged."""
+    """Return the dataset at a path, and what was logged."""
     logged = []
     return load_images(DataConfig(path=str(path), **options), labels or {}, log=logged.append), "\n".join(logged)
 
