@@ -1,4 +1,4 @@
-"""Fixtures: seeds, fp32, working folders and caches of their own."""
+"""Fixtures: seeds, fp32, and a working folder and caches for the tests alone."""
 
 import os
 from pathlib import Path
@@ -20,20 +20,20 @@ def _seeded():
 
 @pytest.fixture(autouse=True)
 def _fp32(monkeypatch):
-    """What is compared with other libraries is so in fp32, also where the CPU has bf16."""
+    """Compare with other libraries in fp32, also where the CPU has bf16."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
 
 
 @pytest.fixture
 def in_a_new_folder(tmp_path, monkeypatch):
-    """The working directory of one test, with caches of its own."""
+    """Return the working directory of one test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """`datasets` and torch's compiler must neither find nor leave anything in the user's cache."""
+    """Keep `datasets` and torch's compiler out of the user's caches."""
     import datasets
 
     cache = tmp_path_factory.mktemp("cache")
@@ -44,6 +44,6 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture
 def small(in_a_new_folder):
-    """A folder with small.yaml."""
+    """Return the working directory of one test, with small.yaml."""
     Path("small.yaml").write_text(SMALL_RUN)
     return in_a_new_folder

@@ -1,5 +1,6 @@
-"""What tests share: small networks, Gaussian data, and commands called in this process."""
+"""Shared by tests: small networks, Gaussian data, and commands called in this process."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from diffunet.models.unet import LevelConfig, UNetConfig
 
 
 def small_unet(**changes) -> UNetConfig:
-    """Two levels, attention at the coarser one, told a vector."""
+    """Return a config of two levels with attention at the coarser one, conditioned on a vector of 32."""
     levels = (LevelConfig(channels=8, blocks=1), LevelConfig(channels=16, blocks=1, attention=True))
     return UNetConfig(**({"levels": levels, "vector_dim": 32, "norm_groups": 8} | changes))
 
 
 def thinned(config: UNetConfig, factor: int) -> UNetConfig:
-    """The same network with a fraction of the channels, each width a multiple of four."""
+    """Return the same network with a fraction of the channels, each width a multiple of four."""
 
     def fewer(channels: int) -> int:
         return max(4, channels // factor // 4 * 4)
@@ -38,46 +39,68 @@ def thinned(config: UNetConfig, factor: int) -> UNetConfig:
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
-    """The module with its zero-xavier_ layers filled, so that every part has an effect."""
+    """Return the module with random weights, also in its zero-initialized layers, so that every part has an effect."""
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return module.eval()
 
 
 MEAN, SPREAD = 0.2, 0.3
-"""Of the pixels of Gaussian data, whose exact denoiser has a closed form."""
+"""Mean and standard deviation of the pixels of Gaussian data, whose exact denoiser has a closed form."""
+STDS = (0.12, 0.25, 0.5)
+"""Other standard deviations at which samplers are judged, from dark scans to photographs in [-1, 1]."""
 
 
 def gaussian_posterior(
-    x_t: torch.Tensor, scale: torch.Tensor, sigma: torch.Tensor
+    x_t: torch.Tensor, scale: torch.Tensor, sigma: torch.Tensor, std: torch.Tensor | float = SPREAD
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The conditional means of x_0 and of the noise, given x_t = scale x_0 + sigma noise, in fp64."""
-    away = (x_t.double() - scale * MEAN) / (scale**2 * SPREAD**2 + sigma**2)
-    return MEAN + scale * SPREAD**2 * away, sigma * away
+    """Return the conditional means of x_0 and of the noise, given x_t = scale x_0 + sigma noise, in fp64."""
+    residual = (x_t.double() - scale * MEAN) / (scale**2 * std**2 + sigma**2)
+    return MEAN + scale * std**2 * residual, sigma * residual
 
 
-def gaussian_flow(x_t, t):
-    """The conditional mean of noise - x_0, given x_t = (1 - s) x_0 + s noise, t = 1000 s."""
+def gaussian_flow(x_t, t, std: torch.Tensor | float = SPREAD):
+    """Return the conditional mean of noise - x_0, given x_t = (1 - s) x_0 + s noise, t = 1000 s."""
     s = (t.double() / 1000).reshape(-1, 1, 1, 1)
-    x_0, noise = gaussian_posterior(x_t, 1 - s, s)
+    x_0, noise = gaussian_posterior(x_t, 1 - s, s, std)
     return (noise - x_0).float()
 
 
-def gaussian_noise(count: int = 40) -> torch.Tensor:
-    """Noise to draw from whose own mean and spread are exact, (count, 1, 32, 32)."""
-    noise = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    return (noise - noise.mean()) / noise.std()
+def gaussian_noise(count: int = 40, size: int = 32) -> torch.Tensor:
+    """Return noise (count, 1, size, size) in which the mean and the spread of each image are exact."""
+    noise = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(0))
+    std, mean = torch.std_mean(noise, (1, 2, 3), keepdim=True)
+    return (noise - mean) / std
+
+
+def sampled_spread(exact: Callable, sampler) -> list[float]:
+    """Return the standard deviation of samples over that of the data, for data of each of STDS.
+
+    exact(x_t, t, std): the exact network. All samplers are affine maps of Gaussian noise without clipping, so two
+    pixels determine a deterministic one. Fail if the mean of the samples is off.
+    """
+    from diffunet.sampling.loop import sample
+
+    stds = torch.tensor(STDS, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    if "thresholding" in sampler.config:
+        sampler.register_to_config(thresholding=False)
+    name = type(sampler).__name__
+    stochastic = sampler.config.get("algorithm_type") == "sde-dpmsolver++" or name.startswith(("DDPM", "EulerA"))
+    noise = gaussian_noise(len(STDS), 128) if stochastic else torch.tensor([-1.0, 1.0]).expand(len(STDS), 1, 1, 2)
+    x = sample(lambda x_t, t: exact(x_t, t, stds), sampler, noise, torch.Generator().manual_seed(1)).double()
+    assert (x.mean((1, 2, 3)) - MEAN).abs().max() < 0.008
+    return (x.std((1, 2, 3), correction=0) / stds.flatten()).tolist()
 
 
 def run(command, *argv):
-    """Calls a command; its exit code."""
+    """Call a command in this process and return its exit code."""
     with pytest.raises(SystemExit) as ended:
         command([str(word) for word in argv])
     return ended.value.code or 0
 
 
 def mistake(capsys, command, *argv) -> str:
-    """The one line with which a command refuses."""
+    """Call a command that must exit with code 2, and return the one line of its error message."""
     capsys.readouterr()
     assert run(command, *argv) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -86,20 +109,20 @@ def mistake(capsys, command, *argv) -> str:
 
 
 def train_small(*argv):
-    """Trains SMALL_RUN, with flags laid over, in the folder that `small` made."""
-    from diffunet.cli import main as commands  # here, so that tests of the floors below do not import the commands
+    """Train SMALL_RUN with additional flags, in the folder of the fixture `small`."""
+    from diffunet.cli import main as commands  # not at module level: tests of lower floors need no commands
 
     assert run(commands.train, "--config", "small.yaml", *argv) == 0
 
 
 def checkpoint(folder: Path, step: int = 12) -> dict[str, bytes]:
-    """The bytes of a checkpoint and of the published weights."""
+    """Return the bytes of a checkpoint and of the published weights by file name."""
     files = [*(folder / "checkpoints" / f"step_{step:08d}").iterdir(), *(folder / "model").iterdir()]
     return {path.name: path.read_bytes() for path in files}
 
 
 def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 10), seed: int = 0, **options) -> Path:
-    """A random picture of (width, height) in one of Pillow's modes, or "I;16"."""
+    """Write a random image of (width, height) in one of Pillow's modes, or "I;16"."""
     generator = np.random.default_rng(seed)
     width, height = size
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +131,6 @@ def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 10),
     else:
         channels = {"L": (), "RGB": (3,), "RGBA": (4,), "P": (3,)}[mode]
         array = generator.integers(0, 256, (height, width, *channels), dtype=np.uint8)
-        picture = Image.fromarray(array)
-        (picture.quantize(16) if mode == "P" else picture).save(path, **options)
+        image = Image.fromarray(array)
+        (image.quantize(16) if mode == "P" else image).save(path, **options)
     return path

@@ -1,4 +1,4 @@
-"""A training of a second without images: fit a line to forty numbers."""
+"""A training of one second without images: a network that fits a line to forty numbers."""
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +32,7 @@ class Points:
 
 
 class Fit:
-    """Squared error against 3 x + noise of the batch's randomness. The losses of the calls `poison` are not finite."""
+    """Squared error against 3 x + noise from the batch's generator. The losses of the calls `poison` are NaN."""
 
     def __init__(self, poison=()):
         self.calls, self.poison = 0, poison

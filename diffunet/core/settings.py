@@ -263,9 +263,10 @@ def _validated(settings: type[S], values: dict, places: dict[Key, str], otherwis
             key, candidates = _locate(settings, error["loc"])
             if error["type"].startswith("union_tag"):
                 key = (*key, TAG)
-            while places and key and key not in places:    # pydantic names union members after the key
+            while places and len(key) > 1 and key not in places:    # pydantic names union members after the key
                 key = key[:-1]
-            place, dotted = places.get(key, otherwise), _dotted(key)
+            below = (place for other, place in places.items() if key and other[: len(key)] == key)
+            place, dotted = places.get(key) or next(below, otherwise), _dotted(key)
             where = place if place.startswith("--") else ": ".join(filter(None, (place, dotted)))
             message = _message(error, candidates)
             lines[where] = f"{lines[where]}, or {message}" if where in lines else f"{where}: {message}"

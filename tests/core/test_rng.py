@@ -1,12 +1,12 @@
 import torch
 
-from diffunet.core.rng import EpochShuffle, BatchRNG, seed_for
+from diffunet.core.rng import BatchRNG, EpochShuffle, fixed_subset, seed_for
 
 
-def test_every_example_once_an_epoch_in_a_fresh_order():
+def test_each_epoch_has_every_example_once_in_a_new_order():
     order = EpochShuffle(length=10, batch_size=4, seed=0)
-    places = torch.cat([order.batch(step) for step in range(5)])
-    first, second = places[:10], places[10:]
+    indices = torch.cat([order.batch(step) for step in range(5)])
+    first, second = indices[:10], indices[10:]
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(10))
     assert first.tolist() != second.tolist()
 
@@ -21,8 +21,8 @@ def test_order_is_a_function_of_the_seed():
     assert EpochShuffle(100, 10, 0).batch(3).tolist() != EpochShuffle(100, 10, 1).batch(3).tolist()
 
 
-def draws(shares: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All draws of step 7, made in `shares` shares of a batch of 8."""
+def random_numbers(shares: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normal and uniform numbers of step 7 for a batch of 8, generated in `shares` equal shares."""
     normal, uniform = [], []
     for share in range(shares):
         size = 8 // shares
@@ -34,11 +34,17 @@ def draws(shares: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(normal), torch.cat(uniform)
 
 
-def test_draws_do_not_depend_on_how_the_batch_is_shared():
-    for one, several in zip(draws(1), draws(4), strict=True):
+def test_random_numbers_do_not_depend_on_how_the_batch_is_divided():
+    for one, several in zip(random_numbers(1), random_numbers(4), strict=True):
         assert torch.equal(one, several)
 
 
 def test_seeds_of_different_keys_differ():
     keys = [(seed, step, *more) for seed in range(3) for step in range(100) for more in ((), (1,), (2,))]
     assert len({seed_for(*key) for key in keys}) == len(keys)
+
+
+def test_a_fixed_subset_depends_only_on_its_arguments():
+    assert fixed_subset(100, 10).tolist() == fixed_subset(100, 10).tolist()
+    assert fixed_subset(100, 10).tolist() != fixed_subset(100, 10, seed=1).tolist()
+    assert fixed_subset(5, 10).sort().values.tolist() == list(range(5))

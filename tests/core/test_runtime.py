@@ -5,22 +5,24 @@ import torch
 from helpers import randomised, small_unet
 from torch import nn
 
-from diffunet.core.runtime import RuntimeConfig, autocast, precision, ready
 from diffunet.core.errors import UserError
+from diffunet.core.runtime import RuntimeConfig, autocast, precision, prepare_for
 from diffunet.models.unet import UNet
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("flags", "chosen"), [({}, "no"), ({"avx512_f": True}, "no"), ({"avx512_bf16": True}, "bf16")])
-def test_auto_is_bf16_where_the_hardware_has_it(flags, chosen, monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "expected"), [({}, "no"), ({"avx512_f": True}, "no"), ({"avx512_bf16": True}, "bf16")]
+)
+def test_auto_is_bf16_on_hardware_with_bf16(flags, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
-    assert precision("auto", CPU) == chosen
+    assert precision("auto", CPU) == expected
     assert precision("no", CPU) == "no"
     assert precision("bf16", CPU) == "bf16"
 
 
-def test_a_gpu_is_asked_for_bf16_without_emulation(monkeypatch):
+def test_emulated_bf16_of_a_gpu_does_not_count(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     assert precision("auto", torch.device("cuda")) == "bf16"
 
@@ -31,33 +33,33 @@ def test_fp16_needs_a_gpu():
     assert precision("fp16", torch.device("cuda")) == "fp16"
 
 
-def test_within_it_is_bf16_and_around_it_fp32():
-    unet, seen = randomised(UNet(small_unet(vector_dim=0))), []
-    unet.stem.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+def test_autocast_computes_in_bf16_and_returns_fp32():
+    unet, dtypes = randomised(UNet(small_unet(vector_dim=0))), []
+    unet.stem.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     x = torch.randn(2, 3, 8, 8)
     exact, rounded = unet(x), autocast(unet, "bf16", CPU)(x)
-    assert seen == [torch.float32, torch.bfloat16]
+    assert dtypes == [torch.float32, torch.bfloat16]
     assert rounded.dtype == torch.float32
     error = (rounded - exact).norm() / exact.norm()
-    assert 1e-4 < error < 0.05  # 8 bits of a fraction, through two levels
+    assert 1e-4 < error < 0.05  # a significand of 8 bits, through two levels
     assert autocast(unet, "no", CPU) is unet
 
 
-def test_the_order_of_memory_changes_nothing_else():
+def test_memory_format_changes_neither_output_nor_state_dict():
     unet = randomised(UNet(small_unet(vector_dim=0)))
-    arranged = copy.deepcopy(unet)
-    ready(arranged, RuntimeConfig())
-    assert arranged.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    channels_last = copy.deepcopy(unet)
+    prepare_for(channels_last, RuntimeConfig())
+    assert channels_last.stem.weight.is_contiguous(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 9, 8)
-    torch.testing.assert_close(arranged(x), unet(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(channels_last(x), unet(x), rtol=1e-4, atol=1e-5)
     for name, tensor in unet.state_dict().items():
-        assert torch.equal(arranged.state_dict()[name], tensor)
-    left = copy.deepcopy(unet)
-    ready(left, RuntimeConfig(channels_last=False))
-    assert left.stem.weight.is_contiguous()
+        assert torch.equal(channels_last.state_dict()[name], tensor)
+    unchanged = copy.deepcopy(unet)
+    prepare_for(unchanged, RuntimeConfig(channels_last=False))
+    assert unchanged.stem.weight.is_contiguous()
 
 
-def test_only_true_compiles_and_only_once_and_not_the_copies(monkeypatch):
+def test_compile_true_compiles_once_and_copies_are_not_compiled(monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "somewhere")
     calls = []
 
@@ -67,7 +69,7 @@ def test_only_true_compiles_and_only_once_and_not_the_copies(monkeypatch):
             self._compiled_call_impl = "compiled code"
 
     unet = Compiled()
-    for wish in ("auto", False, True, True):
-        ready(unet, RuntimeConfig(compile=wish))
+    for requested in ("auto", False, True, True):
+        prepare_for(unet, RuntimeConfig(compile=requested))
     assert calls == [unet]
     assert copy.deepcopy(unet)._compiled_call_impl is None

@@ -7,65 +7,65 @@ from diffunet.core.errors import UserError, describe_oserror
 from diffunet.core.storage import (
     CHECKSUMS,
     append_line,
+    atomic_directory,
+    atomic_write,
     load_json,
     load_strictly,
     load_tensors,
     save_tensors,
     sha256_of_tensors,
-    atomic_write,
-    atomic_directory,
 )
 
 
-def test_a_folder_is_whole_or_absent(tmp_path):
+def test_a_directory_is_complete_or_absent(tmp_path):
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "step") as folder:
         (folder / "half").write_text("...")
-        raise RuntimeError("the power is gone")
+        raise RuntimeError("power failure")
     assert not (tmp_path / "step").exists()
     with atomic_directory(tmp_path / "step") as folder:
         (folder / "new").write_text("1")
     with atomic_directory(tmp_path / "step") as folder:
-        assert (tmp_path / "step" / "new").read_text() == "1"                  # until the new one is whole
+        assert (tmp_path / "step" / "new").read_text() == "1"                  # until the new one is complete
         (folder / "newer").write_text("2")
     assert {path.name for path in (tmp_path / "step").iterdir()} == {"newer", CHECKSUMS}
     assert [path.name for path in tmp_path.iterdir()] == ["step"]
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_a_file_is_complete_or_unchanged(tmp_path):
     path = tmp_path / "weights"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write_text("ne")
-        raise RuntimeError("the power is gone")
+        raise RuntimeError("power failure")
     assert path.read_text() == "old"
     with atomic_write(path) as file:
         file.write_text("new")
     assert path.read_text() == "new"
 
 
-def test_a_line_is_added_whole_or_not_at_all(tmp_path):
-    """A limit of 100 bytes for a file lets ten bytes of the second line through."""
+def test_a_line_is_appended_completely_or_not_at_all(tmp_path):
+    """With a limit of 100 bytes per file only ten bytes of the second line are written."""
     path = tmp_path / "log"
     append_line(path, "x" * 89)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(OSError, match="File too large") as refused:
+        with pytest.raises(OSError, match="File too large") as error:
             append_line(path, "y" * 50)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert describe_oserror(refused.value) == f"{path}: File too large"
+    assert describe_oserror(error.value) == f"{path}: File too large"
     assert path.read_text() == "x" * 89 + "\n"
 
 
-def test_tensors_come_back(tmp_path):
+def test_tensors_round_trip(tmp_path):
     tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
     save_tensors(tmp_path / "t.safetensors", tensors)
     loaded = load_tensors(tmp_path / "t.safetensors")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
-def test_damage_is_named(tmp_path):
+def test_error_names_the_damaged_file(tmp_path):
     path = tmp_path / "t.safetensors"
     with pytest.raises(UserError, match=r"t.safetensors: missing"):
         load_tensors(path)
@@ -78,7 +78,7 @@ def test_damage_is_named(tmp_path):
         load_json(tmp_path / "state.json")
 
 
-def test_weights_that_do_not_fit_are_named():
+def test_error_names_the_weights_that_do_not_match():
     layer = torch.nn.Linear(3, 2)
     fitting = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
     for tensors, message in (
@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_are_named():
     assert not layer.weight.any()
 
 
-def test_the_hash_of_weights_is_that_of_their_values_and_names():
+def test_hash_of_weights_depends_on_values_names_and_precision():
     first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     assert sha256_of_tensors(first.state_dict()) != sha256_of_tensors(second.state_dict())
     second.load_state_dict(first.state_dict())
