@@ -1,0 +1,85 @@
+"""The public names of diffunet and their homes: for editors, type checkers and the lazy imports of `__init__.py`."""
+
+from .core.errors import UserError
+from .data.dataset import DataConfig, ImageDataset, load_images
+from .interop.adapters import DiffusersUNet, LucidrainsUNet
+from .interop.guided_diffusion import load_guided_diffusion, save_guided_diffusion
+from .models.conditioning import (
+    Conditioning,
+    LabelEmbedding,
+    PlaneEmbedding,
+    TimeEmbedding,
+    TokenEmbedding,
+    VectorEmbedding,
+)
+from .models.denoiser import Denoiser, LabelConfig, TimeConfig
+from .models.inspection import describe, features, receptive_field
+from .models.pretrained import copy_encoder
+from .models.saving import load_unet, save_unet
+from .models.tiling import Tiled
+from .models.unet import LevelConfig, UNet, UNetConfig
+from .objectives.base import Objective
+from .objectives.ddpm import DDPM, DDPMConfig
+from .objectives.edm import EDM, EDMConfig
+from .objectives.flow import Flow, FlowConfig
+from .runs.config import Config
+from .runs.evaluate import EvaluationConfig, evaluate
+from .runs.run import Run, load_denoiser, load_run
+from .sampling.generate import SampleConfig, Sampler
+from .sampling.guidance import Guided
+from .sampling.loop import sample
+from .tasks.generation import train
+from .training.config import TrainConfig
+from .training.ema import EMA
+from .training.trainer import Trainer
+
+__all__ = [
+    "Conditioning",
+    "Config",
+    "DDPM",
+    "DDPMConfig",
+    "DataConfig",
+    "Denoiser",
+    "DiffusersUNet",
+    "EDM",
+    "EDMConfig",
+    "EMA",
+    "EvaluationConfig",
+    "Flow",
+    "FlowConfig",
+    "Guided",
+    "ImageDataset",
+    "LabelConfig",
+    "LabelEmbedding",
+    "LevelConfig",
+    "LucidrainsUNet",
+    "Objective",
+    "PlaneEmbedding",
+    "Run",
+    "SampleConfig",
+    "Sampler",
+    "Tiled",
+    "TimeConfig",
+    "TimeEmbedding",
+    "TokenEmbedding",
+    "TrainConfig",
+    "Trainer",
+    "UNet",
+    "UNetConfig",
+    "UserError",
+    "VectorEmbedding",
+    "copy_encoder",
+    "describe",
+    "evaluate",
+    "features",
+    "load_denoiser",
+    "load_guided_diffusion",
+    "load_images",
+    "load_run",
+    "load_unet",
+    "receptive_field",
+    "sample",
+    "save_guided_diffusion",
+    "save_unet",
+    "train",
+]
