@@ -24,8 +24,8 @@ class Tiled(nn.Module):
     attention are the exception: their statistics are those of a tile.
 
     With `"same"` borders, neighboring tiles overlap by `overlap` positions and are blended, with weights that rise
-    linearly from a tile's edge; the last tile of an axis ends at the image's edge. Positions nearer to an edge inside
-    the image than half the receptive field (`inspection.receptive_field`) see zero padding instead of the image.
+    linearly from a tile's edge inside the image; the last tile of an axis ends at the image's edge. Positions nearer to
+    an edge inside the image than half the receptive field (`inspection.receptive_field`) see zero padding there.
 
     tile: side of the network's input, or one side for each axis. overlap: in positions; by default none for valid
     borders and a quarter of the tile for others, rounded so that tiles keep the grid of the coarsest level. The
@@ -68,9 +68,9 @@ class Tiled(nn.Module):
         covered = [starts[-1] + side for starts, side in axes]
         total = x.new_zeros(len(x), self.unet.config.out_channels, *covered)
         weight = x.new_zeros(covered)
-        window = self._blend_window(tile, x)
         for corner in self.progress(list(product(*(starts for starts, _ in axes)))):
             here = (..., *(slice(start, start + side) for start, side in zip(corner, tile, strict=True)))
+            window = self._blend_window(corner, tile, covered, x)
             total[here] += self._predict_tile(corner, tile, x, cond) * window
             weight[here] += window
         return total[(..., *map(slice, size))] / weight[tuple(map(slice, size))]
@@ -96,13 +96,16 @@ class Tiled(nn.Module):
             cond = replace(cond, planes=_gather(planes, indices).to(device))
         return self.unet(_gather(x, indices).to(device), cond).to(x.device)
 
-    def _blend_window(self, tile: list[int], like: Tensor) -> Tensor:
-        """Return the weight of each position of a tile's output, in the shape of that output."""
+    def _blend_window(self, corner: tuple[int, ...], tile: list[int], covered: list[int], like: Tensor) -> Tensor:
+        """Return the weight of each position of a tile's output, which rises linearly from edges inside the image."""
         window = like.new_ones(())
-        for side, output, step in zip(tile, self.output_size, self.step, strict=True):
+        for start, side, end, output, step in zip(corner, tile, covered, self.output_size, self.step, strict=True):
             inwards = torch.arange(1, side + 1, device=like.device, dtype=like.dtype)
-            window = window[..., None] * torch.minimum(inwards, inwards.flip(0)).clamp(max=output - step + 1)
-        return window / window.max()
+            ramp = (inwards / (output - step + 1)).clamp(max=1)
+            rise = ramp if start else torch.ones_like(ramp)
+            fall = ramp.flip(0) if start + side < end else torch.ones_like(ramp)
+            window = window[..., None] * torch.minimum(rise, fall)
+        return window
 
 
 def reflect_index(position: Tensor, size: int) -> Tensor:

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from helpers import randomised
 from diffusers.models.embeddings import get_timestep_embedding
+from helpers import randomised
 
 from diffunet.models.conditioning import (
     Conditioning,

@@ -10,14 +10,14 @@ from diffunet.models.unet import LevelConfig, UNet
 
 
 @pytest.fixture(params=[2, 3])
-def told(request):
-    """A denoiser on every route, and what it is called with."""
+def example(request):
+    """A denoiser with conditions on every route, and the arguments of a call."""
     dims = request.param
     unet = UNet(small_unet(dims=dims, token_dim=6, plane_channels=2, head_channels=4))
     model = Denoiser(
         unet,
         TimeEmbedding(32, 8),
-        label=LabelEmbedding(32, classes=3),
+        label=LabelEmbedding(32, num_classes=3),
         text=TokenEmbedding(6, width=5),
         sketch=PlaneEmbedding(channels=1, dims=dims),
     )
@@ -28,15 +28,27 @@ def told(request):
     return randomised(model), (torch.randn(2, 3, *size), torch.tensor([3, 700])), conditions
 
 
-def test_is_one_graph(told):
-    model, arguments, conditions = told
+def test_unet_compiles_without_graph_break():
+    """With gradient checkpointing and every route, by the tracer alone: quick enough for the fast suite."""
+    levels = (LevelConfig(channels=4, blocks=1, gradient_checkpointing=True), LevelConfig(channels=4, attention=True))
+    unet = randomised(UNet(small_unet(levels=levels, token_dim=5, plane_channels=1, norm_groups=2, middle_blocks=0)))
+    cond = Conditioning(torch.randn(2, 32), torch.randn(2, 3, 5), planes=torch.randn(2, 1, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    traced = torch.compile(unet, fullgraph=True, backend="eager")
+    torch.testing.assert_close(traced(x, cond), unet(x, cond), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_denoiser_compiles_without_graph_break(example):
+    model, arguments, conditions = example
     expected = model(*arguments, **conditions)
     traced = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(traced(*arguments, **conditions), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_compiles():
-    """Through the real compiler, which takes its time: the smallest network that has all parts."""
+@pytest.mark.slow
+def test_inductor_output_matches_eager():
+    """Through the real compiler: the smallest network with all parts."""
     levels = (LevelConfig(channels=4, blocks=1, attention=True), LevelConfig(channels=4, up=(4,)))
     unet = randomised(UNet(small_unet(levels=levels, token_dim=5, norm_groups=2, middle_blocks=0)))
     x, cond = torch.randn(2, 3, 8, 8), Conditioning(vector=torch.randn(2, 32), tokens=torch.randn(2, 3, 5))
@@ -45,17 +57,19 @@ def test_compiles():
         torch.testing.assert_close(compiled(x, cond), unet(x, cond), atol=1e-5, rtol=1e-4)
 
 
-def test_exports(told):
-    model, arguments, conditions = told
+@pytest.mark.slow
+def test_exported_program_matches(example):
+    model, arguments, conditions = example
     program = torch.export.export(model, arguments, conditions)
     expected = model(*arguments, **conditions)
     torch.testing.assert_close(program.module()(*arguments, **conditions), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_onnxruntime_says_the_same(told, tmp_path):
+@pytest.mark.slow
+def test_onnxruntime_output_matches(example, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
     pytest.importorskip("onnxscript", reason="pip install onnx onnxscript")
-    model, arguments, conditions = told
+    model, arguments, conditions = example
     torch.onnx.export(model, arguments, tmp_path / "unet.onnx", kwargs=conditions, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "unet.onnx", providers=["CPUExecutionProvider"])
     given = [*arguments, conditions["label"], *conditions["text"], conditions["sketch"]]

@@ -3,15 +3,16 @@ import torch
 from helpers import randomised, small_unet, thinned
 
 from diffunet.models.inspection import describe, features, receptive_field, receptive_fields
+from diffunet.models.meta import on_meta
 from diffunet.models.presets import PRESETS
 from diffunet.models.unet import LevelConfig, UNet, UNetConfig
 
 
-def test_features_are_what_the_levels_say():
+def test_features_are_named_by_level():
     unet = randomised(UNet(small_unet()))
     x = torch.randn(2, 3, 8, 8)
-    said = features(unet, x)
-    assert {name: tuple(feature.shape) for name, feature in said.items()} == {
+    found = features(unet, x)
+    assert {name: tuple(feature.shape) for name, feature in found.items()} == {
         "down.0": (2, 8, 8, 8),
         "down.1": (2, 16, 4, 4),
         "middle": (2, 16, 4, 4),
@@ -19,26 +20,26 @@ def test_features_are_what_the_levels_say():
         "up.0": (2, 8, 8, 8),
         "output": (2, 3, 8, 8),
     }
-    assert torch.equal(said["output"], unet(x))
-    assert torch.equal(unet.head(said["up.0"]), said["output"])
+    assert torch.equal(found["output"], unet(x))
+    assert torch.equal(unet.head(found["up.0"]), found["output"])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
 
 
-def test_the_way_down_sees_what_arithmetic_says():
-    """A convolution of 3 sees 2 more places, and a pool of 2 one more, each times the stride (Araujo et al. 2019)."""
+def test_receptive_field_of_the_way_down_follows_the_formula():
+    """A convolution of 3 adds 2 positions, a pool of 2 adds one, each times the stride (Araujo et al. 2019)."""
     for name, config in ((name, UNetConfig(preset=name)) for name in ("unet2015", "unet3d", "ternaus11")):
         field, stride = 1, 1
         for depth in range(len(config.levels)):
             if depth:
                 field, stride = field + stride, 2 * stride
-            field += 2 * stride * len(config.widths(depth)[0])
+            field += 2 * stride * sum(len(stack.widths) for stack in config.plan()[depth].down)
             assert receptive_fields(config)[f"down.{depth}"] == field, name
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_changing_a_place_outside_the_field_changes_nothing(name, padding):
-    """The reach of the real network, along one axis: the widest over all phases, and not a place less."""
+def test_gradients_reach_exactly_the_receptive_field(name, padding):
+    """Of the real network, along one axis: the widest over all phases, and not a position less."""
     changes = {"resampling": "conv"} if name == "ddpm_cifar10" else {}
     changes |= {"dims": 1, "padding": padding, "norm": "none", "middle_attention": False}
     config = thinned(UNetConfig(preset=name, **changes), 32)
@@ -52,25 +53,25 @@ def test_changing_a_place_outside_the_field_changes_nothing(name, padding):
     x = torch.rand(1, config.in_channels, side, dtype=torch.float64)
     reach = torch.zeros(side, dtype=torch.bool)
     first = unet.output_size(side)[0] // 2
-    for place in range(first, first + period):
+    for position in range(first, first + period):
         x.requires_grad_(True).grad = None
-        unet(x)[..., place].sum().backward()
-        seen = x.grad.abs().sum(dim=(0, 1)).nonzero()
-        widest = int(seen.max() - seen.min()) + 1
+        unet(x)[..., position].sum().backward()
+        reached = x.grad.abs().sum(dim=(0, 1)).nonzero()
+        widest = int(reached.max() - reached.min()) + 1
         assert widest <= field
         reach[0] |= widest == field
-    if config.resampling not in ("pool", "pool_relu"):      # a max-pool passes a gradient to one of its places only
+    if config.resampling not in ("pool", "pool_relu"):      # a max-pool passes a gradient to one of its positions only
         assert reach[0]
 
 
-def test_unet2015_sees_204_places():
+def test_receptive_field_of_unet2015_is_204_positions():
     assert receptive_field(UNetConfig(preset="unet2015")) == 204
 
 
-def test_the_description_adds_up():
+def test_parts_of_a_description_add_up():
     config = UNetConfig(preset="ddpm_cifar10")
     *parts, whole = describe(config, (32, 32))
-    with torch.device("meta"):
+    with on_meta():
         unet = UNet(config)
     assert whole.parameters == sum(p.numel() for p in unet.parameters()) == sum(part.parameters for part in parts)
     assert whole.flops == sum(part.flops for part in parts) == pytest.approx(12.44e9, rel=1e-3)
@@ -86,13 +87,20 @@ def test_the_description_adds_up():
     assert parts[-1].flops == by_hand
 
 
+def test_absurd_sizes_are_refused_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr("diffunet.models.inspection.UNet", None)
+    message = r"size \(999999, 999999\): 999,998,000,001 positions; use at most 268,435,456"
+    with pytest.raises(ValueError, match=message):
+        describe(UNetConfig(preset="ddpm_cifar10"), (999999, 999999))
+
+
 def test_one_skip_per_level_is_lighter():
-    """As k-diffusion's networks are: 39 % fewer operations than DDPM's on CIFAR-10, by their own code 7.60 GFLOP."""
+    """As in k-diffusion: 39 % fewer operations than DDPM's network on CIFAR-10, 7.60 GFLOP by its own code."""
     config = UNetConfig(preset="ddpm_cifar10", skips="level", resampling="average", middle_blocks=0)
     assert describe(config, (32, 32))[-1].flops == pytest.approx(7.5e9, rel=0.02)
 
 
-def test_what_is_told_is_described_too():
+def test_networks_with_conditions_are_described():
     levels = [LevelConfig(channels=8, attention=True)]
     config = UNetConfig(levels=levels, vector_dim=8, token_dim=4, plane_channels=2)
     assert describe(config, (8, 8))[-1].size == (8, 8)

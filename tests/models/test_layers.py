@@ -14,25 +14,25 @@ from diffunet.models.layers import (
     ScaleShift,
     SelfAttention,
     Upsample,
-    centre,
+    center_crop,
     convolution,
-    kaiming_,
     group_norm,
     join,
+    kaiming_,
     transposed_convolution,
 )
 
-NOTHING = Conditioning()
+UNCONDITIONAL = Conditioning()
 
 
 def norm(channels):
     return group_norm(4, 1e-5, channels)
 
 
-def test_centre_is_the_middle_and_nothing_for_equal_sizes():
+def test_center_crop_is_the_identity_for_equal_sizes():
     x = torch.arange(25.0).reshape(1, 1, 5, 5)
-    assert centre(x, torch.empty(1, 1, 3, 1)).flatten().tolist() == [7, 12, 17]
-    assert centre(x, x) is x
+    assert center_crop(x, torch.empty(1, 1, 3, 1)).flatten().tolist() == [7, 12, 17]
+    assert center_crop(x, x) is x
 
 
 def test_join_crops_the_skip():
@@ -40,13 +40,13 @@ def test_join_crops_the_skip():
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_borders(dims):
+def test_same_keeps_the_size_and_valid_is_unpadded(dims):
     x = torch.zeros(1, 2, *[6] * dims)
     assert convolution(dims, "same", 2, 3)(x).shape == (1, 3, *[6] * dims)
     assert convolution(dims, "valid", 2, 3)(x).shape == (1, 3, *[4] * dims)
 
 
-def test_the_start_has_the_variance_of_ddpm():
+def test_xavier_has_the_variance_of_ddpm():
     layer = convolution(2, "same", 64, 192)
     expected = 2 / ((64 + 192) * 9)
     assert layer.weight.var().item() == pytest.approx(expected, rel=0.02)
@@ -65,12 +65,12 @@ def test_resampling_halves_and_doubles(dims):
 
     x = torch.rand(1, 4, *[8] * dims)
     for down in (Downsample(4, conv), DownsampleEndPadded(4, dims)):
-        assert down(x, NOTHING).shape == (1, 4, *[4] * dims)
-        assert Upsample(4, 4, conv)(down(x, NOTHING), NOTHING).shape == x.shape
+        assert down(x, UNCONDITIONAL).shape == (1, 4, *[4] * dims)
+        assert Upsample(4, 4, conv)(down(x, UNCONDITIONAL), UNCONDITIONAL).shape == x.shape
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_a_transposed_convolution_doubles_and_without_borders_leaves_out_what_it_would_invent(dims):
+def test_transposed_convolution_doubles_and_valid_omits_the_border(dims):
     x = torch.ones(1, 1, *[3] * dims)
     along = {("same", 2): [1, 1, 1, 1, 1, 1], ("same", 3): [1, 2, 1, 2, 1, 1]}
     along |= {("valid", 2): [1, 1, 1, 1, 1, 1], ("valid", 3): [1, 2, 1, 2, 1]}
@@ -83,8 +83,7 @@ def test_a_transposed_convolution_doubles_and_without_borders_leaves_out_what_it
         assert torch.equal(layer(x)[0, 0], expected)
 
 
-def test_plain_blocks_hear_the_vector_too():
-    """The norm and the modulation stand between the convolution and ReLU."""
+def test_plain_blocks_are_modulated_between_convolution_and_relu():
     modulated = partial(ScaleShift, vector_dim=5, norm=norm)
     block = randomised(PlainBlock(4, 8, partial(convolution, 2, "same"), norm, modulated, dropout=0.0))
     x, vector = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
@@ -94,21 +93,21 @@ def test_plain_blocks_hear_the_vector_too():
     torch.testing.assert_close(block(x, Conditioning(vector=vector)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_start_before_a_relu_has_the_variance_of_he():
+def test_kaiming_has_the_variance_of_he():
     layer = kaiming_(convolution(2, "same", 64, 192))
     assert layer.weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.02)
     assert not layer.bias.any()
 
 
-def test_end_padding_reads_from_the_first_place():
+def test_end_padding_starts_at_the_first_position():
     down = DownsampleEndPadded(1, 1)
     torch.nn.init.ones_(down.conv.weight)
-    assert down(torch.tensor([[[1.0, 2, 4, 8]]]), NOTHING).flatten().tolist() == [7, 12]
+    assert down(torch.tensor([[[1.0, 2, 4, 8]]]), UNCONDITIONAL).flatten().tolist() == [7, 12]
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)])
-def test_self_attention_is_torchs(shape):
-    """The same projections in torch's own multi-head attention, over the flattened places."""
+def test_self_attention_matches_torch(shape):
+    """The same projections in torch's own multi-head attention, over the flattened positions."""
     layer = randomised(SelfAttention(8, heads=2, norm=norm))
     oracle = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
     oracle.in_proj_weight.data, oracle.in_proj_bias.data = layer.to_qkv.weight.data, layer.to_qkv.bias.data
@@ -116,7 +115,7 @@ def test_self_attention_is_torchs(shape):
     x = torch.randn(2, 8, *shape)
     h = layer.norm(x).flatten(2).transpose(1, 2)
     expected = x + oracle(h, h, h)[0].transpose(1, 2).reshape(x.shape)
-    torch.testing.assert_close(layer(x, NOTHING), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer(x, UNCONDITIONAL), expected, atol=1e-5, rtol=0)
 
 
 def test_cross_attention_is_a_softmax_over_the_tokens():
@@ -127,7 +126,7 @@ def test_cross_attention_is_a_softmax_over_the_tokens():
     read = F.softmax(q @ k.transpose(1, 2) / 8**0.5, dim=-1) @ v
     expected = x + layer.to_out(read).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x, Conditioning(tokens=tokens)), expected, atol=1e-5, rtol=0)
-    assert layer(x, NOTHING) is x
+    assert layer(x, UNCONDITIONAL) is x
 
     mask = torch.tensor([[True, False, True, True], [False] * 4])
     scores = (q @ k.transpose(1, 2) / 8**0.5).masked_fill(~mask[:, None], -torch.inf)
@@ -135,6 +134,6 @@ def test_cross_attention_is_a_softmax_over_the_tokens():
     expected = x[:1] + layer.to_out(read).transpose(1, 2).reshape(x[:1].shape)
     masked = layer(x, Conditioning(tokens=tokens, token_mask=mask))
     torch.testing.assert_close(masked[:1], expected, atol=1e-5, rtol=0)
-    assert torch.equal(masked[1], x[1])                    # nothing to read, and no NaN
+    assert torch.equal(masked[1], x[1])                    # no token to attend to, and no NaN
     masked.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())

@@ -1,4 +1,4 @@
-"""The published networks: their sizes, their parameters to the last one, in every dimension and with either border."""
+"""The published networks: output sizes, exact parameter counts, in every dimension and with either border."""
 
 from itertools import islice, pairwise
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import randomised, thinned
 from diffusers import UNet2DModel
+from helpers import randomised, thinned
 
-from diffunet.runs.run import load_unet, save_unet
 from diffunet.models.conditioning import Conditioning
-from diffunet.models.denoiser import ConditionsConfig, Denoiser
+from diffunet.models.denoiser import Denoiser, LabelConfig, TimeConfig
+from diffunet.models.meta import on_meta
 from diffunet.models.presets import PRESETS
+from diffunet.models.saving import load_unet, save_unet
 from diffunet.models.unet import UNet, UNetConfig
 
 
@@ -25,13 +26,13 @@ def parameters(module) -> int:
 
 
 def conv(kernel_places: int, *widths: int, bias: bool = True) -> int:
-    """Parameters of convolutions one after the other, through these widths."""
+    """Return the parameters of consecutive convolutions through these widths."""
     return sum(kernel_places * n * m + bias * m for n, m in pairwise(widths))
 
 
 @pytest.fixture
 def weightless():
-    with torch.device("meta"):
+    with on_meta():
         yield
 
 
@@ -47,7 +48,7 @@ def test_unet2015(weightless):
 
 
 def ronneberger(x, layers):
-    """Figure 1, arrow by arrow, with the weights of these convolutions in the order in which they are used."""
+    """Figure 1, arrow by arrow, with the weights of these convolutions in order of use."""
     layers, kept = iter(layers), []
 
     def double_convolution(x):
@@ -101,8 +102,8 @@ def test_ternaus11(weightless):
     assert parameters(unet) == vgg + middle + up + conv(1, 32, 1) == 22_927_393
 
 
-def test_ddpm_cifar10_is_the_network_of_diffusers(weightless):
-    denoiser = Denoiser.from_config(preset("ddpm_cifar10"), ConditionsConfig(time_freq_shift=1))
+def test_ddpm_cifar10_has_the_parameters_of_diffusers(weightless):
+    denoiser = Denoiser.from_config(preset("ddpm_cifar10"), time=TimeConfig(freq_shift=1))
     theirs = UNet2DModel(
         sample_size=32,
         block_out_channels=(128, 256, 256, 256),
@@ -113,14 +114,14 @@ def test_ddpm_cifar10_is_the_network_of_diffusers(weightless):
 
 
 def test_adm_64(weightless):
-    """295,904,454 as OpenAI's code counts (test_guided_diffusion.py), and one row for "not told"."""
-    denoiser = Denoiser.from_config(preset("adm_64"), ConditionsConfig(classes=1000))
+    """295,904,454 as OpenAI's code counts (test_guided_diffusion.py), and one row for the null label."""
+    denoiser = Denoiser.from_config(preset("adm_64"), {"label": LabelConfig(num_classes=1000)})
     assert parameters(denoiser) == 295_904_454 + 768
     assert denoiser.unet.output_size(64, 64) == (64, 64)
 
 
 def trainable(name: str, dims: int, padding: str) -> UNetConfig:
-    """A preset with thin levels of one block; as an image all levels, and elsewhere the two finest of the deep ones."""
+    """Return a preset with thin levels of one block: all levels for images, else the two finest of the deep ones."""
     changes = {"resampling": "conv"} if (name, padding) == ("ddpm_cifar10", "valid") else {}
     config = thinned(preset(name, dims=dims, padding=padding, **changes), 16 if dims < 3 else 32)
     cut = (config.block == "residual" and (dims, padding) != (2, "same")) or (dims, padding) == (3, "valid")
@@ -131,20 +132,21 @@ def trainable(name: str, dims: int, padding: str) -> UNetConfig:
 EVERY = [(name, dims, padding) for name in PRESETS for dims in (1, 2, 3) for padding in ("same", "valid")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dims", "padding"), EVERY)
-def test_every_preset_trains_compiles_and_comes_back(name, dims, padding, tmp_path):
+def test_every_preset_trains_compiles_and_round_trips(name, dims, padding, tmp_path):
     config = trainable(name, dims, padding)
     unet = randomised(UNet(config)).train()
     side = unet.min_input_size if padding == "valid" else 2 ** len(config.levels)
     x = torch.randn(2 if padding == "same" else 1, config.in_channels, *[side] * dims)
     cond = Conditioning(vector=torch.randn(1, config.vector_dim)) if config.vector_dim else Conditioning()
 
-    optimiser = torch.optim.SGD(unet.parameters(), lr=1e-4)
+    optimizer = torch.optim.SGD(unet.parameters(), lr=1e-4)
     before = {key: parameter.detach().clone() for key, parameter in unet.named_parameters()}
     unet(x, cond).square().mean().backward()
     for key, parameter in unet.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-    optimiser.step()
+    optimizer.step()
     assert any(not torch.equal(before[key], parameter) for key, parameter in unet.named_parameters())
 
     unet.eval()
@@ -159,7 +161,7 @@ def test_every_preset_trains_compiles_and_comes_back(name, dims, padding, tmp_pa
         torch.testing.assert_close(compiled(x, cond), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_keys_go_over_a_preset_and_unknown_names_are_refused():
+def test_keys_override_a_preset_and_unknown_presets_are_errors():
     assert preset("unet2015", padding="same").padding == "same"
     assert preset("unet2015", dims=3).levels == preset("unet2015").levels
     assert all(name in UNetConfig.model_fields["preset"].description for name in PRESETS)

@@ -3,35 +3,35 @@ import torch
 import torchvision
 from helpers import thinned
 
-from diffunet.models.pretrained import copy_encoder
 from diffunet.models.inspection import features
+from diffunet.models.pretrained import copy_encoder
 from diffunet.models.unet import UNet, UNetConfig
 
 
-def test_the_way_down_is_vgg11():
-    """The features before each of VGG's poolings are torchvision's own."""
+def test_features_of_the_way_down_match_vgg11():
+    """The features before each of VGG's poolings match torchvision's."""
     vgg = torchvision.models.vgg11(weights=None).features.eval()
     unet = UNet(UNetConfig(preset="ternaus11")).eval()
     copy_encoder(unet, vgg)
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        said, h, depth = features(unet, x), x, 0
+        found, h, depth = features(unet, x), x, 0
         for layer in vgg:
             if isinstance(layer, torch.nn.MaxPool2d):
                 assert h.std() > 1e-4
-                torch.testing.assert_close(said[f"down.{depth}"], h, atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(found[f"down.{depth}"], h, atol=1e-6, rtol=1e-5)
                 depth += 1
             h = layer(h)
     assert depth == 5
 
 
-def test_what_would_be_left_out_is_refused():
+def test_encoders_that_do_not_fit_are_errors():
     unet = UNet(UNetConfig(preset="ternaus11"))
     before = [parameter.clone() for parameter in unet.parameters()]
-    with pytest.raises(ValueError, match=r"1.weight of the encoder is not a convolution's"):
+    with pytest.raises(ValueError, match=r"encoder: 1.weight does not belong to a convolution"):
         copy_encoder(unet, torchvision.models.vgg11_bn(weights=None).features)
-    with pytest.raises(ValueError, match=r"the encoder has 10 convolutions, the way down of this U-Net 9"):
+    with pytest.raises(ValueError, match=r"encoder: 10 convolutions, but the U-Net's way down has 9"):
         copy_encoder(unet, torchvision.models.vgg13(weights=None).features)
-    with pytest.raises(ValueError, match=r"0.weight does not fit: \(64, 3, 3, 3\) of the encoder"):
+    with pytest.raises(ValueError, match=r"encoder: 0 does not fit \(weight \(64, 3, 3, 3\)"):
         copy_encoder(UNet(thinned(UNetConfig(preset="ternaus11"), 4)), torchvision.models.vgg11(weights=None).features)
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))

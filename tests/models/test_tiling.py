@@ -1,4 +1,4 @@
-"""Tiles against the whole image, mirrored by numpy."""
+"""Tiled inference against the whole image, reflected by numpy."""
 
 import sys
 
@@ -14,24 +14,24 @@ from stress.program import program
 
 
 def whole(unet, x, cond=None, planes=None):
-    """What the network says to the whole mirrored image; sides grow at their ends until every level halves evenly."""
+    """Return the output for the whole reflected image, padded at its ends until every level halves evenly."""
     size, border = x.shape[2:], [(0, 0), (0, 0)]
     least = unet.min_input_size
-    eaten = least - unet.output_size(*[least] * len(size))[0]
+    consumed = least - unet.output_size(*[least] * len(size))[0]
     for side in size:
-        padded = next(n for n in range(side + eaten, 10**6) if valid_tile_sizes(unet, n, n))
-        border.append((eaten // 2, padded - side - eaten // 2))
+        padded = next(n for n in range(side + consumed, 10**6) if valid_tile_sizes(unet, n, n))
+        border.append((consumed // 2, padded - side - consumed // 2))
 
-    def mirrored(tensor):
+    def reflected(tensor):
         return torch.from_numpy(numpy.pad(tensor.numpy(), border, mode="reflect"))
 
     with torch.no_grad():
-        cond = Conditioning() if planes is None else Conditioning(planes=mirrored(planes))
-        return unet(mirrored(x), cond)[(..., *map(slice, size))]
+        cond = Conditioning() if planes is None else Conditioning(planes=reflected(planes))
+        return unet(reflected(x), cond)[(..., *map(slice, size))]
 
 
 @pytest.mark.parametrize("size", [(301, 467), (53, 1), (400, 388)])
-def test_tiles_are_the_whole_for_the_network_of_2015(size):
+def test_tiles_equal_the_whole_image_for_unet2015(size):
     unet = UNet(thinned(UNetConfig(preset="unet2015"), 16)).eval()
     x = torch.randn(1, 1, *size)
     with torch.no_grad():
@@ -42,7 +42,8 @@ def test_tiles_are_the_whole_for_the_network_of_2015(size):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_tiles_are_the_whole_for_a_volume():
+@pytest.mark.slow
+def test_tiles_equal_the_whole_volume():
     unet = UNet(thinned(UNetConfig(preset="unet3d"), 16)).eval()
     for module in unet.modules():
         if isinstance(module, torch.nn.BatchNorm3d):
@@ -56,7 +57,7 @@ def test_tiles_are_the_whole_for_a_volume():
 
 @pytest.mark.parametrize("resampling", ["conv", "pool", "pool_relu", "average", "residual"])
 @pytest.mark.parametrize("block", ["plain", "residual"])
-def test_tiles_are_the_whole_for_every_kind(block, resampling):
+def test_tiles_equal_the_whole_for_every_resampling(block, resampling):
     levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1), LevelConfig(channels=8, blocks=1)]
     kind = {"block": block, "resampling": resampling, "padding": "valid", "norm": "none", "middle_attention": False}
     unet = randomised(UNet(UNetConfig(levels=levels, plane_channels=1, dims=1, **kind)))
@@ -69,7 +70,7 @@ def test_tiles_are_the_whole_for_every_kind(block, resampling):
     torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
 
 
-def test_overlapping_tiles_of_a_network_with_borders_approach_the_whole():
+def test_overlapping_tiles_with_same_borders_approach_the_whole():
     torch.manual_seed(1)
     levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1)]
     unet = randomised(UNet(UNetConfig(levels=levels, dims=1, norm="none", middle_attention=False)))
@@ -78,26 +79,41 @@ def test_overlapping_tiles_of_a_network_with_borders_approach_the_whole():
         expected = unet(x)
         errors = [(Tiled(unet, 128, overlap)(x) - expected).abs().mean().item() for overlap in (0, 32, 64)]
         torch.testing.assert_close(Tiled(unet, 400)(x), expected, atol=1e-6, rtol=1e-5)
-        inside = Tiled(unet, 128, 0)(x)[..., 40:88]         # further from any tile's edge than the network sees
+        inside = Tiled(unet, 128, 0)(x)[..., 40:88]         # half the receptive field away from any tile's edge
     assert errors[0] > errors[1] > errors[2] > 0
     torch.testing.assert_close(inside, expected[..., 40:88], atol=1e-6, rtol=1e-5)
 
 
-def test_a_wrong_tile_is_refused_with_the_nearest_right_ones():
+@pytest.mark.parametrize("side", [400, 397, 128, 50])
+def test_the_last_tile_with_same_borders_ends_at_the_image_edge(side):
+    """There the network pads, the whole image as the tile; images smaller than a tile are one tile."""
+    levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1)]
+    kind = {"dims": 1, "norm": "none", "middle_attention": False, "plane_channels": 1}
+    unet = randomised(UNet(UNetConfig(levels=levels, **kind)))
+    x, cond = torch.randn(2, 3, side), Conditioning(planes=torch.randn(2, 1, side))
+    with torch.no_grad():
+        found, expected = Tiled(unet, 128)(x, cond), unet(x, cond)
+    assert found.shape == expected.shape
+    exact = slice(-8, None) if side > 128 else slice(None)                        # only the last tile covers these
+    torch.testing.assert_close(found[..., exact], expected[..., exact], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[..., :40], expected[..., :40], atol=1e-6, rtol=1e-5)
+
+
+def test_invalid_tile_is_an_error_with_the_nearest_valid_ones():
     unet = UNet(thinned(UNetConfig(preset="unet2015"), 16))
     for wrong, near in ((570, "556, 572"), (580, "572, 588"), (20, "204, 220"), (188, "204, 220")):
-        with pytest.raises(ValueError, match=rf"tile {wrong}: .* nearest right ones: \[{near}\]"):
+        with pytest.raises(ValueError, match=rf"tile {wrong}: .* nearest valid sides: \[{near}\]"):
             Tiled(unet, wrong)
     with pytest.raises(ValueError, match="2 axes"):
         Tiled(unet, (572, 572, 572))
     borders = UNet(thinned(UNetConfig(preset="unet2015", padding="same"), 16))
-    with pytest.raises(ValueError, match=r"nearest right ones: \[240, 256\]"):
+    with pytest.raises(ValueError, match=r"nearest valid sides: \[240, 256\]"):
         Tiled(borders, 250)
     with pytest.raises(ValueError, match="overlap 250: .* at most 240"):
         Tiled(borders, 256, overlap=250)
 
 
-def test_every_tile_is_watched():
+def test_progress_wraps_every_tile():
     seen = []
 
     def progress(tiles):
@@ -125,8 +141,9 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in KiB on Linux only")
-def test_the_memory_is_that_of_a_tile():
-    """The network of 2015, whole, in 2 GB; the image's size hardly counts (2048×2048: README)."""
+@pytest.mark.slow
+def test_memory_is_that_of_a_tile():
+    """unet2015 at full width in 2 GB, almost independent of the size of the image (2048×2048: README)."""
     peaks = []
     for size in ((20, 20), (20, 600)):
         script = LARGE.replace("TILE", "284").replace("SIZE", str(size))

@@ -1,44 +1,53 @@
+import itertools
+
 import pytest
 import torch
-from helpers import randomised, small_unet
 from diffusers import UNet2DModel
+from helpers import randomised, small_unet
 
+from diffunet.core.settings import read_yaml
+from diffunet.interop.diffusers import from_diffusers_tensors, to_diffusers_tensors
 from diffunet.models.conditioning import Conditioning
-from diffunet.runs.config import Config
-from diffunet.models.denoiser import ConditionsConfig, Denoiser
-from diffunet.core.settings import settings_from
-from diffunet.interop.diffusers import diffusers_config, from_diffusers_tensors, to_diffusers_tensors
+from diffunet.models.config import LevelPlan, StackPlan
+from diffunet.models.denoiser import Denoiser, LabelConfig, TimeConfig
+from diffunet.models.inspection import build_probe
 from diffunet.models.unet import LevelConfig, UNet, UNetConfig, levels_for
-
-CIFAR10 = "configs/cifar10.yaml"
-
-
-def settled(unet: UNetConfig, **conditions) -> Config:
-    config = Config(unet=unet, conditions=ConditionsConfig(**conditions))
-    return config.model_copy(update={"data": config.data.model_copy(update={"resolution": 16})})
-
 
 WIDE = (
     LevelConfig(channels=16, blocks=2),
     LevelConfig(channels=32, blocks=2, attention=True),
     LevelConfig(channels=24, blocks=2),
 )
+THEIRS = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32, 24),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "time_embedding_dim": 64,
+    "norm_num_groups": 8,
+    "attn_norm_num_groups": 8,
+    "attention_head_dim": None,
+    "freq_shift": 1,
+}
 PARITY = {
-    "additive time": {"modulation": "shift"},
-    "scale and shift": {"modulation": "scale_shift"},
-    "several heads": {"head_channels": 8},
-    "ddpm's downsampling and eps": {"modulation": "shift", "resampling": "conv_end_padded", "norm_eps": 1e-6},
-    "no attention in the middle": {"middle_attention": False},
+    "additive time": ({"modulation": "shift"}, {}),
+    "scale and shift": ({"modulation": "scale_shift"}, {"resnet_time_scale_shift": "scale_shift"}),
+    "several heads": ({"modulation": "shift", "head_channels": 8}, {"attention_head_dim": 8}),
+    "ddpm's downsampling and eps": (
+        {"modulation": "shift", "resampling": "conv_end_padded", "norm_eps": 1e-6},
+        {"downsample_padding": 0, "norm_eps": 1e-6},
+    ),
+    "no attention in the middle": ({"modulation": "shift", "middle_attention": False}, {"add_attention": False}),
 }
 
 
 @pytest.mark.parametrize("changes", PARITY.values(), ids=PARITY)
 @pytest.mark.parametrize("classes", [0, 3])
 def test_equals_unet2dmodel_with_the_same_weights(changes, classes):
-    unet = UNetConfig(levels=WIDE, vector_dim=64, norm_groups=8, **changes)
-    config = settled(unet, classes=classes, time_freq_shift=1)
-    theirs = randomised(UNet2DModel(**diffusers_config(config, classes + 1 if classes else None)))
-    ours = Denoiser.from_config(unet, config.conditions).eval()
+    unet = UNetConfig(levels=WIDE, vector_dim=64, norm_groups=8, **changes[0])
+    theirs = randomised(UNet2DModel(**{**THEIRS, **changes[1]}, num_class_embeds=classes + 1 if classes else None))
+    conditions = {"label": LabelConfig(num_classes=classes)} if classes else {}
+    ours = Denoiser.from_config(unet, conditions, TimeConfig(freq_shift=1)).eval()
     ours.load_state_dict(from_diffusers_tensors(theirs.state_dict(), unet))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
@@ -55,22 +64,22 @@ def test_equals_unet2dmodel_with_the_same_weights(changes, classes):
     assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
 
 
-def test_cifar10_is_the_network_of_ddpm(request):
-    config = settings_from(request.config.rootpath / CIFAR10, Config)
-    unet = config.unet.model_copy(update={"vector_dim": 4 * 128})
-    denoiser = Denoiser.from_config(unet, config.conditions)
+def test_shipped_cifar10_config_is_the_network_of_ddpm(request):
+    values, _ = read_yaml(request.config.rootpath / "configs" / "cifar10.yaml")
+    unet = UNetConfig.model_validate(values["unet"] | {"vector_dim": 4 * 128})
+    denoiser = Denoiser.from_config(unet)
     assert sum(p.numel() for p in denoiser.parameters()) == 35_746_307
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_any_size_comes_back(dims):
+def test_output_has_the_size_of_the_input(dims):
     unet = randomised(UNet(small_unet(dims=dims, in_channels=2, out_channels=1)))
     for size in ((8, 8, 8), (5, 7, 9), (1, 2, 3)):
         assert unet(torch.randn(2, 2, *size[:dims])).shape == (2, 1, *size[:dims])
 
 
 @pytest.mark.parametrize("dims", [1, 2])
-def test_valid_borders_invent_nothing(dims):
+def test_valid_borders_are_translation_equivariant(dims):
     """Moving the input moves the output, which padding at the border would prevent; without norms over space."""
     levels = (LevelConfig(channels=4, blocks=1), LevelConfig(channels=4, blocks=1))
     unet = UNet(UNetConfig(levels=levels, dims=dims, padding="valid", middle_attention=False, norm_groups=4))
@@ -88,7 +97,7 @@ def test_valid_borders_invent_nothing(dims):
     torch.testing.assert_close(part, whole[(..., *[slice(2, -2)] * dims)], atol=1e-5, rtol=1e-5)
 
 
-def test_starts_at_zero_and_every_parameter_learns():
+def test_initial_output_is_zero_and_every_parameter_has_a_gradient():
     unet = UNet(small_unet(token_dim=5, plane_channels=1))
     x = torch.randn(2, 3, 8, 8)
     cond = Conditioning(vector=torch.randn(2, 32), tokens=torch.randn(2, 4, 5), planes=torch.randn(2, 1, 8, 8))
@@ -100,27 +109,27 @@ def test_starts_at_zero_and_every_parameter_learns():
 
 
 @pytest.mark.parametrize("route", ["vector", "tokens", "planes"])
-def test_each_route_is_heard(route):
+def test_each_route_changes_the_output(route):
     unet = randomised(UNet(small_unet(token_dim=5, plane_channels=1)))
     x = torch.randn(2, 3, 8, 8)
-    told = {"vector": torch.randn(2, 32), "tokens": torch.randn(2, 4, 5), "planes": torch.randn(2, 1, 8, 8)}
-    other = told | {route: told[route] + 1}
-    assert not torch.allclose(unet(x, Conditioning(**told)), unet(x, Conditioning(**other)), atol=1e-4)
+    given = {"vector": torch.randn(2, 32), "tokens": torch.randn(2, 4, 5), "planes": torch.randn(2, 1, 8, 8)}
+    other = given | {route: given[route] + 1}
+    assert not torch.allclose(unet(x, Conditioning(**given)), unet(x, Conditioning(**other)), atol=1e-4)
 
 
-def test_told_nothing_it_is_a_plain_unet():
+def test_unconditional_without_a_vector():
     unet = randomised(UNet(small_unet(vector_dim=0)))
     assert unet(torch.randn(1, 3, 8, 8)).shape == (1, 3, 8, 8)
 
 
-def test_the_coarser_level_is_a_unet_itself():
+def test_inner_level_is_a_unet_itself():
     unet = randomised(UNet(small_unet()))
     inner = unet.levels[1]
     assert inner is unet.body.inner
     assert inner(torch.randn(1, 8, 8, 8), Conditioning()).shape == (1, 16, 8, 8)
 
 
-def test_checkpointing_changes_only_the_memory():
+def test_gradient_checkpointing_changes_only_the_memory():
     plain = UNet(small_unet(dropout=0.5))
     levels = tuple(level.model_copy(update={"gradient_checkpointing": True}) for level in plain.config.levels)
     saving = UNet(small_unet(dropout=0.5, levels=levels))
@@ -140,33 +149,86 @@ def test_checkpointing_changes_only_the_memory():
         assert a.grad is None or torch.equal(a.grad, b.grad)
 
 
-def test_what_it_was_not_built_for_is_refused_by_name():
+def test_inputs_that_do_not_fit_are_errors():
     unet, x = UNet(small_unet()), torch.randn(2, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"expected x of shape \(B, 3, H, W\), got \(2, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"x: expected shape \(B, 3, H, W\), got \(2, 1, 8, 8\)"):
         unet(x[:, :1])
-    with pytest.raises(ValueError, match="vector of width 32"):
+    with pytest.raises(ValueError, match=r"vector: expected width 32, got shape \(2, 31\)"):
         unet(x, Conditioning(vector=torch.zeros(2, 31)))
-    with pytest.raises(ValueError, match="tokens of width 0"):
+    with pytest.raises(ValueError, match="tokens: expected width 0"):
         unet(x, Conditioning(tokens=torch.zeros(2, 1, 4)))
-    with pytest.raises(ValueError, match="planes of shape None"):
+    with pytest.raises(ValueError, match="planes: expected shape None"):
         unet(x, Conditioning(planes=x))
-    with pytest.raises(ValueError, match="head_channels 5 does not divide 16"):
+    with pytest.raises(ValueError, match="head_channels: 5 does not divide 16"):
         small_unet(head_channels=5)
     with pytest.raises(ValueError, match="at least one level"):
         UNet(UNetConfig())
 
 
-def test_too_small_an_input_without_borders_is_refused_with_what_it_needs():
+def test_too_small_an_input_is_an_error_with_the_smallest_size():
     unet = UNet(UNetConfig(preset="unet2015", levels=[LevelConfig(channels=4), LevelConfig(channels=4, up=())]))
     assert unet.min_input_size == 18
     assert unet.output_size(18, 31) == (2, 14)
     assert unet(torch.randn(1, 1, 18, 30)).shape == (1, 2, 2, 14)
-    for refused in (lambda: unet(torch.randn(1, 1, 20, 17)), lambda: unet.output_size(17, 20)):
+    for too_small in (lambda: unet(torch.randn(1, 1, 20, 17)), lambda: unet.output_size(17, 20)):
         with pytest.raises(ValueError, match="too small; each side needs 18"):
-            refused()
+            too_small()
 
 
-def test_building_one_network_leaves_the_next_ones_start_as_it_was():
+LEVELS = {
+    "one": (LevelConfig(channels=4, blocks=1),),
+    "two": (LevelConfig(channels=4, blocks=2), LevelConfig(channels=4, blocks=1)),
+    "uneven": (LevelConfig(channels=4, up=(4,)), LevelConfig(channels=4, down=(4,)), LevelConfig(channels=4, up=())),
+    "four": (LevelConfig(channels=4, blocks=1),) * 4,
+}
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("resampling", ["conv", "pool", "pool_relu", "average", "residual"])
+def test_size_arithmetic_matches_the_network(levels, resampling):
+    """The oracle is the network itself, along one axis, on sides around the smallest that it accepts."""
+    for block, skips, middle in itertools.product(("residual", "plain"), ("block", "level"), (0, 1)):
+        kind = {"block": block, "skips": skips, "middle_blocks": middle, "resampling": resampling}
+        unet = build_probe(UNetConfig(levels=LEVELS[levels], padding="valid", norm_groups=1, **kind))
+        least, unet.min_input_size = unet.min_input_size, 0
+        for side in (least - 2, least - 1, *range(least, least + 9)):
+            x = torch.zeros(1, 1, max(side, 0), dtype=torch.float64)
+            if side < least:
+                with pytest.raises(RuntimeError), torch.no_grad():
+                    unet(x)
+            else:
+                with torch.no_grad():
+                    assert (unet(x).shape[-1],) == unet.output_size(side)
+
+
+def test_plan_lists_the_channels_of_every_block():
+    levels = (LevelConfig(channels=8, blocks=2, from_coarser=6), LevelConfig(channels=16, down=(12, 20)))
+    config = UNetConfig(levels=levels, plane_channels=1, norm_groups=4)
+    fine, coarse = config.plan()
+    assert fine == LevelPlan(
+        in_channels=8,
+        down=(StackPlan(8, 0, (8,)), StackPlan(8, 0, (8,))),
+        inner_channels=6,
+        up=(StackPlan(6, 8, (8,)), StackPlan(8, 8, (8,)), StackPlan(8, 8, (8,))),
+    )
+    assert coarse.up == (StackPlan(20, 20, (16,)), StackPlan(16, 12, (16,)), StackPlan(16, 8, (16,)))
+    assert (coarse.in_channels, coarse.down_channels, coarse.out_channels) == (8, 20, 16)
+    assert list(coarse.up[0].blocks()) == [(40, 16)]
+    one_skip = UNetConfig(levels=levels, skips="level", block="plain").plan()
+    assert one_skip[0].down == (StackPlan(3, 0, (8, 8)),)
+    assert one_skip[1].up == (StackPlan(20, 20, (16, 16)),)
+
+
+def test_number_of_heads_is_the_same_at_every_level():
+    levels = [LevelConfig(channels=8, blocks=1, attention=True), LevelConfig(channels=16, blocks=1, attention=True)]
+    by_number, by_width = UNetConfig(levels=levels, heads=4), UNetConfig(levels=levels, head_channels=4)
+    heads = [[m.heads for m in UNet(c).modules() if hasattr(m, "heads")] for c in (by_number, by_width)]
+    assert set(heads[0]) == {4}
+    assert set(heads[1]) == {2, 4}
+    assert by_number.attention_channels() == {8, 16}
+
+
+def test_building_a_network_is_reproducible_with_valid_borders():
     torch.manual_seed(0)
     UNet(UNetConfig(levels=[LevelConfig(channels=7)], padding="valid", norm_groups=1))
     first = torch.rand(1)
@@ -176,17 +238,19 @@ def test_building_one_network_leaves_the_next_ones_start_as_it_was():
 
 
 WRONG = {
+    r"heads: given with head_channels \(4, 8\)": {"heads": 4, "head_channels": 8},
+    "heads: 3 does not divide 16 channels": {"levels": [LevelConfig(channels=16, attention=True)], "heads": 3},
     "only 2 skips": {"levels": [LevelConfig(channels=4, down=(4,), up=(4, 4, 4))]},
     "resampling average cannot change the channels": {
         "levels": [LevelConfig(channels=4, from_coarser=2), LevelConfig(channels=4)],
         "resampling": "average",
     },
-    "conv_end_padded invents a border": {"padding": "valid", "resampling": "conv_end_padded"},
+    "conv_end_padded needs padding": {"padding": "valid", "resampling": "conv_end_padded"},
 }
 
 
 @pytest.mark.parametrize("reason", WRONG)
-def test_parts_that_do_not_go_together_are_refused(reason):
+def test_inconsistent_settings_are_errors(reason):
     with pytest.raises(ValueError, match=reason):
         UNetConfig(**WRONG[reason])
 
