@@ -34,16 +34,16 @@ from .training.ema import EMA
 from .training.trainer import Trainer
 
 __all__ = [
+    "DDPM",
+    "EDM",
+    "EMA",
     "Conditioning",
     "Config",
-    "DDPM",
     "DDPMConfig",
     "DataConfig",
     "Denoiser",
     "DiffusersUNet",
-    "EDM",
     "EDMConfig",
-    "EMA",
     "EvaluationConfig",
     "Flow",
     "FlowConfig",

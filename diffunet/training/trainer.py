@@ -23,7 +23,7 @@ from .checkpoint import State, checksum_of, list_checkpoints, newest_checkpoint,
 from .checkpoint import write_checkpoint as write
 from .config import TrainConfig
 from .ema import EMA, STDS, list_snapshots, power_ema_rate, save_snapshot
-from .failures import Situation, explained
+from .failures import explained
 from .loader import TrainingData, fetch
 from .log import Log
 from .processes import agree, any_process, from_main
@@ -195,8 +195,9 @@ class Trainer:
                 self._print(f"{problem}; training continues, fix it meanwhile")
             self._failing_writes.add(what)
 
-    def _situation(self) -> Situation:
-        return Situation(self.step, self.batch_size, self.micro_batch_size, str(self.folder), self._newest())
+    def _situation(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("step", "batch_size", "micro_batch_size", "folder")}
+        return own | {"newest": self._newest()}
 
     def _newest(self) -> str:
         return next((checkpoint.name for checkpoint in reversed(list_checkpoints(self.folder))), "the start")
