@@ -8,7 +8,8 @@ from torch import nn
 from ..core.errors import UserError
 from ..core.runtime import RuntimeConfig
 from ..core.settings import Settings
-from ..data.dataset import DataConfig, load_images, normalize
+from ..data.dataset import DataConfig, load_images
+from ..data.pixels import normalize
 from ..evaluation.classifier import ClassificationLoss, Classifier, ClassifierConfig, accuracy_of, save_classifier
 from ..runs.config import dump_config
 from ..runs.run import Run
