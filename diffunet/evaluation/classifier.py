@@ -58,17 +58,9 @@ class ClassificationLoss:
     """Cross entropy with label smoothing, of images shifted by up to an eighth: an objective for `Trainer`."""
 
     def loss(
-        self,
-        model: nn.Module,
-        image: Tensor,
-        label: Tensor,
-        rng: BatchRNG = BatchRNG(),
-        augmentation: Tensor | None = None,
+        self, model: nn.Module, image: Tensor, label: Tensor, rng: BatchRNG, augmentation: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return `loss` and `accuracy` of a batch, (B,) each.
-
-        `augmentation`, the parameters of the data's distortions, is ignored: a classifier is to be invariant to them.
-        """
+        """Return `loss` and `accuracy` of a batch, (B,) each. Augment labels are ignored."""
         logits = model(random_shift(image, rng)).float()
         loss = F.cross_entropy(logits, label, reduction="none", label_smoothing=0.1)
         return {"loss": loss, "accuracy": (logits.argmax(1) == label).float()}

@@ -6,7 +6,7 @@ weights go into the record of an evaluation, which makes the figures reproducibl
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ BATCH = 256
 CHUNK = 1024
 
 
-class FeatureExtractor(Protocol):
+class FeatureExtractor:
     """Features of images, and with some extractors their classes."""
 
     name: str
@@ -167,8 +167,7 @@ def _inception(weights: str | None, device: torch.device) -> NetworkFeatures:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
-        message = 'torch-fidelity is not installed; run pip install "diffunet[evaluate]"'
-        raise UserError(f"--features inception: {message}") from None
+        raise UserError('--features inception: needs torch-fidelity; run pip install "diffunet[evaluate]"') from None
     file = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rpartition("/")[2])
     if not weights and not file.exists():
         try:
@@ -197,8 +196,7 @@ def _dinov2(folder: str, device: torch.device) -> NetworkFeatures:
     try:
         from transformers import AutoModel
     except ImportError:
-        message = 'transformers is not installed; run pip install "diffunet[evaluate]"'
-        raise UserError(f"--features dinov2: {message}") from None
+        raise UserError('--features dinov2: needs transformers; run pip install "diffunet[evaluate]"') from None
     from huggingface_hub import snapshot_download
 
     try:

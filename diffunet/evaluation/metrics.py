@@ -62,8 +62,8 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 def pairwise_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """Yield the Euclidean distances of CHUNK rows of a at a time to all rows of b, (<= CHUNK, M).
 
-    `cdist` computes |x|² + |y|² - 2 x·y, which cancels in fp32 if the rows share an offset, so that is subtracted first:
-    the median, an element of b, so that distances between integer features stay exact, and ties ties.
+    `cdist` computes |x|² + |y|² - 2 x·y, which cancels in fp32 if all rows share an offset, so the median is subtracted
+    first. Unlike the mean it is a value of b, so distances of integer features, and ties between them, stay exact.
     """
     center = b.median(0).values
     b = b - center

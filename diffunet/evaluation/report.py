@@ -45,9 +45,8 @@ MIN_SAMPLES = 3
 """Samples needed for a variance and its error; twice as many real images, for their halves."""
 N_SIGMA = 3.0
 """Standard errors by which the memorization of samples must exceed that of held-out images for a verdict."""
-CLOSEST_PAIRS = 12
-MAX_SEARCHED = 10_000
-"""Real images, at most, among which the closest pairs are searched."""
+CLOSEST_PAIRS, MAX_SEARCHED = 12, 10_000
+"""Pairs of a sample and a real image, and the number of real images, at most, among which they are searched."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,9 @@ class Evaluation:
     def closest(self) -> dict[str, Tensor]:
         """Return `closest_pairs` in the pixels and, if they come from a network, in the features."""
         images = self.real.images[list(range(min(len(self.real), MAX_SEARCHED)))]
-        extractors: dict[str, FeatureExtractor] = {"pixels": PixelFeatures(self.real.config.bit_depth)}
-        if self.features.weights:
-            extractors["features"] = self.features
-        return {
-            name: closest_pairs(self.samples, images, extractor(self.samples), extractor(images))
-            for name, extractor in extractors.items()
-        }
+        extractors = {"pixels": PixelFeatures(self.real.config.bit_depth)}
+        extractors |= {"features": self.features} if self.features.weights else {}
+        return {name: closest_pairs(self.samples, images, f(self.samples), f(images)) for name, f in extractors.items()}
 
 
 def evaluate_images(

@@ -85,10 +85,10 @@ def plot_curves(folder: Path) -> None:
     plot(losses, "train_eval_loss", "EMA, training images", marker=".")
     plot(losses, "val_loss", "EMA, held-out images", marker=".")
     losses.set(title="loss", yscale="log")
-    bins = sorted((name for name in names if re.fullmatch(r"loss_noise\d+-\d+", name)), key=_lower_edge)
-    for number, name in enumerate(bins):
-        plot(by_noise, name, f"{name.removeprefix('loss_noise')} %", color=f"C{number}", linewidth=1)
-        plot(by_noise, f"val_{name}", None, color=f"C{number}", linestyle=":", marker=".")
+    bins = [found for name in names if (found := re.fullmatch(r"loss_noise((\d+)-\d+)", name))]
+    for number, found in enumerate(sorted(bins, key=lambda found: int(found[2]))):
+        plot(by_noise, found[0], f"{found[1]} %", color=f"C{number}", linewidth=1)
+        plot(by_noise, f"val_{found[0]}", None, color=f"C{number}", linestyle=":", marker=".")
     by_noise.set(title="loss by noise level, 0 % is clean; dotted: held-out images", yscale="log")
     previews = [line for line in lines if {"kernel_distance", "kernel_distance_error", "sampled_images"} <= line.keys()]
     distance.errorbar(
@@ -113,7 +113,3 @@ def plot_curves(folder: Path) -> None:
             axes.legend(fontsize="small")
     with atomic_write(folder / "curves.png") as file:
         figure.savefig(file, format="png", dpi=100)
-
-
-def _lower_edge(name: str) -> int:
-    return int(name.removeprefix("loss_noise").split("-")[0])
