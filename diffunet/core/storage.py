@@ -110,8 +110,8 @@ def verify_checksums(folder: Path) -> None:
     """Raise UserError, naming the first file of an atomic directory that was changed, lost or added."""
     if not (sums := folder / CHECKSUMS).is_file():
         raise UserError(f"{sums}: missing")
-    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or not all(re.fullmatch(r"[0-9a-f]{64}  [^/]+", line) for line in lines):
+    lines = sums.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    if not all(re.fullmatch(r"[0-9a-f]{64}  [^/]+", line) for line in lines):
         raise UserError(f"{sums}: damaged")
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     present = {file.name for file in folder.iterdir()} - {CHECKSUMS}

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from diffunet.core.errors import UserError
-from diffunet.training.checkpoint import State, is_intact, list_checkpoints, newest_checkpoint, read_state, remove, write_checkpoint
 from diffunet.core.storage import CHECKSUMS, load_tensors
+from diffunet.training.checkpoint import (
+    State,
+    checksum_of,
+    is_intact,
+    list_checkpoints,
+    newest_checkpoint,
+    read_state,
+    remove,
+    write_checkpoint,
+)
 
 
 def state(step):
@@ -16,7 +25,7 @@ def state(step):
 
 
 def vector(value):
-    """A model of one parameter, w, with fifty equal values."""
+    """Return a model of one parameter, w, with fifty equal values."""
     model = torch.nn.Module()
     model.w = torch.nn.Parameter(torch.full((50,), value))
     return model
@@ -24,7 +33,7 @@ def vector(value):
 
 @pytest.fixture
 def run(tmp_path):
-    """A folder with checkpoints of steps 4 and 8."""
+    """Return a folder with checkpoints of steps 4 and 8."""
     for step in (4, 8):
         model, ema = vector(float(step)), vector(step / 2)
         optimizer = torch.optim.AdamW(model.parameters())
@@ -32,14 +41,14 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_a_checkpoint_comes_back(run):
+def test_a_checkpoint_round_trips(run):
     assert [path.name for path in list_checkpoints(run)] == ["step_00000004", "step_00000008"]
     newest = newest_checkpoint(run)
     assert read_state(newest) == state(8)
     assert load_tensors(newest / "ema.safetensors")["w"].tolist() == [4.0] * 50
     names = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", CHECKSUMS}
     assert {path.name for path in newest.iterdir()} == names
-    assert newest_checkpoint(run / "nothing") is None
+    assert newest_checkpoint(run / "absent") is None
 
 
 def flip(path):
@@ -61,7 +70,7 @@ def swap(path):
 
 @pytest.mark.parametrize("damage", [flip, cut, swap, Path.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "state.json", CHECKSUMS])
-def test_damage_is_named_with_the_newest_intact_checkpoint(run, name, damage):
+def test_error_names_the_damaged_file_and_the_newest_intact_checkpoint(run, name, damage):
     newest = list_checkpoints(run)[-1]
     damage(newest / name)
     assert not is_intact(newest)
@@ -76,18 +85,18 @@ def test_damage_is_named_with_the_newest_intact_checkpoint(run, name, damage):
         newest_checkpoint(run)
 
 
-def test_an_additional_file_is_named(run):
+def test_error_names_an_additional_file(run):
     newest = list_checkpoints(run)[-1]
     (newest / "extra.pkl").write_bytes(b"?")
     with pytest.raises(UserError, match="extra.pkl: does not belong here"):
         newest_checkpoint(run)
 
 
-def test_checksums_are_those_of_coreutils(run):
+def test_checksums_are_readable_by_sha256sum(run):
     subprocess.run(["sha256sum", "--check", "--strict", CHECKSUMS], cwd=list_checkpoints(run)[-1], check=True)
 
 
-def test_partly_removed_checkpoints_do_not_count(run):
+def test_partly_removed_checkpoints_are_ignored(run):
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "step_00000004", checkpoints / ".step_00000002.removed")
     assert len(list_checkpoints(run)) == 2
@@ -97,7 +106,7 @@ def test_partly_removed_checkpoints_do_not_count(run):
     assert [path.name for path in checkpoints.iterdir()] == ["step_00000008"]
 
 
-def test_a_state_of_another_version_is_named(run):
+def test_a_state_of_another_version_is_an_error(run):
     file = list_checkpoints(run)[-1] / "state.json"
     for change, message in (
         ({"step": -1}, "step: input should be greater"),
@@ -107,3 +116,11 @@ def test_a_state_of_another_version_is_named(run):
         file.write_text(json.dumps(state(8).model_dump() | change))
         with pytest.raises(UserError, match=rf"state.json: {message}.*written by another version of diffunet"):
             read_state(file.parent)
+
+
+def test_checksum_stands_for_all_files(run):
+    older, newest = list_checkpoints(run)
+    assert checksum_of(newest) == checksum_of(newest) != checksum_of(older)
+    flip(newest / "model.safetensors")
+    with pytest.raises(UserError, match="model.safetensors: damaged"):
+        checksum_of(newest)

@@ -6,14 +6,14 @@ import time
 import pytest
 import torch
 
-from diffunet.training import loader as fetching
-from diffunet.training.loader import fetch
-from diffunet.core.rng import EpochShuffle
 from diffunet.core.errors import UserError
+from diffunet.core.rng import EpochShuffle
+from diffunet.training import loader
+from diffunet.training.loader import fetch
 
 
 class Numbers:
-    """The indices themselves. A process that is asked for one of `fatal` dies, while the file is there."""
+    """The indices themselves. While the file `fuse` exists, loading one of `fatal` kills the process."""
 
     fingerprint = "numbers"
 
@@ -26,7 +26,7 @@ class Numbers:
     def __getitems__(self, indices):
         if set(indices) & set(self.fatal):
             if self.fuse is None:
-                raise UserError("data.path: not one picture can be read any more")
+                raise UserError("data.path: no image is readable any more")
             if self.fuse.exists():
                 self.fuse.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -36,13 +36,13 @@ class Numbers:
         return batch
 
 
-def fetched(data, steps, say=print):
+def fetched(data, steps, log=print):
     positions = [slice(0, 2), slice(4, 6)]
-    batches = fetch(data, EpochShuffle(20, 8, seed=3), positions, steps, pin_memory=False, say=say)
+    batches = fetch(data, EpochShuffle(20, 8, seed=3), positions, steps, pin_memory=False, log=log)
     return [[part["x"].tolist() for part in batch] for batch in batches]
 
 
-def test_each_step_is_what_the_order_says_from_any_step_on():
+def test_batches_follow_the_order_from_any_step_on():
     order = EpochShuffle(20, 8, seed=3)
     expected = [[order.batch(step)[:2].tolist(), order.batch(step)[4:6].tolist()] for step in range(7)]
     for workers in (0, 1):
@@ -51,45 +51,47 @@ def test_each_step_is_what_the_order_says_from_any_step_on():
     assert fetched(Numbers(), range(4, 4)) == []
 
 
-def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path):
-    fuse, said = tmp_path / "fuse", []
+def test_a_killed_worker_is_replaced_without_losing_a_batch(tmp_path):
+    fuse, output = tmp_path / "fuse", []
     fuse.touch()
-    whole = fetched(Numbers(), range(6))
-    data = Numbers(workers=1, fatal=whole[3][1], fuse=fuse)
-    assert fetched(data, range(6), said.append) == whole
+    expected = fetched(Numbers(), range(6))
+    data = Numbers(workers=1, fatal=expected[3][1], fuse=fuse)
+    assert fetched(data, range(6), output.append) == expected
     assert not fuse.exists()
-    assert len(said) == 1
-    assert "a process that fetches data was killed" in said[0]
+    assert len(output) == 1
+    assert "a data worker was killed and is replaced" in output[0]
 
 
-def test_deaths_apart_are_no_concern_of_a_step(monkeypatch):
-    """torch's own handler would raise wherever the training just is; and each batch in between forgives a death."""
-    monkeypatch.setattr(fetching, "WORKER_DEATHS", 2)
+@pytest.mark.slow
+def test_crashes_with_batches_in_between_do_not_end_the_training(monkeypatch):
+    """Each batch resets the count of crashes; torch's SIGCHLD handler, which raises amid a step, is off."""
+    monkeypatch.setattr(loader, "MAX_CRASHES", 2)
     found, order = [], EpochShuffle(20, 8, seed=3)
-    batches = fetch(Numbers(workers=1), order, [slice(0, 8)], range(30), pin_memory=False, say=print)
+    batches = fetch(Numbers(workers=1), order, [slice(0, 8)], range(30), pin_memory=False, log=print)
     for step, (part,) in enumerate(batches):
         if step in (1, 15):
             for worker in multiprocessing.active_children():
                 worker.kill()
-            time.sleep(0.3)                                # a step that goes on
+            time.sleep(0.3)                                # the duration of a step
         found.append(part["x"].tolist())
     assert found == [order.batch(step).tolist() for step in range(30)]
 
 
-def test_processes_that_die_again_and_again_end_the_training(tmp_path, monkeypatch):
-    class Cursed(Numbers):
+@pytest.mark.slow
+def test_consecutive_crashes_end_the_training(tmp_path, monkeypatch):
+    class Crashing(Numbers):
         def __getitems__(self, indices):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(fetching, "WORKER_DEATHS", 2)
-    said = []
+    monkeypatch.setattr(loader, "MAX_CRASHES", 2)
+    output = []
     with pytest.raises(UserError, match=r"were killed 2 times in a row; .* lower --data.workers"):
-        fetched(Cursed(workers=1), range(6), said.append)
-    assert len(said) == 1
+        fetched(Crashing(workers=1), range(6), output.append)
+    assert len(output) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_arrives_as_one_line(workers):
+def test_an_error_in_a_worker_arrives_as_one_line(workers):
     with pytest.raises(UserError) as mistake:
         fetched(Numbers(workers, fatal=range(20)), range(6))
-    assert str(mistake.value) == "data.path: not one picture can be read any more"
+    assert str(mistake.value) == "data.path: no image is readable any more"

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from diffunet.training.log import Log, read_log
 
 
-def test_a_line_has_the_means_since_the_line_before(tmp_path):
+def test_each_line_has_the_means_since_the_previous_line(tmp_path):
     log = Log(tmp_path / "log.jsonl")
     log.count("loss", torch.tensor([1.0, 3.0]))
     log.count("loss", torch.tensor([torch.nan, 8.0]))
@@ -19,7 +19,7 @@ def test_a_line_has_the_means_since_the_line_before(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 4.0}]
 
 
-def test_lines_that_cannot_be_written_are_written_later(tmp_path):
+def test_lines_that_cannot_be_written_are_retried(tmp_path):
     file = tmp_path / "log.jsonl"
     file.symlink_to("/dev/full")
     log = Log(file)

@@ -6,14 +6,13 @@ import time
 
 import pytest
 import torch
-from line_fit import Fit, Points, network, trainer
+from line_fit import Fit, trainer
 
-from diffunet.training.ema import std_to_gamma, list_snapshots
-from diffunet.core.rng import BatchRNG
 from diffunet.core.errors import UserError
-from diffunet.training.checkpoint import is_intact, list_checkpoints
 from diffunet.core.storage import load_tensors
-from diffunet.training.config import TrainConfig
+from diffunet.training.checkpoint import is_intact, list_checkpoints
+from diffunet.training.config import Due, TrainConfig
+from diffunet.training.ema import list_snapshots, std_to_gamma
 from diffunet.training.trainer import NON_FINITE_LIMIT
 
 SPEED = {"images_per_second", "minutes_left", "preview_share"}
@@ -25,13 +24,13 @@ def states(folder, step):
 
 
 def log(folder):
-    """log.jsonl without the speed and what follows from it."""
+    """Return log.jsonl without speeds and times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in SPEED} for line in lines]
 
 
 def fit_and_record(run):
-    """Train; return the first layer's weights before the first step and after each."""
+    """Train, and return the first layer's weights before the first step and after each."""
     weights = [run._unwrapped[0].weight.detach().clone()]
     step = run._train_step
 
@@ -44,20 +43,20 @@ def fit_and_record(run):
     return weights
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
-    trainer(tmp_path / "whole", preview_every=6).fit()
-    first = trainer(tmp_path / "halves", preview_every=6)
-    first.config = first.config.model_copy(update={"steps": 6})                # as if it had been stopped there
+def test_resumed_run_equals_uninterrupted_run(tmp_path):
+    trainer(tmp_path / "uninterrupted", preview_every=6).fit()
+    first = trainer(tmp_path / "resumed", preview_every=6)
+    first.config = first.config.model_copy(update={"steps": 6})                # as if stopped there
     first.fit()
-    second = trainer(tmp_path / "halves", preview_every=6)
+    second = trainer(tmp_path / "resumed", preview_every=6)
     second.resume()
     assert second.step == 6
     second.fit()
-    assert states(tmp_path / "whole", 12) == states(tmp_path / "halves", 12)
-    assert log(tmp_path / "whole") == log(tmp_path / "halves")
+    assert states(tmp_path / "uninterrupted", 12) == states(tmp_path / "resumed", 12)
+    assert log(tmp_path / "uninterrupted") == log(tmp_path / "resumed")
 
 
-def test_a_resumed_log_drops_later_lines(tmp_path):
+def test_resuming_removes_later_lines_of_the_log(tmp_path):
     trainer(tmp_path).fit()
     complete = log(tmp_path)
     with open(tmp_path / "log.jsonl", "a") as file:
@@ -68,7 +67,7 @@ def test_a_resumed_log_drops_later_lines(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_changes_only_memory(tmp_path, parts):
+def test_gradient_accumulation_does_not_change_the_weights(tmp_path, parts):
     """Noise belongs to the position in the global batch, so without dropout the gradients agree."""
     results = []
     for number in (1, parts):
@@ -99,14 +98,14 @@ def test_ema_equals_its_closed_form(tmp_path):
 
 
 def test_power_function_emas_equal_their_closed_form(tmp_path):
-    """And snapshots of them are saved at equal intervals."""
+    """Snapshots of them are saved at equal intervals."""
     run = trainer(tmp_path, snapshots=4)
     past = fit_and_record(run)[1:]
-    for length, average in run.posthoc.items():
+    for std, average in run.posthoc.items():
         expected = 0
         for step, weights in enumerate(past):
-            share = 1 - (1 - 1 / (step + 1)) ** (std_to_gamma(length) + 1)
-            expected = (1 - share) * expected + share * weights
+            rate = 1 - (1 - 1 / (step + 1)) ** (std_to_gamma(std) + 1)
+            expected = (1 - rate) * expected + rate * weights
         torch.testing.assert_close(average.model[0].weight, expected, atol=1e-6, rtol=1e-5)
     assert list(list_snapshots(tmp_path)) == [3, 6, 9, 12]
     assert trainer(tmp_path / "without", snapshots=0).posthoc == {}
@@ -157,6 +156,36 @@ def test_learning_rates_are_functions_of_the_step():
     assert rates("cosine")[3:] == pytest.approx([0.5, (1 - math.sqrt(0.5)) / 2])
 
 
+def test_each_step_is_followed_by_what_is_due():
+    """At most one line of the log per step, and a preview, checkpoint and snapshot also at the last step."""
+    config = TrainConfig(steps=12, log_every=4, preview_every=6, checkpoint_every=5, snapshots=4)
+    nothing = Due(log=False, checkpoint=False, preview=False, snapshot=False)
+    expected = {
+        3: Due(log=False, checkpoint=False, preview=False, snapshot=True),
+        4: Due(log=True, checkpoint=False, preview=False, snapshot=False),
+        5: Due(log=True, checkpoint=True, preview=False, snapshot=False),
+        6: Due(log=True, checkpoint=False, preview=True, snapshot=True),
+        8: Due(log=True, checkpoint=False, preview=False, snapshot=False),
+        9: Due(log=False, checkpoint=False, preview=False, snapshot=True),
+        10: Due(log=True, checkpoint=True, preview=False, snapshot=False),
+        12: Due(log=True, checkpoint=True, preview=True, snapshot=True),
+    }
+    for step in range(1, 13):
+        assert config.due_after(step, stopping=False, retry_checkpoint=False) == expected.get(step, nothing), step
+
+
+def test_stopping_logs_and_saves_without_a_preview():
+    config = TrainConfig(steps=12, log_every=4, preview_every=6, checkpoint_every=5, snapshots=0)
+    assert config.due_after(1, True, False) == Due(log=True, checkpoint=True, preview=False, snapshot=False)
+    assert config.due_after(6, True, False) == Due(log=True, checkpoint=True, preview=True, snapshot=False)
+
+
+def test_a_failed_checkpoint_is_retried_with_each_line_of_the_log_only():
+    config = TrainConfig(steps=12, log_every=4, preview_every=6, checkpoint_every=5, snapshots=0)
+    due = [step for step in range(1, 13) if config.due_after(step, False, retry_checkpoint=True).checkpoint]
+    assert due == [4, 5, 6, 8, 10, 12]
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     run = trainer(tmp_path, Fit(poison={3, 5}))
     weights = fit_and_record(run)[1:]
@@ -200,7 +229,7 @@ def test_other_data_are_refused_unless_forced(tmp_path, capsys):
         assert run.step == 12
 
 
-def test_it_learns(tmp_path):
+def test_training_fits_a_line(tmp_path):
     run = trainer(tmp_path, steps=300, learning_rate=0.03, ema_decay=0.9, checkpoint_every=300, log_every=100)
     run.fit()
     x = torch.tensor([[-0.8], [0.5]])
@@ -210,21 +239,21 @@ def test_it_learns(tmp_path):
 # ── faults ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class FitAnd(Fit):
-    """Also calls functions at the beginning of some steps, {step: function}."""
+class FitWithEvents(Fit):
+    """Also call functions at the beginning of some steps, {step: function}."""
 
-    def __init__(self, happenings):
+    def __init__(self, events):
         super().__init__()
-        self.happenings = happenings
+        self.events = events
 
     def loss(self, model, rng, x):
-        self.happenings.get(self.calls, lambda: None)()
+        self.events.get(self.calls, lambda: None)()
         return super().loss(model, rng, x)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB, mounted for one test."""
+    """Mount a file system of 256 KiB for one test."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
@@ -235,7 +264,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk):
-    """Leave not a byte."""
+    """Fill a disk to the last byte."""
     with pytest.raises(OSError, match="No space left"), open(disk / "ballast", "wb", buffering=0) as file:
         while True:
             file.write(bytes(1024))
@@ -243,30 +272,30 @@ def fill(disk):
 
 def test_a_full_disk_does_not_stop_training(tmp_path, small_disk, capsys):
     """Full from step 3 on, when a checkpoint, a preview and snapshots are due; free from step 6."""
-    happenings = {2: lambda: fill(small_disk), 5: (small_disk / "ballast").unlink}
-    full = trainer(small_disk / "run", FitAnd(happenings), checkpoint_every=4, preview_every=4, snapshots=12)
+    events = {2: lambda: fill(small_disk), 5: (small_disk / "ballast").unlink}
+    full = trainer(small_disk / "run", FitWithEvents(events), checkpoint_every=4, preview_every=4, snapshots=12)
     full.preview = lambda step, ema: (full.folder / "preview").write_text("...") and {}
     full.fit()
-    whole = trainer(tmp_path / "whole", preview_every=4, snapshots=12)
-    whole.preview = lambda step, ema: {}
-    whole.fit()
-    said = [line for line in capsys.readouterr().out.splitlines() if line]
-    assert [line.split(":")[1] for line in said] == [" no snapshot", " no preview", " no checkpoint"]
-    assert all("No space left on device; training continues" in line for line in said)
-    assert log(full.folder) == log(whole.folder)
+    uninterrupted = trainer(tmp_path / "uninterrupted", preview_every=4, snapshots=12)
+    uninterrupted.preview = lambda step, ema: {}
+    uninterrupted.fit()
+    output = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line.split(":")[1] for line in output] == [" no snapshot", " no preview", " no checkpoint"]
+    assert all("No space left on device; training continues" in line for line in output)
+    assert log(full.folder) == log(uninterrupted.folder)
     assert {path.name for path in list_checkpoints(full.folder)} == {"step_00000008", "step_00000012"}
-    assert states(full.folder, 12) == states(whole.folder, 12)
+    assert states(full.folder, 12) == states(uninterrupted.folder, 12)
 
 
 def test_a_failed_checkpoint_is_retried_with_the_log(small_disk):
-    happenings = {3: lambda: fill(small_disk), 4: (small_disk / "ballast").unlink}
-    run = trainer(small_disk / "run", FitAnd(happenings), steps=7, checkpoint_every=4, keep_checkpoints=9)
+    events = {3: lambda: fill(small_disk), 4: (small_disk / "ballast").unlink}
+    run = trainer(small_disk / "run", FitWithEvents(events), steps=7, checkpoint_every=4, keep_checkpoints=9)
     run.fit()
     assert [path.name for path in list_checkpoints(run.folder)] == ["step_00000006", "step_00000007"]
 
 
-def test_a_training_that_cannot_be_saved_at_its_end_says_so(small_disk):
-    run = trainer(small_disk / "run", FitAnd({9: lambda: fill(small_disk)}))
+def test_a_final_checkpoint_that_cannot_be_written_is_an_error(small_disk):
+    run = trainer(small_disk / "run", FitWithEvents({9: lambda: fill(small_disk)}))
     with pytest.raises(UserError, match=r"checkpoint of step 12 cannot be written; .* resume from step_00000008"):
         run.fit()
     assert all(map(is_intact, list_checkpoints(run.folder)))
@@ -281,13 +310,13 @@ def test_a_training_that_cannot_be_saved_at_its_end_says_so(small_disk):
 
 def test_a_deleted_log_begins_again(tmp_path):
     file = tmp_path / "run" / "log.jsonl"
-    run = trainer(tmp_path / "run", FitAnd({6: file.unlink}))
+    run = trainer(tmp_path / "run", FitWithEvents({6: file.unlink}))
     run.fit()
     assert [line["step"] for line in log(run.folder)] == [8, 10, 12]
 
 
 def test_out_of_memory_names_the_batch_size_and_the_remedy(tmp_path):
-    run = trainer(tmp_path, FitAnd({9: lambda: torch.empty(1 << 60)}), gradient_accumulation_steps=2)
+    run = trainer(tmp_path, FitWithEvents({9: lambda: torch.empty(1 << 60)}), gradient_accumulation_steps=2)
     message = (
         r"out of memory at step 4 with train.batch_size 8, 4 at a time: raise --train.gradient_accumulation_steps, "
         r"which changes nothing else, or lower --train.batch_size"
