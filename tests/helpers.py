@@ -73,7 +73,7 @@ def gaussian_noise(count: int = 40, size: int = 32) -> torch.Tensor:
     return (noise - mean) / std
 
 
-def sampled_spread(exact: Callable, sampler) -> list[float]:
+def sampled_spread(exact: Callable, sampler, size: int = 96) -> list[float]:
     """Return the standard deviation of samples over that of the data, for data of each of STDS.
 
     exact(x_t, t, std): the exact network. All samplers are affine maps of Gaussian noise without clipping, so two
@@ -86,9 +86,9 @@ def sampled_spread(exact: Callable, sampler) -> list[float]:
         sampler.register_to_config(thresholding=False)
     name = type(sampler).__name__
     stochastic = sampler.config.get("algorithm_type") == "sde-dpmsolver++" or name.startswith(("DDPM", "EulerA"))
-    noise = gaussian_noise(len(STDS), 128) if stochastic else torch.tensor([-1.0, 1.0]).expand(len(STDS), 1, 1, 2)
+    noise = gaussian_noise(len(STDS), size) if stochastic else torch.tensor([-1.0, 1.0]).expand(len(STDS), 1, 1, 2)
     x = sample(lambda x_t, t: exact(x_t, t, stds), sampler, noise, torch.Generator().manual_seed(1)).double()
-    assert (x.mean((1, 2, 3)) - MEAN).abs().max() < 0.008
+    assert (x.mean((1, 2, 3)) - MEAN).abs().max() < (0.02 if stochastic else 0.003)
     return (x.std((1, 2, 3), correction=0) / stds.flatten()).tolist()
 
 

@@ -2,25 +2,31 @@
 
 import pytest
 import torch
-from helpers import MEAN, SPREAD, gaussian_flow as exact, gaussian_noise
+from helpers import MEAN, SPREAD, STDS, sampled_spread
+from helpers import gaussian_flow as exact
 
-from diffunet.objectives.flow import Flow, FlowConfig
 from diffunet.core.rng import BatchRNG
-from diffunet.sampling.loop import sample
+from diffunet.objectives.flow import Flow, FlowConfig
 
 FLOW = Flow(FlowConfig())
 
 
+ERRORS = {
+    "dpm++": {10: 0.022, 15: 0.015, 20: 0.017, 25: 0.017, 50: 0.012},
+    "unipc": {10: 0.02, 15: 0.012, 20: 0.011, 25: 0.01, 50: 0.005},
+}
+"""Largest relative error of the spread by number of network calls."""
+
+
 @pytest.mark.parametrize("sampler", FLOW.samplers)
-@pytest.mark.parametrize("steps", [25, 30, 100])
-def test_samplers_recover_mean_and_spread_of_a_gaussian(sampler, steps):
-    x = sample(exact, FLOW.sampler(sampler, steps), gaussian_noise())
-    assert x.mean().item() == pytest.approx(MEAN, abs=0.004)
-    assert x.std().item() / SPREAD == pytest.approx(1, abs=0.012)
+def test_samplers_recover_the_mean_and_spread_of_gaussians(sampler):
+    for steps, largest in ERRORS[sampler].items():
+        found = sampled_spread(exact, FLOW.sampler(sampler, steps))
+        assert found == pytest.approx([1] * len(STDS), abs=largest), steps
 
 
 def test_the_exact_network_has_the_least_loss():
-    """In closed form: the variance of noise - x_0 given x_t, averaged over s."""
+    """Its loss in closed form: the variance of noise - x_0 given x_t, averaged over s."""
     generator = torch.Generator().manual_seed(0)
     image = MEAN + SPREAD * torch.randn(8000, 1, 4, 4, generator=generator)
     s = (torch.arange(100_000).double() + 0.5) / 100_000
@@ -33,6 +39,6 @@ def test_the_exact_network_has_the_least_loss():
 
 def test_the_path_is_straight():
     image, noise = torch.randn(2, 3, 1, 4, 4)
-    asked = [FLOW.add_noise(image, noise, torch.full((3,), s)) for s in (0.0, 0.5, 0.75)]
-    torch.testing.assert_close(asked[0].x_t, image)
-    torch.testing.assert_close(asked[2].x_t - asked[1].x_t, 0.25 * asked[1].target)
+    noisy = [FLOW.add_noise(image, noise, torch.full((3,), s)) for s in (0.0, 0.5, 0.75)]
+    torch.testing.assert_close(noisy[0].x_t, image)
+    torch.testing.assert_close(noisy[2].x_t - noisy[1].x_t, 0.25 * noisy[1].target)
