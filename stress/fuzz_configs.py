@@ -6,12 +6,13 @@ from random import Random
 from typing import Any
 
 import yaml
-from diffunet.sampling.loop.generate import SampleConfig
 
-from diffunet.cli.console import CONFIG_DIR
-from diffunet.cli.evaluate import ClassifierRun, EvaluationConfig
 from diffunet.core.errors import printable
-from diffunet.runs.config import Config, ModelConfig
+from diffunet.core.settings import Settings
+from diffunet.runs.config import CONFIG_DIR, Config, ModelConfig
+from diffunet.runs.evaluate import EvaluationConfig
+from diffunet.sampling.generate import SampleConfig
+from diffunet.tasks.classification import ClassificationConfig
 
 from .cases import PRINT, TINY, TRAIN, VALUES, Case, keys_of, with_value
 
@@ -148,15 +149,18 @@ WORDS = ("", " ", "-", "--", "---", "-1", "0", "0.5", "1e400", "nan", "3", "1" *
          "%s%n", "{}{0}", "case.yaml", "nowhere", "nowhere/at/all", "owner/name", "x" * 300, "x" * 5000, "a/" * 2500,
          "/dev/null", "/dev/null/x", "/proc/nowhere/x", ".", "run", "run/model", "run/config.yaml", "--help me", "-h=1",
          "all", "none", "a,b,,", "0,0", "-1,-1", "99999999999", "--seed", "--config", "--resume")  # fmt: skip
-COMMAND_LINES = {
-    "train": (Config, ("--config", "case.yaml", *TRAIN[3:])),
-    "sample": (SampleConfig, ("run", "--num_images", "1", "--steps", "1")),
-    "evaluate": (EvaluationConfig, ("run", "--num_images", "3", "--steps", "1")),
-    "ema": (EvaluationConfig, ("run", "0.1")),
-    "classifier": (ClassifierRun, ("--train.steps", "1", "--train.batch_size", "2", "--blocks", "[1, 1, 1, 1]")),
-    "describe": (ModelConfig, ("case.yaml", "--size", "16")),
-    "export": (None, ("run", "out", "--label", "3")),
-    "import": (None, ("run", "made")),
+COMMAND_LINES: dict[str, tuple[tuple[type[Settings], ...], tuple[str, ...]]] = {
+    "train": ((Config,), ("--config", "case.yaml", *TRAIN[3:])),
+    "sample": ((SampleConfig,), ("run", "--num_images", "1", "--steps", "1")),
+    "evaluate": ((SampleConfig, EvaluationConfig), ("run", "--num_images", "3", "--steps", "1")),
+    "ema": ((SampleConfig, EvaluationConfig), ("run", "0.1")),
+    "classifier": (
+        (ClassificationConfig,),
+        ("--train.steps", "1", "--train.batch_size", "2", "--blocks", "[1, 1, 1, 1]"),
+    ),
+    "describe": ((ModelConfig,), ("case.yaml", "--size", "16")),
+    "export": ((), ("run", "out", "--label", "3")),
+    "import": ((), ("run", "made")),
 }
 SLOW = {"train.minutes", "blocks", "data.path"}
 """Flags whose odd values may be valid, and take long."""
@@ -169,7 +173,7 @@ def command_case(rng: Random, folder: Path, run: Path) -> Case:
     settings, line = COMMAND_LINES[command]
     if "run" in line:
         shutil.copytree(run, folder / "run")
-    words, flags = list(line), [key for key in (keys_of(settings) if settings else []) if key not in SLOW]
+    words, flags = list(line), [key for each in settings for key in keys_of(each) if key not in SLOW]
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         place, word = rng.randrange(len(words) + 1), rng.choice(WORDS)
         match rng.choice(["flag", "flag", "typo", "insert", "replace", "remove"]):
