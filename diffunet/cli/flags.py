@@ -2,7 +2,6 @@
 
 import argparse
 import typing
-from collections.abc import Iterable
 
 from pydantic.fields import FieldInfo
 
@@ -15,27 +14,20 @@ NAME = "NAME"
 """Stands for the name of an entry in the help of a mapping."""
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, settings: type[Settings], above: Key = (), skip: Iterable[str] = ()
-) -> None:
-    """Add one flag for each value of `settings`, also of its sections, tagged unions and mappings, but for `skip`."""
+def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], above: Key = ()) -> None:
+    """Add one flag for each value of `settings`, also of its sections, tagged unions and mappings."""
     group = parser.add_argument_group(".".join(above), settings.__doc__.splitlines()[0]) if above else parser
     for name, field in settings.model_fields.items():
         key = (*above, name)
-        annotation = mapping_of(field)
-        if name in skip:
-            continue
         if section := section_of(field):
             add_flags(parser, section, key)
-        elif annotation is not None:
-            _add_mapping(parser, key, field, variants_of(annotation))
+        elif (entries := mapping_of(field)) is not None:
+            _add_mapping(parser, key, field, variants_of(entries))
         elif variants := variants_of(field.annotation):
-            options = _options(key, metavar="|".join(variants), help=_help(field, TAG))
-            group.add_argument(f"--{'.'.join(key)}", **options)
+            _add_value(group, key, field, "|".join(variants))
             _add_variants(parser, key, variants)
         else:
-            flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-            group.add_argument(f"--{'.'.join(key)}", **_options(key, metavar="VALUE", help=_help(field), **flag))
+            _add_value(group, key, field)
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -55,27 +47,29 @@ def parse_flags(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argpa
     return args, flags
 
 
-def _options(key: Key, **options) -> dict:
-    return {"dest": FLAG + ".".join(key), "default": argparse.SUPPRESS, **options}
+def _add_value(group: argparse._ActionsContainer, key: Key, field: FieldInfo, metavar: str = "VALUE") -> None:
+    flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+    text = "Decides which other keys there are." if key[-1] == TAG else _help(field)
+    group.add_argument(f"--{'.'.join(key)}", **_options(key), metavar=metavar, help=text, **flag)
+
+
+def _options(key: Key) -> dict:
+    return {"dest": FLAG + ".".join(key), "default": argparse.SUPPRESS}
 
 
 def _add_variants(parser: argparse.ArgumentParser, above: Key, variants: dict[str, type[Settings]]) -> None:
     """One group for the type and what all types share, and one for each type."""
-    shared = set.intersection(*(set(v.model_fields) for v in variants.values())) if len(variants) > 1 else {TAG}
-    dotted = ".".join(above)
+    dotted, kinds = ".".join(above), list(variants.values())
+    shared = [name for name in kinds[0].model_fields if all(name in kind.model_fields for kind in kinds)]
     common = parser.add_argument_group(dotted, f"Keys of every type ({', '.join(variants)})")
-    first = next(iter(variants.values()))
-    common.add_argument(f"--{dotted}.{TAG}", **_options((*above, TAG), metavar="|".join(variants), help="the type"))
-    for name in [name for name in first.model_fields if name in shared - {TAG}]:
-        field = first.model_fields[name]
-        common.add_argument(f"--{dotted}.{name}", **_options((*above, name), metavar="VALUE", help=_help(field)))
-    added = set(shared)
-    for tag, settings in variants.items():
-        group = parser.add_argument_group(f"{dotted}, type {tag}", settings.__doc__.splitlines()[0])
-        for name, field in settings.model_fields.items():
-            if name not in added:
-                added.add(name)
-                group.add_argument(f"--{dotted}.{name}", **_options((*above, name), metavar="VALUE", help=_help(field)))
+    for name in shared:
+        metavar = "|".join(variants) if name == TAG else "VALUE"
+        _add_value(common, (*above, name), kinds[0].model_fields[name], metavar)
+    for tag, kind in variants.items():
+        group = parser.add_argument_group(f"{dotted}, type {tag}", kind.__doc__.splitlines()[0])
+        for name, field in kind.model_fields.items():
+            if name not in shared:
+                _add_value(group, (*above, name), field)
 
 
 def _add_mapping(
@@ -84,11 +78,11 @@ def _add_mapping(
     """A flag for the whole mapping, and as help those of an entry called NAME; `_add_entries` adds the real names."""
     dotted = ".".join(key)
     group = parser.add_argument_group(dotted, f"A mapping by name, one --{dotted}.{NAME} for each entry")
-    group.add_argument(f"--{dotted}", **_options(key, metavar="MAPPING", help=_help(field)))
+    _add_value(group, key, field, "MAPPING")
     if variants:
         _add_variants(parser, (*key, NAME), variants)
     else:
-        group.add_argument(f"--{dotted}.{NAME}", **_options((*key, NAME), metavar="VALUE", help="value of the entry"))
+        group.add_argument(f"--{dotted}.{NAME}", **_options((*key, NAME)), metavar="VALUE", help="value of the entry")
 
 
 def _add_entries(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -101,14 +95,16 @@ def _add_entries(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             wanted = pattern.split(".")
             fits = len(parts) == len(wanted) and all(w in (NAME, p) for w, p in zip(wanted, parts, strict=True))
             if fits and flag not in parser._option_string_actions:
-                parser.add_argument(flag, **_options(tuple(flag.removeprefix("--").split(".")), help=argparse.SUPPRESS))
+                key = tuple(flag.removeprefix("--").split("."))
+                parser.add_argument(flag, **_options(key), help=argparse.SUPPRESS)
 
 
-def _help(field: FieldInfo, of_default: str | None = None) -> str:
+def _help(field: FieldInfo) -> str:
     parts = []
     if not field.is_required():
-        default = field.get_default(call_default_factory=True)
-        parts.append(f"default: {to_yaml(_plain(getattr(default, of_default) if of_default else default))}")
+        default = _plain(field.get_default(call_default_factory=True))
+        default = default.get(TAG, default) if isinstance(default, dict) else default
+        parts.append(f"default: {to_yaml(default)}")
     choices = [a for a in union_members(field.annotation) if typing.get_origin(a) is typing.Literal]
     parts += [" | ".join(map(str, typing.get_args(choice))) for choice in choices]
     for bound, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
