@@ -106,8 +106,8 @@ def table(lines: list[dict]) -> str:
         rows.append([f"{minutes:g}", f"{whole:g}", took, steps, *map(mean_std, values), str(len(group))])
     last = lines[-1]
     about = (
-        f"{last['machine']}. {last['drawn']['num_images']:,} samples ({last['drawn']['sampler']}, "
-        f"{last['drawn']['steps']} steps) against {last['real']['num_images']:,} images of {last['real']['path']}; "
+        f"{last['machine']}. {last['samples']['num_images']:,} samples ({last['samples']['sampler']}, "
+        f"{last['samples']['steps']} steps) against {last['real']['num_images']:,} images of {last['real']['path']}; "
         f"features: {last['features']['name']}; diffunet {last['diffunet']['commit']}."
     )
     return f"{about}\n\n{markdown(heads, rows)}"

@@ -72,7 +72,7 @@ class Evaluation:
         """Evaluate samples and add to the record their `source`, the real images' path, and the program's version."""
         found = evaluate_images(samples, conditions, real, features, progress)
         found["real"] = {"path": real.config.path, "split": real.config.split, **found["real"]}
-        return cls({"drawn": source, **found, "diffunet": program_version()}, samples, real, features)
+        return cls({"samples": source, **found, "diffunet": program_version()}, samples, real, features)
 
     def closest(self) -> dict[str, Tensor]:
         """Return `closest_pairs` in the pixels and, if they come from a network, in the features."""
@@ -212,7 +212,7 @@ def closest_pairs(
 
 def format_record(record: dict[str, Any]) -> str:
     """Return the record of `Evaluation.of` as a table."""
-    source, real, features = record["drawn"], record["real"], record["features"]
+    source, real, features = record["samples"], record["real"], record["features"]
     sampling = "" if "folder" in source else f" ({source['sampler']}, {source['steps']} steps, seed {source['seed']})"
     rows = {name.replace("_", " "): row for name, row in record["metrics"].items()}
     rows |= {f"memorization, in {name}": row for name, row in record["memorization"].items()}

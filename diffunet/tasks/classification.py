@@ -1,8 +1,7 @@
 """Training a classifier of small images, whose features `diffunet evaluate` can use."""
 
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
-from pydantic import Field, Strict
 from torch import nn
 
 from ..core.errors import UserError
@@ -10,7 +9,14 @@ from ..core.runtime import RuntimeConfig
 from ..core.settings import Settings
 from ..data.dataset import DataConfig, load_images
 from ..data.pixels import normalize
-from ..evaluation.classifier import ClassificationLoss, Classifier, ClassifierConfig, accuracy_of, save_classifier
+from ..evaluation.classifier import (
+    Blocks,
+    ClassificationLoss,
+    Classifier,
+    ClassifierConfig,
+    accuracy_of,
+    save_classifier,
+)
 from ..runs.config import dump_config
 from ..runs.run import Run
 from ..training.config import TrainConfig
@@ -18,8 +24,6 @@ from .fit import make_accelerator
 from .task import Task
 
 LABEL = "label"
-Count = Annotated[int, Field(ge=1, le=100)]
-Blocks = Annotated[tuple[Count, Count, Count, Count], Strict(False)]
 
 
 class ClassificationConfig(Settings):
@@ -33,7 +37,7 @@ class ClassificationConfig(Settings):
     """Column of the classes; null: the one called label. Class folders make one."""
     test_split: str | None = None
     """Split on which the accuracy is measured; null: the images that data.held_out keeps from training."""
-    blocks: Blocks = (2, 2, 2, 2)
+    blocks: Blocks = [2, 2, 2, 2]
     """Residual blocks of each of the four stages."""
     train: TrainConfig = TrainConfig(
         output="runs/classifier",
@@ -79,7 +83,7 @@ def classification(config: ClassificationConfig) -> Task:
     batch = test.__getitems__(list(range(len(test))))
     pixels, classes = normalize(batch["image"], images.config.bit_depth), batch[LABEL]
     shape = [images.config.channels, *images.config.size]
-    network = ClassifierConfig(shape=shape, class_names=images.class_names[LABEL], blocks=list(config.blocks))
+    network = ClassifierConfig(shape=shape, class_names=images.class_names[LABEL], blocks=config.blocks)
     run = Run(config.train.output)
 
     def build(train: TrainConfig) -> nn.Module:

@@ -139,7 +139,7 @@ def test_evaluation_adds_the_source_and_prints_a_table(digits, features):
     source = {"num_images": 40, "sampler": "dpm++", "steps": 25, "seed": 3}
     evaluation = Evaluation.of(source, samples, {"label": labels.tolist()}, digits, features)
     record = evaluation.record
-    assert record["drawn"] == source
+    assert record["samples"] == source
     assert record["real"] | {"path": "digits", "split": "train", "num_images": 1797} == record["real"]
     assert record["diffunet"].keys() == {"version", "commit"}
     closest = evaluation.closest()
@@ -156,6 +156,6 @@ def test_evaluation_adds_the_source_and_prints_a_table(digits, features):
     assert {"kernel distance", "precision", "memorization, in features", "class accuracy"} < table.keys()
     assert lines[-1].startswith("MEMORIZED")
     record["memorization"]["features"]["verdict"] = False
-    record["drawn"] = {"folder": "images", "num_images": 40}
+    record["samples"] = {"folder": "images", "num_images": 40}
     assert format_record(record).startswith("40 samples against")
     assert "MEMORIZED" not in format_record(record)
