@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Self
 
+from pydantic import Field
 from torch import nn
 
 from ..core.errors import UserError
@@ -37,7 +38,7 @@ class ClassificationConfig(Settings):
     """Column of the classes; null: the one called label. Class folders make one."""
     test_split: str | None = None
     """Split on which the accuracy is measured; null: the images that data.held_out keeps from training."""
-    blocks: Blocks = [2, 2, 2, 2]
+    blocks: Blocks = Field([2, 2, 2, 2])
     """Residual blocks of each of the four stages."""
     train: TrainConfig = TrainConfig(
         output="runs/classifier",
