@@ -94,9 +94,10 @@ def table(folder: Path) -> tuple[str, list[dict]]:
             rows.append([row, *map(mean_std, metric_values(records)), str(len(records))])
             raw += [{"row": row, **record} for record in records]
     averages = [json.loads(file.read_text()) for file in folder.glob(f"{BASELINE}, seed */model/ema.json")]
-    for length in LENGTHS if averages else []:
-        values = [average["frechet_distances"][str(float(length))] for average in averages]
-        rows.append([f"EMA length {length}", mean_std(values), *[""] * 6, str(len(values))])
+    for length in LENGTHS:
+        found = [average["frechet_distances"].get(str(float(length))) for average in averages]
+        if values := [value for value in found if value is not None]:
+            rows.append([f"EMA length {length}", mean_std(values), *[""] * 6, str(len(values))])
     return markdown(["", *METRICS, "class accuracy", "memorization", "seeds"], rows), raw
 
 
@@ -105,26 +106,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--tiny", action="store_true", help="20 steps and 20 images, to rehearse")
+    parser.add_argument("--tiny", action="store_true", help="two rows of each kind, 20 steps, 20 images: to rehearse")
     add_record_flag(parser)
     args = parser.parse_args()
-    tiny = []
+    trained, sampled, lengths, short = TRAINED, SAMPLED, LENGTHS, []
     if args.tiny:
-        args.seeds, args.num_images, tiny = args.seeds[:1], 20, ["--train.steps", "20", "--train.snapshots", "8"]
+        args.seeds, args.num_images, short = args.seeds[:1], 20, ["--train.steps", "20", "--train.snapshots", "8"]
+        trained, sampled, lengths = dict([*TRAINED.items()][:2]), dict([*SAMPLED.items()][:2]), LENGTHS[-2:]
     folder = args.folder
     for seed in args.seeds:
-        for row, flags in TRAINED.items():
+        for row, flags in trained.items():
             training = folder / f"{row}, seed {seed}"
             if not (training / "model" / "diffusion_pytorch_model.safetensors").exists():
                 output = ["--train.output", str(training), "--train.seed", str(seed)]
-                diffunet("train", *output, *QUIET, *flags, *tiny)
+                diffunet("train", *output, *QUIET, *flags, *short)
             evaluate(args, row, seed, run=row)
-        for row, flags in SAMPLED.items():
+        for row, flags in sampled.items():
             evaluate(args, row, seed, *flags, run=BASELINE)
         training = folder / f"{BASELINE}, seed {seed}"
         if not (training / "model" / "ema.json").exists():
             options = ["--num_images", str(args.num_images), "--seed", str(1000 * seed), "--batch_size", "250"]
-            diffunet("ema", str(training), *LENGTHS, *options, *GUIDED)
+            diffunet("ema", str(training), *lengths, *options, *GUIDED)
         (folder / "ablations.md").write_text(table(folder)[0], encoding="utf-8")
     text, rows = table(folder)
     print(text)

@@ -104,6 +104,7 @@ class Evaluator:
     """The Fréchet distance from all real digits. `seconds` is the time spent on it."""
 
     def __init__(self, args: argparse.Namespace):
+        from diffunet.core.runtime import default_device
         from diffunet.data.dataset import DataConfig, load_images
         from diffunet.evaluation.features import choose_features
         from diffunet.evaluation.metrics import frechet_distance, real_vs_real
@@ -111,7 +112,7 @@ class Evaluator:
         self.distance = frechet_distance
         self.num_images, self.first = args.num_images, min(FIRST_IMAGES, args.num_images)
         real = load_images(DataConfig(path="digits"), log=lambda text: None)
-        self.features = choose_features(None, None, real)
+        self.features = choose_features(None, None, real, default_device())
         self.real = self.features(real.images)
         # Few images always have a larger distance: this much, if they are real.
         self.hopeless = args.target + 2 * real_vs_real(frechet_distance, self.real, self.first)

@@ -4,7 +4,7 @@
     python benchmarks/speed/start.py RUN --tiny                      a rehearsal
 
 Compared with `python -c "import torch"`, the lower bound, and with diffusers' pipelines and the same weights. The
-pipelines make 50 and 1000 network calls per image by default, diffunet as many as the run's config says (15 for the
+pipelines make 50 and 1000 network calls per image by default, diffunet as many as the run's config sets (15 for the
 digits): the ratio is mostly that of the calls. diffusers has the same solver.
 """
 

@@ -84,12 +84,12 @@ def from_diffusers_tensors(
 
 
 def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Path) -> str:
-    """Write a folder for `DDPMPipeline.from_pretrained`, and return one line that says how to use it.
+    """Write a folder for `DDPMPipeline.from_pretrained`, and return one line on its use.
 
     `DDPMPipeline` passes no labels, so an export has one class (`label`, its name or number) or is unconditional
     (None): the vector of the class is added to the bias of the time embedding. "all" keeps the classes, with the null
     class as the last one, for callers of the network itself; the pipeline cannot be called then. The folder's
-    README.md says so, too. Raise UserError, naming the setting, if `UNet2DModel` cannot express the network.
+    README.md has the same. Raise UserError, naming the setting, if `UNet2DModel` cannot express the network.
     """
     from diffusers import DDPMPipeline, UNet2DModel
 
