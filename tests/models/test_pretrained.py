@@ -1,16 +1,17 @@
 import pytest
 import torch
-import torchvision
 from helpers import thinned
+from torchvision.models import vgg11, vgg11_bn, vgg13
 
 from diffunet.models.inspection import features
+from diffunet.models.meta import on_meta
 from diffunet.models.pretrained import copy_encoder
 from diffunet.models.unet import UNet, UNetConfig
 
 
 def test_features_of_the_way_down_match_vgg11():
     """The features before each of VGG's poolings match torchvision's."""
-    vgg = torchvision.models.vgg11(weights=None).features.eval()
+    vgg = vgg11(weights=None).features.eval()
     unet = UNet(UNetConfig(preset="ternaus11")).eval()
     copy_encoder(unet, vgg)
     x = torch.randn(1, 3, 64, 96)
@@ -26,12 +27,16 @@ def test_features_of_the_way_down_match_vgg11():
 
 
 def test_encoders_that_do_not_fit_are_errors():
-    unet = UNet(UNetConfig(preset="ternaus11"))
+    unet = UNet(thinned(UNetConfig(preset="ternaus11"), 4))
     before = [parameter.clone() for parameter in unet.parameters()]
-    with pytest.raises(ValueError, match=r"encoder: 1.weight does not belong to a convolution"):
-        copy_encoder(unet, torchvision.models.vgg11_bn(weights=None).features)
-    with pytest.raises(ValueError, match=r"encoder: 10 convolutions, but the U-Net's way down has 9"):
-        copy_encoder(unet, torchvision.models.vgg13(weights=None).features)
-    with pytest.raises(ValueError, match=r"encoder: 0 does not fit \(weight \(64, 3, 3, 3\)"):
-        copy_encoder(UNet(thinned(UNetConfig(preset="ternaus11"), 4)), torchvision.models.vgg11(weights=None).features)
+    with on_meta():
+        encoders = [make(weights=None).features for make in (vgg11_bn, vgg13, vgg11)]
+    problems = (
+        "encoder: 1.weight does not belong to a convolution",
+        "encoder: 10 convolutions, but the U-Net's way down has 9",
+        r"encoder: 0 does not fit \(weight \(64, 3, 3, 3\)",
+    )
+    for encoder, problem in zip(encoders, problems, strict=True):
+        with pytest.raises(ValueError, match=problem):
+            copy_encoder(unet, encoder)
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
