@@ -168,18 +168,6 @@ def test_zero_snr_with_epsilon_is_refused_by_name():
         DDPMConfig(rescale_betas_zero_snr=True, prediction_type="epsilon")
 
 
-@pytest.mark.parametrize("sampler", DDPM.samplers)
-def test_one_generator_for_each_image_makes_it_independent_of_the_batch(sampler):
-    config = DDPMConfig()
-
-    def images(seeds):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators])
-        return sample(GaussianDenoiser(config), DDPM(config).sampler(sampler, 10), noise, generators)
-
-    torch.testing.assert_close(images(range(5))[3], images([3])[0])
-
-
 @pytest.mark.parametrize("config", list(schedules()), ids=name)
 def test_the_exact_network_has_the_least_loss(config):
     """Its loss in closed form: the variance of the target given x_t, averaged over t."""
