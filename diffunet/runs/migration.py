@@ -1,5 +1,6 @@
 """Run folders of format 1 (until 2026-11) as format 2."""
 
+import copy
 from pathlib import Path
 
 OBJECTIVES = {"diffusion": "ddpm", "edm": "edm", "flow": "flow"}
@@ -24,7 +25,7 @@ def migrate_model(values: dict) -> dict:
 
 def migrate_config(values: dict) -> dict:
     """Return the values of a format-1 config.yaml in format 2. Malformed sections stay, for validation to report."""
-    old = dict(values)
+    old = copy.deepcopy(values)
     sections = {name: old.pop(name, {}) for name in OBJECTIVES}
     kind = old.get("objective", "diffusion")
     if isinstance(kind, str) and isinstance(sections.get(kind, {}), dict):
@@ -34,8 +35,9 @@ def migrate_config(values: dict) -> dict:
     data = new.get("data")
     if isinstance(data, dict) and "label_column" in data:
         column = data.pop("label_column")
-        if column and isinstance(new.get("conditions"), dict) and "label" in new["conditions"]:
-            new["conditions"]["label"]["column"] = column
+        conditions = new.get("conditions")
+        if column and isinstance(conditions, dict) and isinstance(conditions.get("label"), dict):
+            conditions["label"]["column"] = column
     for name in ("train", "sample"):
         if isinstance(section := new.get(name), dict):
             section["runtime"] = {key: section.pop(key) for key in RUNTIME if key in section}
