@@ -40,7 +40,7 @@ def run_case(rng: Random, folder: Path, run: Path) -> Case:
     """Return a case of a run folder in which a file is missing, damaged, swapped or edited."""
     shutil.copytree(run, folder / "run")
     argv = rng.choice(list(COMMANDS))
-    files = sorted(path for path in (folder / "run").rglob("*"))
+    files = sorted(path for path in (folder / "run").rglob("*") if path.name != ".lock")
     needed = {path for pattern in COMMANDS[argv] for path in (folder / "run").glob(pattern)}
     target = rng.choice([rng.choice(files), rng.choice(sorted(needed))])
     if target.is_dir():
