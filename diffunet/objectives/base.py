@@ -104,6 +104,6 @@ class Objective(ABC):
 
 
 def noise_bins(u: Tensor) -> dict[str, Tensor]:
-    """Return which of u (B,) lie in each of the NOISE_BINS ranges: `{"noise0-25": (B,) bool, ...}`, in percent."""
+    """Return which of u (B,) are in each of the NOISE_BINS ranges: `{"noise0-25": (B,) bool, ...}`, in percent."""
     edges = [(100 * index // NOISE_BINS, 100 * (index + 1) // NOISE_BINS) for index in range(NOISE_BINS)]
     return {f"noise{low}-{high}": (low <= 100 * u) & (100 * u < high) for low, high in edges}

@@ -1,7 +1,7 @@
 """Images from a trained denoiser: one seed per image, whatever the batch."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -94,28 +94,19 @@ def check_sample_config(
     return {name: parse_labels(name, config.conditions.get(name), names) for name, names in class_names.items()}
 
 
+@dataclass
 class Sampler:
-    """A denoiser with everything that sampling images from it needs.
+    """A denoiser with everything that sampling images from it needs."""
 
-    shape: (channels, height, width) of an image; bit_depth: of its pixels. class_names: of each label condition.
-    guide: the denoiser to guide away from; None: the same one without conditions.
-    """
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        objective: Objective,
-        shape: tuple[int, ...],
-        bit_depth: int,
-        class_names: Mapping[str, tuple[str, ...]] = {},
-        guide: Denoiser | None = None,
-    ):
-        self.denoiser = denoiser
-        self.objective = objective
-        self.shape = shape
-        self.bit_depth = bit_depth
-        self.class_names = class_names
-        self.guide = guide
+    denoiser: Denoiser
+    objective: Objective
+    shape: tuple[int, ...]
+    """(channels, height, width) of an image."""
+    bit_depth: int
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each label condition."""
+    guide: Denoiser | None = None
+    """The denoiser to guide away from; None: the same one without conditions."""
 
     def check(self, config: SampleConfig) -> None:
         """Raise UserError for a condition, class or sampler that is not available."""
