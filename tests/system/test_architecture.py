@@ -1,119 +1,103 @@
-"""The files lie in floors: each imports only from those below it, and the two halves meet only at the top."""
+"""The architecture: rooms on floors, small files, light imports, public names that editors see."""
 
 import ast
+import importlib
+import re
 from pathlib import Path
+
+import pytest
 
 import diffunet
 
-PACKAGE = Path(__file__).parents[2] / "diffunet"
+PACKAGE = Path(diffunet.__file__).parent
 FLOORS = [
-    "settings",
-    "lean",
-    "storage",
-    "randomness",
-    "conditioning",
-    "layers",
-    "presets",
-    "unet",
-    "inspection",
-    "tiles",
-    "encoders",
-    "denoiser",
-    "hosts",
-    "objective",
-    "diffusion",
-    "edm",
-    "flow",
-    "execution",
-    "sampling",
-    "augmentation",
-    "decoding",
-    "sources",
-    "data",
-    "fetching",
-    "interruption",
-    "averages",
-    "log",
-    "state",
-    "training",
-    "throughput",
-    "generation",
-    "config",
-    "frontend",
-    "checkpoint",
-    "drawing",
-    "metrics",
-    "classifier",
-    "extractors",
-    "evaluation",
-    "health",
-    "interop",
-    "guided_diffusion",
-    "console",
-    "network_commands",
-    "sample_command",
-    "previews",
-    "forecast",
-    "train_command",
-    "quality_commands",
-    "commands",
+    {"core"},
+    {"models", "objectives", "data", "training"},
+    {"sampling", "evaluation"},
+    {"runs"},
+    {"tasks", "interop"},
+    {"cli"},
 ]
-NETWORKS = {"conditioning", "layers", "presets", "unet", "inspection", "tiles", "encoders", "denoiser", "hosts"}
-PROCEDURE = {
-    "randomness",
-    "objective",
-    "diffusion",
-    "edm",
-    "flow",
-    "execution",
-    "sampling",
-    "augmentation",
-    "decoding",
-    "sources",
-    "data",
-    "fetching",
-    "interruption",
-    "averages",
-    "log",
-    "state",
-    "training",
-    "throughput",
-}
+"""A package imports only from floors above it in this list; packages on one floor never import each other."""
+FILES = sorted(PACKAGE.glob("*/**/*.py"))
+MAX_LINES = 400
+SLOW = {"accelerate", "datasets", "diffusers", "huggingface_hub", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn"}
+SLOW |= {"tensorboard", "torch_fidelity", "torchvision", "transformers"}
 
 
-def imports(module: str) -> set[str]:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return {node.module or alias.name for node in nodes for alias in node.names}
+def rooms_imported(file: Path) -> set[str]:
+    """Return the rooms that a file imports from, wherever in the file, by relative or absolute imports."""
+    parts = ("diffunet", *file.relative_to(PACKAGE).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = parts[: len(parts) - node.level + 1] if node.level else ()
+            modules = [".".join(filter(None, (*above, node.module, alias.name))) for alias in node.names]
+        else:
+            continue
+        found |= {module.split(".")[1] for module in modules if module.startswith("diffunet.")}
+    return found
 
 
-def test_every_file_has_its_floor():
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(FLOORS)
+def test_rooms_import_only_from_floors_below():
+    assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == set().union(*FLOORS)
+    for number, floor in enumerate(FLOORS):
+        allowed = set().union(*FLOORS[:number])
+        for file in FILES:
+            if (room := file.relative_to(PACKAGE).parts[0]) in floor:
+                assert rooms_imported(file) <= allowed | {room}, file
 
 
-def test_no_file_hides_a_name_of_the_package():
-    """`diffunet.x` is the file x.py once that is imported, whatever else is called so."""
-    assert not set(FLOORS) & set(diffunet.__all__)
+def test_no_module_is_outside_of_a_room():
+    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
-def test_files_import_only_from_below():
-    for place, module in enumerate(FLOORS):
-        assert imports(module) <= set(FLOORS[:place]), module
-
-
-def test_networks_and_procedure_do_not_know_each_other():
-    for module in NETWORKS:
-        assert not imports(module) & PROCEDURE, module
-    for module in PROCEDURE:
-        assert not imports(module) & NETWORKS, module
+def test_no_file_is_long():
+    for file in FILES:
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, file
 
 
 def test_help_needs_no_slow_library():
-    slow = {"accelerate", "datasets", "diffusers", "huggingface_hub", "matplotlib", "sklearn"}
-    slow |= {"torch_fidelity", "torchvision", "transformers"}
-    for module in FLOORS:
-        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-        at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {alias.name.split(".")[0] for node in at_import for alias in node.names}
-        names |= {(node.module or "").split(".")[0] for node in at_import if isinstance(node, ast.ImportFrom)}
-        assert not names & slow, module
+    """No module imports one when it is imported itself, outside of `if TYPE_CHECKING`."""
+    for file in [*FILES, PACKAGE / "__init__.py", PACKAGE / "__main__.py"]:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = set()
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add((node.module or "").split(".")[0])
+        assert not names & SLOW, file
+
+
+def test_public_names_are_importable_and_visible_to_editors():
+    """The stub lists the same names that the package offers, each from the module that has it."""
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    homes = {
+        alias.asname or alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(diffunet.__all__) == sorted(homes)
+    listed = next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    assert sorted(ast.literal_eval(listed)) == sorted(homes)
+    assert set(homes) <= set(dir(diffunet))
+    for name, module in homes.items():
+        assert getattr(diffunet, name) is getattr(importlib.import_module(f"diffunet.{module}"), name)
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_no_public_name_is_hidden_by_a_room():
+    assert not set(diffunet.__all__) & set().union(*FLOORS)
+    with pytest.raises(AttributeError, match="Unett"):
+        _ = diffunet.Unett
+
+
+def test_packages_contain_only_modules_and_a_docstring():
+    for file in PACKAGE.glob("*/__init__.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert len(tree.body) == 1, file
+        assert re.search(r"\w\.", ast.get_docstring(tree) or ""), file
