@@ -22,8 +22,8 @@ OPTIONS = ("--resume", "--overwrite", "--force", "--benchmark", "--print_config"
 def blocks(page: str, language: str) -> list[tuple[int, str]]:
     """Return the code blocks of a page, each with its first line number."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [(text[: block.start()].count("\n") + 1, block[1]) for block in found]
+    found = re.finditer(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [(text[: block.start()].count("\n") + 1, block[2]) for block in found if block[1] == language]
 
 
 @pytest.mark.slow
