@@ -41,7 +41,7 @@ def evaluate(argv: list[str]) -> int:
         sample = settings_from(own.sample, SampleConfig, sampling)
         folder = Path(args.output) if args.output else next_folder(run.folder / "evaluations")
         check_writable(folder)
-        evaluation = evaluate_run(run, config, sample, _bar(sample))
+        evaluation = evaluate_run(run, config, sample, shared_bar("sample", "step", sample.total_steps))
     else:
         if "data.path" not in flags or not args.output:
             raise UserError(f"{run.folder}: not a run; for a folder of images add --data.path DATA and --output FOLDER")
@@ -84,7 +84,8 @@ def ema(argv: list[str]) -> int:
         features = choose_features(config.features, config.weights, real, default_device())
         print(f"{'length':>8}  Fréchet distance ({features.name}, {sample.num_images} samples)")
         for length, denoiser in averages.items():
-            record = evaluate_denoiser(run, denoiser, sample, real, features, _bar(sample)).record
+            bar = shared_bar("sample", "step", sample.total_steps)
+            record = evaluate_denoiser(run, denoiser, sample, real, features, bar).record
             found = next(iter(record["metrics"].values()))
             distances[length] = found["value"]
             print(f"{length:8.3f}  {found['value']:.4g} ± {found['error']:.2g}", flush=True)
@@ -123,10 +124,6 @@ def _parse(
     args, flags = parse_flags(parser, argv)
     own = {name for name in flags if name.split(".")[0] in EvaluationConfig.model_fields}
     return args, {n: v for n, v in flags.items() if n not in own}, {n: v for n, v in flags.items() if n in own}
-
-
-def _bar(config: SampleConfig):
-    return shared_bar("sample", "step", total=-(-config.num_images // config.batch_size) * config.steps)
 
 
 def _length(word: str) -> float:

@@ -29,8 +29,7 @@ def sample(argv: list[str]) -> int:
     config = settings_from(own.sample, SampleConfig, flags)
     folder = _output_folder(run, args.output)
     check_writable(folder)
-    bar = shared_bar("sample", "step", total=-(-config.num_images // config.batch_size) * config.steps)
-    batches = run.sampler(config).sample(config, bar)
+    batches = run.sampler(config).sample(config, shared_bar("sample", "step", config.total_steps))
     number = save_samples(batches, folder, own.data.bit_depth or 8, own.class_names)
     print(f"{number} images: {folder}")
     return 0

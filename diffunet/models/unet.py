@@ -9,33 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import layers
 from .conditioning import Conditioning
 from .config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for, min_input_size, output_side
-from .layers import (
-    Conv,
-    CrossAttention,
-    Downsample,
-    DownsampleEndPadded,
-    IgnoreCond,
-    Norm,
-    PlainBlock,
-    ResidualBlock,
-    ScaleShift,
-    SelfAttention,
-    Shift,
-    Stack,
-    Unmodulated,
-    Upsample,
-    average_pool,
-    batch_norm,
-    convolution,
-    group_norm,
-    join,
-    max_pool,
-    no_norm,
-    transposed_convolution,
-    zero_init,
-)
+from .layers import Stack, join
 
 __all__ = ["Level", "LevelConfig", "UNet", "UNetConfig", "levels_for", "min_input_size"]
 
@@ -101,7 +78,7 @@ class UNet(nn.Module):
         if config.block == "residual":
             self.stem = conv(config.in_channels + config.plane_channels, plan[0].in_channels)
             self.body = _build_level(config, plan, 0)
-            last = zero_init(conv(plan[0].out_channels, config.out_channels))
+            last = layers.zero_init(conv(plan[0].out_channels, config.out_channels))
             self.head = nn.Sequential(norm(plan[0].out_channels), nn.SiLU(), last)
         else:
             self.stem = nn.Identity()
@@ -192,13 +169,13 @@ def _build_middle(config: UNetConfig, channels: int) -> Stack:
 
 def _build_block(config: UNetConfig, in_channels: int, out_channels: int, attention: bool) -> list[nn.Module]:
     """Return a block, with its attention behind it."""
-    kind = ResidualBlock if config.block == "residual" else PlainBlock
+    kind = layers.ResidualBlock if config.block == "residual" else layers.PlainBlock
     parts: list[nn.Module] = [kind(in_channels, out_channels, _conv(config), **_block_parts(config))]
     if attention:
         heads, norm = config.num_heads(out_channels), _norm(config)
-        parts.append(SelfAttention(out_channels, heads, norm))
+        parts.append(layers.SelfAttention(out_channels, heads, norm))
         if config.token_dim:
-            parts.append(CrossAttention(out_channels, heads, norm, config.token_dim))
+            parts.append(layers.CrossAttention(out_channels, heads, norm, config.token_dim))
     return parts
 
 
@@ -206,52 +183,52 @@ def _build_downsample(config: UNetConfig, channels: int) -> nn.Module:
     """Return a block from `channels` to `channels` at half the size."""
     match config.resampling:
         case "conv":
-            return Downsample(channels, _conv(config))
+            return layers.Downsample(channels, _conv(config))
         case "conv_end_padded":
-            return DownsampleEndPadded(channels, config.dims)
+            return layers.DownsampleEndPadded(channels, config.dims)
         case "pool" | "pool_relu":
-            return IgnoreCond(max_pool(config.dims))
+            return layers.IgnoreCond(layers.max_pool(config.dims))
         case "average":
-            return IgnoreCond(average_pool(config.dims))
+            return layers.IgnoreCond(layers.average_pool(config.dims))
         case "residual":
-            pool = average_pool(config.dims)
-            return ResidualBlock(channels, channels, _conv(config), resize=pool, **_block_parts(config))
+            pool = layers.average_pool(config.dims)
+            return layers.ResidualBlock(channels, channels, _conv(config), resize=pool, **_block_parts(config))
 
 
 def _build_upsample(config: UNetConfig, in_channels: int, out_channels: int) -> nn.Module:
     """Return a block from `in_channels` to `out_channels` at twice the size."""
-    transposed = partial(transposed_convolution, config.dims, config.padding)
+    transposed, parts = partial(layers.transposed_convolution, config.dims, config.padding), _block_parts(config)
     match config.resampling:
         case "conv" | "conv_end_padded":
-            return Upsample(in_channels, out_channels, _conv(config))
+            return layers.Upsample(in_channels, out_channels, _conv(config))
         case "pool":
-            return IgnoreCond(transposed(in_channels, out_channels, bias=config.transposed_bias))
+            return layers.IgnoreCond(transposed(in_channels, out_channels, bias=config.transposed_bias))
         case "pool_relu":
-            return PlainBlock(in_channels, out_channels, partial(transposed, kernel_size=3), **_block_parts(config))
+            return layers.PlainBlock(in_channels, out_channels, partial(transposed, kernel_size=3), **parts)
         case "average":
-            return IgnoreCond(nn.Upsample(scale_factor=2))
+            return layers.IgnoreCond(nn.Upsample(scale_factor=2))
         case "residual":
             doubled = nn.Upsample(scale_factor=2)
-            return ResidualBlock(in_channels, out_channels, _conv(config), resize=doubled, **_block_parts(config))
+            return layers.ResidualBlock(in_channels, out_channels, _conv(config), resize=doubled, **parts)
 
 
-def _conv(config: UNetConfig) -> Conv:
-    return partial(convolution, config.dims, config.padding)
+def _conv(config: UNetConfig) -> layers.Conv:
+    return partial(layers.convolution, config.dims, config.padding)
 
 
-def _norm(config: UNetConfig) -> Norm:
+def _norm(config: UNetConfig) -> layers.Norm:
     match config.norm:
         case "group":
-            return partial(group_norm, config.norm_groups, config.norm_eps)
+            return partial(layers.group_norm, config.norm_groups, config.norm_eps)
         case "batch":
-            return partial(batch_norm, config.dims, config.norm_eps)
+            return partial(layers.batch_norm, config.dims, config.norm_eps)
         case "none":
-            return no_norm
+            return layers.no_norm
 
 
 def _block_parts(config: UNetConfig) -> dict[str, Any]:
     """Return the arguments that every kind of block takes."""
     norm = _norm(config)
-    modulation = {"shift": Shift, "scale_shift": ScaleShift}[config.modulation] if config.vector_dim else Unmodulated
-    modulated = partial(modulation, vector_dim=config.vector_dim, norm=norm)
+    modulation = {"shift": layers.Shift, "scale_shift": layers.ScaleShift}[config.modulation]
+    modulated = partial(modulation if config.vector_dim else layers.Unmodulated, vector_dim=config.vector_dim, norm=norm)
     return {"norm": norm, "modulated": modulated, "dropout": config.dropout}

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ..core.errors import UserError
 from ..core.progress import no_progress
 from ..core.runtime import default_device
@@ -16,7 +14,7 @@ from ..data.dataset import DataConfig, ImageDataset, load_images
 from ..evaluation.features import FeatureExtractor, choose_features
 from ..evaluation.report import Evaluation, check_enough
 from ..models.denoiser import Denoiser
-from ..sampling.generate import SampleConfig
+from ..sampling.generate import SampleBatch, SampleConfig
 from .config import Config
 from .figures import save_grid
 from .run import Run
@@ -71,16 +69,13 @@ def evaluate_denoiser(
     """The same for any weights of the run's network, with real images and features at hand."""
     check_enough(sampling.num_images, len(real))
     sampler = run.sampler(sampling, denoiser.to(default_device()))
-    batches = list(sampler.sample(sampling, progress))
+    samples = SampleBatch.concatenate(sampler.sample(sampling, progress))
     source = sampling.model_dump(mode="json", exclude={"batch_size"})
     source |= {"objective": run.config().objective.type, "weights_sha256": sha256_of_tensors(denoiser.state_dict())}
     if sampling.guide and sampling.guidance_scale != 1:
         source["guide_sha256"] = sha256_of_tensors(run.snapshot(sampling.guide).state_dict())
-    conditions = {
-        name: [value for batch in batches for value in batch.conditions[name]] for name in batches[0].conditions
-    }
-    samples = torch.cat([batch.pixels for batch in batches])
-    return Evaluation.of(source, samples, conditions, real, features, partial(_features_bar, progress))
+    bar = partial(_features_bar, progress)
+    return Evaluation.of(source, samples.pixels, samples.conditions, real, features, bar)
 
 
 def evaluate_folder(

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError, did_you_mean
@@ -205,15 +204,7 @@ class Run:
         Raise UserError for a setting, class or sampler that does not exist.
         """
         config = settings_from(self.config().sample, SampleConfig, transform=lambda values: merge(values, settings))
-        batches = list(self.sampler(config).sample(config, progress))
-        return SampleBatch(
-            pixels=torch.cat([batch.pixels for batch in batches]),
-            seeds=[seed for batch in batches for seed in batch.seeds],
-            conditions={
-                name: [value for batch in batches for value in batch.conditions[name]]
-                for name in batches[0].conditions
-            },
-        )
+        return SampleBatch.concatenate(self.sampler(config).sample(config, progress))
 
 
 def load_denoiser(folder: str | Path) -> Denoiser:

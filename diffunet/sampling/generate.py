@@ -1,6 +1,6 @@
 """Images from a trained denoiser: one seed per image, whatever the batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -44,6 +44,11 @@ class SampleConfig(Settings):
     batch_size: int = Field(64, ge=1, le=1_000_000)
     """Images sampled at once. Affects speed and memory, not the images."""
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of all batches together, for a progress bar."""
+        return -(-self.num_images // self.batch_size) * self.steps
+
 
 @dataclass(frozen=True)
 class SampleBatch:
@@ -54,6 +59,14 @@ class SampleBatch:
     seeds: list[int]
     conditions: dict[str, list[int | None]]
     """The class of each image, by condition; None: unconditional."""
+
+    @classmethod
+    def concatenate(cls, batches: Iterable["SampleBatch"]) -> "SampleBatch":
+        """Return all batches as one."""
+        batches = list(batches)
+        pixels = torch.cat([batch.pixels for batch in batches])
+        conditions = {name: [c for batch in batches for c in batch.conditions[name]] for name in batches[0].conditions}
+        return cls(pixels, [seed for batch in batches for seed in batch.seeds], conditions)
 
 
 def parse_labels(name: str, value: str | int | None, class_names: tuple[str, ...]) -> list[int | None]:

@@ -19,7 +19,7 @@ from ..runs.config import Config, config_file
 from ..runs.figures import plot_curves, save_grid, save_timeline
 from ..runs.run import Run
 from ..runs.samples import columns
-from ..sampling.generate import check_sample_config
+from ..sampling.generate import SampleBatch, check_sample_config
 from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
 from .fit import fit, make_accelerator
@@ -130,7 +130,7 @@ class Preview:
         if config.guide and not list_snapshots(self.run.folder):               # nothing to guide with yet
             config = config.model_copy(update={"guide": None, "guidance_scale": 1.0})
         try:
-            pixels = torch.cat([batch.pixels for batch in self.run.sampler(config, ema).sample(config)])
+            pixels = SampleBatch.concatenate(self.run.sampler(config, ema).sample(config)).pixels
         except (UserError, RuntimeError, MemoryError) as error:
             if not isinstance(error, UserError) and not ran_out_of_memory(error):
                 raise
