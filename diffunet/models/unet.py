@@ -229,6 +229,6 @@ def _norm(config: UNetConfig) -> layers.Norm:
 def _block_parts(config: UNetConfig) -> dict[str, Any]:
     """Return the arguments that every kind of block takes."""
     norm = _norm(config)
-    modulation = {"shift": layers.Shift, "scale_shift": layers.ScaleShift}[config.modulation]
-    modulated = partial(modulation if config.vector_dim else layers.Unmodulated, vector_dim=config.vector_dim, norm=norm)
+    kind = {"shift": layers.Shift, "scale_shift": layers.ScaleShift}[config.modulation]
+    modulated = partial(kind if config.vector_dim else layers.Unmodulated, vector_dim=config.vector_dim, norm=norm)
     return {"norm": norm, "modulated": modulated, "dropout": config.dropout}
