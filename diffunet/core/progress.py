@@ -2,19 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from functools import cache
 
 
 def no_progress(steps: Iterable, **options) -> Iterable:
     """Return `steps` unchanged: the progress bar of callers that show none."""
     return steps
-
-
-def progress_bar(description: str, unit: str = "it") -> Callable[..., Iterable]:
-    """Return a function that wraps an iterable in a tqdm bar, which disappears when it is done."""
-    from tqdm import tqdm
-
-    return partial(tqdm, desc=description, unit=unit, leave=False, dynamic_ncols=True)
 
 
 def shared_bar(description: str, unit: str, total: int) -> Callable[..., Iterable]:

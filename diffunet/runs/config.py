@@ -71,7 +71,25 @@ class ModelConfig(Settings):
         return self.model_copy(update={"unet": self.unet.model_copy(update=unet)})
 
 
-class Config(ModelConfig):
+class RunConfig(Settings):
+    """A configuration with a section `train`, as a run folder records it."""
+
+    task: ClassVar[str]
+    """The kind of training."""
+
+    def replace(self, **sections: dict) -> Self:
+        """Return the config with other values in some sections: `replace(train={"steps": 10})`."""
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        )
+
+    def to_yaml(self) -> str:
+        """Return every value as YAML with an end mark, by which a truncated file is recognized."""
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, explicit_end=True)
+
+
+class Config(ModelConfig, RunConfig):
     """Everything that determines a run."""
 
     task: ClassVar[str] = "generation"
@@ -81,12 +99,6 @@ class Config(ModelConfig):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
-
-    def replace(self, **sections: dict) -> Self:
-        """Return the config with other values in some sections: `replace(train={"steps": 10})`."""
-        return self.model_copy(
-            update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
-        )
 
     def build_objective(self) -> Objective:
         """Return the training objective."""
@@ -110,16 +122,6 @@ class Config(ModelConfig):
             conditions["augmentation"] = AugmentationConfig(width=KINDS)
         resolved = self.resolve_model(images.config.size, images.config.channels)
         return resolved.model_copy(update={"conditions": conditions, "data": images.config})
-
-    def to_yaml(self) -> str:
-        """Return every value as YAML with an end mark, by which a truncated file is recognized."""
-        return dump_config(self)
-
-
-def dump_config(config: Settings) -> str:
-    """Return every value of a config as YAML with an end mark."""
-    values = config.model_dump(mode="json")
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, explicit_end=True)
 
 
 def config_file(name: str) -> Path:

@@ -20,7 +20,7 @@ from ..models.saving import WEIGHTS
 from ..sampling.generate import SampleBatch, SampleConfig, Sampler
 from ..training.checkpoint import list_checkpoints
 from ..training.ema import posthoc_ema, snapshot_near
-from .config import Config, ModelConfig
+from .config import Config, ModelConfig, RunConfig
 from .migration import migrate_config, migrate_folder, migrate_model
 
 EMA_FILE = "ema.json"
@@ -30,7 +30,7 @@ FORMAT = 2
 LOCK_SECONDS = 10
 """How long to wait for a training that was killed: its data workers notice within five seconds."""
 
-C = TypeVar("C", Config, Any)
+C = TypeVar("C", bound=RunConfig)
 
 
 def load_run(folder: str | Path) -> "Run":
@@ -137,7 +137,7 @@ class Run:
                 "--train.output NAME starts another, --overwrite replaces it"
             )
 
-    def create(self, config: Any, overwrite: bool = False) -> None:
+    def create(self, config: RunConfig, overwrite: bool = False) -> None:
         """Make the folder, without the run that was there if `overwrite`, and write the configuration."""
         for file in self.files() if overwrite else []:
             if file.is_dir():

@@ -1,13 +1,12 @@
 """Training a classifier of small images, whose features `diffunet evaluate` can use."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
 
 from ..core.errors import UserError
 from ..core.runtime import RuntimeConfig
-from ..core.settings import Settings
 from ..data.dataset import DataConfig, load_images
 from ..data.pixels import normalize
 from ..evaluation.classifier import (
@@ -18,7 +17,7 @@ from ..evaluation.classifier import (
     accuracy_of,
     save_classifier,
 )
-from ..runs.config import dump_config
+from ..runs.config import RunConfig
 from ..runs.run import Run
 from ..training.config import TrainConfig
 from .fit import make_accelerator
@@ -27,7 +26,7 @@ from .task import Task
 LABEL = "label"
 
 
-class ClassificationConfig(Settings):
+class ClassificationConfig(RunConfig):
     """How to train a classifier of images."""
 
     task: ClassVar[str] = "classification"
@@ -55,16 +54,6 @@ class ClassificationConfig(Settings):
         runtime=RuntimeConfig(mixed_precision="no"),
     )
     """How to train."""
-
-    def replace(self, **sections: dict) -> Self:
-        """Return the config with other values in some sections."""
-        return self.model_copy(
-            update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
-        )
-
-    def to_yaml(self) -> str:
-        """Return every value as YAML with an end mark."""
-        return dump_config(self)
 
 
 def classification(config: ClassificationConfig) -> Task:

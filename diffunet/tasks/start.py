@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import print_once
+from ..runs.config import RunConfig
 from ..runs.run import Run
 from ..training.checkpoint import is_intact, list_checkpoints
 from .task import Start
 
-C = TypeVar("C", bound=Any)
+C = TypeVar("C", bound=RunConfig)
 
 RESUMABLE = {
     "train.steps",
