@@ -77,7 +77,7 @@ def _parse(path: Path) -> tuple[Run, Path | None]:
 def _check_resumable(previous: Any, config: Any, force: bool, log: Callable[[str], None]) -> None:
     """Log every change. Raise UserError for one that would make it another run, unless `force`."""
     before, now = _flat(previous.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-    for name in sorted(before.keys() | now.keys()):
+    for name in sorted(before.keys() | now.keys(), key=lambda key: (not key.endswith(".type"), key)):
         old, new = before.get(name), now.get(name)
         unresolved = new == "auto" or (name.endswith((".num_classes", ".class_names")) and not new)
         if old == new or name == "train.output" or unresolved:

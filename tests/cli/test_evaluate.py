@@ -66,8 +66,14 @@ def test_copies_of_real_images_are_memorized_and_of_the_right_class(small, capsy
     assert record["class_accuracy"]["value"] > 0.95
     for argv, expected in (
         (["copies"], "copies: not a run; for a folder of images add --data.path DATA and --output FOLDER"),
-        (["copies", "--data.path", "digits", "--output", "r", "--steps", "3"], "--steps: applies to sampling from a run, but copies is a folder of images"),
-        (["copies", "--data.path", "digits", "--output", "r", "--num_images", "41"], "--num_images: copies holds 40 images (got 41); pass fewer"),
+        (
+            ["copies", "--data.path", "digits", "--output", "r", "--steps", "3"],
+            "--steps: applies to sampling from a run, but copies is a folder of images",
+        ),
+        (
+            ["copies", "--data.path", "digits", "--output", "r", "--num_images", "41"],
+            "--num_images: copies holds 40 images (got 41); pass fewer",
+        ),
         (["copies", "--data.path", "digits", "--output", "r", "--features", "incept"], "did you mean inception?"),
     ):
         assert expected in mistake(capsys, commands.evaluate, *argv)
@@ -98,7 +104,9 @@ def test_an_ema_length_is_chosen_after_the_training(small, capsys):
     assert "LENGTH: 0.9 is not a number from 0.02 to 0.25; try 0.1" in mistake(capsys, commands.ema, "run", "0.9")
     train_small("--train.output", "without", "--train.snapshots", "0", "--train.steps", "2")
     assert "no snapshots; train with --train.snapshots 16" in mistake(capsys, commands.ema, "without", "0.1")
-    assert "no snapshot to guide with yet; leave sample.guide out" in mistake(capsys, commands.sample, "without", "--guide", "0.5", "--guidance_scale", "2")
+    assert "no snapshot to guide with yet; leave sample.guide out" in mistake(
+        capsys, commands.sample, "without", "--guide", "0.5", "--guidance_scale", "2"
+    )
 
 
 @pytest.mark.slow
@@ -125,8 +133,21 @@ def test_other_objectives_train_resume_sample_and_refuse_export(small, capsys, o
     assert run(commands.sample, "run", "--num_images", "2", "--steps", "3") == 0
     assert "sampler: ddim is not one of dpm++" in mistake(capsys, commands.sample, "run", "--sampler", "ddim")
     assert "DDPMPipeline cannot sample from a network trained with" in mistake(capsys, commands.export, "run", "out")
-    line = mistake(capsys, commands.train, "--resume", "run", "--objective", "ddpm", "--train.steps", "8", "--objective.condition_dropout", "0.1")
-    assert line == f"--objective.type: cannot change from {objective} to ddpm in a resumed run; start another, or --force"
+    line = mistake(
+        capsys,
+        commands.train,
+        "--resume",
+        "run",
+        "--objective",
+        "ddpm",
+        "--train.steps",
+        "8",
+        "--objective.condition_dropout",
+        "0.1",
+    )
+    assert (
+        line == f"--objective.type: cannot change from {objective} to ddpm in a resumed run; start another, or --force"
+    )
 
 
 @pytest.mark.slow
@@ -161,7 +182,7 @@ def test_a_classifier_is_trained_and_its_features_are_used(small, capsys):
     accuracy = json.loads(Path("classifier/classifier.json").read_text())["accuracy"]
     assert accuracy > 0.3
     assert "--blocks: cannot change from [1, 1, 1, 1] to [2, 2, 2, 2] in a resumed run" in mistake(
-        capsys, commands.classifier, *argv
+        capsys, commands.classifier, *argv, "--blocks", "[2, 2, 2, 2]"
     )
     weights = Path("classifier/classifier.safetensors").read_bytes()
     assert run(commands.classifier, *argv, *quick) == 0                        # complete already

@@ -159,7 +159,9 @@ def test_export_to_diffusers_and_import(small, capsys):
         a, b = (torch.tensor(list(Image.open(Path(folder, name)).tobytes())) for folder in "ab")
         assert (a.int() - b.int()).abs().max() <= 1
     assert "exists already; choose another name" in mistake(capsys, commands.export, "run", "out")
-    assert "out: not a .pt file; leave out --config and --attention_order" in mistake(capsys, commands.import_, "out", "again", "--config", "small.yaml")
+    assert "out: not a .pt file; leave out --config and --attention_order" in mistake(
+        capsys, commands.import_, "out", "again", "--config", "small.yaml"
+    )
 
 
 @pytest.mark.slow
@@ -170,7 +172,9 @@ def test_export_to_guided_diffusion_and_import(small, capsys):
     assert "num_classes=11" in capsys.readouterr().out
     assert "exists already; choose another name" in mistake(capsys, commands.export, "run", "model.pt")
     assert "other.pt keeps all classes" in mistake(capsys, commands.export, "run", "other.pt", "--label", "3")
-    assert "does not describe its network; add --config FILE" in mistake(capsys, commands.import_, "model.pt", "back", "--attention_order", "new")
+    assert "does not describe its network; add --config FILE" in mistake(
+        capsys, commands.import_, "model.pt", "back", "--attention_order", "new"
+    )
     incomplete = mistake(
         capsys, commands.import_, "model.pt", "back", "--attention_order", "new", "--config", "small.yaml"
     )

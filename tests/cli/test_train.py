@@ -144,10 +144,14 @@ def test_resuming_an_earlier_checkpoint_needs_overwrite_to_discard_later_ones(sm
     back = ["--resume", "run/checkpoints/step_00000008"]
     line = mistake(capsys, commands.train, *back)
     assert "step_00000012 is newer than step_00000008 and intact; --overwrite discards it" in line
-    assert "--overwrite: discards later checkpoints; name one" in mistake(capsys, commands.train, "--resume", "run", "--overwrite")
+    assert "--overwrite: discards later checkpoints; name one" in mistake(
+        capsys, commands.train, "--resume", "run", "--overwrite"
+    )
     near = mistake(capsys, commands.train, "--resume", "run/checkpoints/step_0000008")
     assert "no such checkpoint; did you mean step_00000008?" in near
-    assert "--train.steps 7: the run is already at step 8" in mistake(capsys, commands.train, *back, "--overwrite", "--train.steps", "7")
+    assert "--train.steps 7: the run is already at step 8" in mistake(
+        capsys, commands.train, *back, "--overwrite", "--train.steps", "7"
+    )
     assert Path("run/checkpoints/step_00000012").exists()  # a mistake costs nothing
     assert run(commands.train, *back, "--overwrite", "--train.steps", "9") == 0
     assert [path.name for path in list_checkpoints(Path("run"))] == ["step_00000008", "step_00000009"]
@@ -198,7 +202,9 @@ def test_older_formats_are_read_and_newer_ones_refused(small, capsys):
         assert "run/run.json: damaged" in mistake(capsys, commands.sample, "run")
     version.unlink()
     assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
-    assert "older than run formats; it can be sampled and evaluated, but not resumed" in mistake(capsys, commands.train, "--resume", "run")
+    assert "older than run formats; it can be sampled and evaluated, but not resumed" in mistake(
+        capsys, commands.train, "--resume", "run"
+    )
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("middle_attention:", "attention_in_the_middle:"))
     line = mistake(capsys, commands.sample, "run")
