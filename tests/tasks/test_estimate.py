@@ -1,0 +1,62 @@
+"""Steps that fit into a time, whether to compile, and the table of a benchmark."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from diffunet.core.runtime import RuntimeConfig
+from diffunet.tasks.estimate import COMPILING_PAYS, describe_throughput, duration, resolve_schedule
+from diffunet.training.benchmark import Throughput
+from diffunet.training.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "compiling", "expected"),
+    [
+        ({"steps": 100_000}, "auto", (100_000, False)),  # 0.01 s each: a quarter of an hour
+        ({"steps": 1_000_000}, "auto", (1_000_000, True)),
+        ({"steps": 1_000_000}, False, (1_000_000, False)),
+        ({"steps": 10}, "auto", (10, False)),  # not worth measuring
+        ({"steps": 10}, True, (10, True)),
+        ({"minutes": 10}, "auto", (60_000, False)),
+        ({"minutes": 60}, "auto", (720_000, True)),  # half the time for a step
+    ],
+)
+def test_long_trainings_are_compiled_and_minutes_become_steps(config, compiling, expected):
+    def trainer_for(train):
+        return SimpleNamespace(measure_step_time=lambda seconds: 0.005 if train.runtime.compile is True else 0.01)
+
+    config = TrainConfig(**config, runtime=RuntimeConfig(compile=compiling))
+    found = resolve_schedule(config, trainer_for, lambda text: None)
+    assert (found.steps, found.runtime.compile) == expected
+    runtime = config.runtime.model_copy(update={"compile": found.runtime.compile})
+    assert found == config.model_copy(update={"steps": found.steps, "runtime": runtime})
+    assert 10 < COMPILING_PAYS < 60
+
+
+def test_durations_have_a_suitable_unit():
+    assert [duration(m) for m in (1.94, 119, 192, 60 * 47, 60 * 24 * 12)] == [
+        "1.9 minutes",
+        "119 minutes",
+        "3.2 hours",
+        "47 hours",
+        "12 days",
+    ]
+
+
+def test_a_benchmark_is_a_table_with_the_duration_of_the_whole_training():
+    found = Throughput(
+        batch_size=16,
+        images_per_second=100.0,
+        without_data=120.0,
+        data_alone=5000.0,
+        bytes_per_image=2.0**20,
+        memory=2**30,
+        peak_flops=1e12,
+    )
+    text = describe_throughput(found, TrainConfig(steps=6000, batch_size=64), flops=1e9)
+    assert "100.0 images/s with batches of 16: 300 GFLOP/s, 30% of this machine's" in text
+    assert "without data  120.0 images/s" in text
+    assert "data alone    5,000 images/s" in text
+    assert "peak 1.00 GiB, about 1 MiB per image" in text
+    assert "6,000 steps of 64 images take about 64 minutes" in text
