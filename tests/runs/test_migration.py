@@ -111,7 +111,8 @@ def test_former_images_are_kept_beside_new_ones(old):
 
 def test_resuming_without_more_steps_is_complete(old, capsys):
     assert run(commands.train, "--resume", "old") == 0
-    assert capsys.readouterr().out.strip() == "old: complete at step 30; a larger --train.steps continues it"
+    output = capsys.readouterr().out.strip().splitlines()     # before it, another version of torch
+    assert output[-1] == "old: complete at step 30; a larger --train.steps continues it"
 
 
 def test_changes_are_checked_against_the_migrated_config(old, capsys):
