@@ -157,6 +157,8 @@ def _from_guided_diffusion(path: str, file: str | None, attention_order: str | N
     unknown = [name for name, label in config.labels.items() if label.num_classes is None]
     if not config.unet.levels or config.data.resolution is None or unknown:
         raise UserError(f"{file}: set unet.levels, data.resolution and conditions.NAME.num_classes")
+    if config.unet.in_channels not in (1, 3, 4):
+        raise UserError(f"{file}: unet.in_channels: images have 1, 3 or 4 channels (got {config.unet.in_channels})")
     conditions = {
         name: label.model_copy(update={"class_names": label.class_names or _numbers(label.num_classes)})
         for name, label in config.labels.items()
