@@ -27,6 +27,6 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: diffunet COMMAND ...; diffunet COMMAND --help for its options\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:10}{command.__doc__.splitlines()[0]}")
+            print(f"  {name:11}{command.__doc__.splitlines()[0]}")
         return 0
     raise UserError(f"{printable(argv[0])}: unknown command{did_you_mean(argv[0], COMMANDS)}")

@@ -59,6 +59,11 @@ class ClassificationConfig(RunConfig):
 def classification(config: ClassificationConfig) -> Task:
     """Return the task of training a classifier. Raise UserError if the data have no classes, or none to test on."""
     accelerator = make_accelerator(config.train)
+    if config.train.batch_size != "auto":
+        parts = accelerator.num_processes * config.train.gradient_accumulation_steps
+        if (size := config.train.batch_size // parts) < 2:
+            needed = "batch norm needs at least 2 images per micro-batch"
+            raise UserError(f"train.batch_size: {needed} (got {size}); raise it")
     labels = {LABEL: config.label_column}
     images = load_images(config.data, labels, log=accelerator.print)
     if LABEL not in images.labels:

@@ -29,7 +29,7 @@ def quick(monkeypatch):
 @pytest.mark.slow
 def test_a_benchmark_prints_a_table_and_writes_nothing(small, capsys, monkeypatch):
     monkeypatch.setattr("diffunet.tasks.fit.BENCHMARK_SECONDS", 0.05)
-    monkeypatch.setattr(benchmark, "MAX_STEP", 60.0)
+    monkeypatch.setattr(benchmark, "MAX_STEP", 1e9)
     assert run(commands.train, "--config", "small.yaml", "--benchmark", "--train.batch_size", "auto") == 0
     output = capsys.readouterr().out
     for line in (
@@ -87,9 +87,12 @@ CLASSIFIER = ["--data.path", "digits", "--train.output", "classifier", "--train.
 
 @pytest.mark.slow
 def test_a_classifier_takes_an_automatic_batch_size(in_a_new_folder, monkeypatch):
-    monkeypatch.setattr(benchmark, "free_memory", lambda device: 0)
+    """Of 8, the power of two below the 9 images that fit beside a network of 4.9 million parameters."""
+    measured = benchmark.bytes_per_image
+    monkeypatch.setattr(benchmark, "bytes_per_image", lambda trainer: measured(trainer) * 0 + 1e8)
+    monkeypatch.setattr(benchmark, "free_memory", lambda device: (9.1 * 1.5e8 + 3 * 4 * 4.9e6) / 0.8)
     assert run(commands.classifier, *CLASSIFIER, "--blocks", "[1, 1, 1, 1]", "--train.batch_size", "auto") == 0
-    assert "batch_size: 1\n" in Path("classifier/config.yaml").read_text()
+    assert "batch_size: 8\n" in Path("classifier/config.yaml").read_text()
     assert json.loads(Path("classifier/run.json").read_text()) == {"format": 2, "task": "classification"}
 
 
@@ -104,6 +107,14 @@ def test_a_classifier_trains_on_augmented_images(in_a_new_folder):
     argv = ["--blocks", "[1, 1, 1, 1]", "--train.batch_size", "4", "--data.augmentation", "0.5"]
     assert run(commands.classifier, *CLASSIFIER, *argv) == 0
     assert Path("classifier/classifier.safetensors").exists()
+
+
+def test_a_classifier_needs_batches_of_two_images(in_a_new_folder, capsys):
+    """Batch norm cannot normalize a single image."""
+    line = mistake(capsys, commands.classifier, *CLASSIFIER, "--train.batch_size", "1")
+    assert line == "train.batch_size: batch norm needs at least 2 images per micro-batch (got 1); raise it"
+    argv = ["--train.batch_size", "4", "--train.gradient_accumulation_steps", "4"]
+    assert "(got 1)" in mistake(capsys, commands.classifier, *CLASSIFIER, *argv)
 
 
 def test_a_classifier_is_not_sampled_or_resumed_as_a_generator(in_a_new_folder, capsys):
