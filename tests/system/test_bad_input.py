@@ -1,19 +1,19 @@
-"""Bad input in every guise: an answer in one line for each mistake, and nothing else."""
+"""Random bad input: one line for each mistake, which begins with its place, and no traceback."""
 
 import argparse
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffunet.runs.config import Config
-from diffunet.cli.console import CONFIG_DIR
 from diffunet.cli.flags import add_flags, parse_flags
-from diffunet.core.settings import settings_from
 from diffunet.core.errors import UserError
-from stress.cases import keys_of
+from diffunet.core.settings import settings_from
+from diffunet.runs.config import CONFIG_DIR, Config
+from stress.cases import keys_of, with_value
 from stress.program import ROOT, program
 
 often = settings(
@@ -28,8 +28,8 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | words | st.da
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4))
 
 
-def refused_or_settled(file: Path, argv: list[str] = ()) -> None:
-    """The config is settled, or each line of the refusal begins with the place of its mistake."""
+def check_config(file: Path, argv: list[str] = ()) -> None:
+    """Fail unless the config is valid, or each line of the error begins with the place of its mistake."""
     try:
         _, flags = parse_flags(PARSER, list(argv))
         config = settings_from(file, Config, flags)
@@ -44,17 +44,15 @@ def refused_or_settled(file: Path, argv: list[str] = ()) -> None:
 @given(values)
 def test_any_values(in_a_new_folder, values):
     Path("some.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-    refused_or_settled(Path("some.yaml"))
+    check_config(Path("some.yaml"))
 
 
 @often
 @given(st.sampled_from(KEYS), values)
 def test_any_value_for_any_key(in_a_new_folder, key, value):
-    nested = value
-    for name in reversed(key.split(".")):
-        nested = {name: nested}
+    nested = with_value({}, Config, key, value)
     Path("some.yaml").write_text(yaml.safe_dump(nested, allow_unicode=True), encoding="utf-8")
-    refused_or_settled(Path("some.yaml"))
+    check_config(Path("some.yaml"))
 
 
 @often
@@ -66,14 +64,14 @@ def test_any_change_to_the_shipped_configs(in_a_new_folder, name, data):
         stop = data.draw(st.integers(start, min(len(text), start + 30)))
         text = text[:start] + data.draw(words) + text[stop:]
     Path("some.yaml").write_text(text, encoding="utf-8")
-    refused_or_settled(Path("some.yaml"))
+    check_config(Path("some.yaml"))
 
 
 @often
 @given(st.binary(max_size=200))
 def test_any_bytes(in_a_new_folder, data):
     Path("some.yaml").write_bytes(data)
-    refused_or_settled(Path("some.yaml"))
+    check_config(Path("some.yaml"))
 
 
 @often
@@ -82,10 +80,11 @@ def test_any_command_line(in_a_new_folder, flags, others):
     Path("some.yaml").touch()
     argv = [part for key, word in flags for part in (f"--{key}", word)] + others
     if not {"-h", "--help"} & {*argv}:
-        refused_or_settled(Path("some.yaml"), argv)
+        check_config(Path("some.yaml"), argv)
 
 
-def test_the_trial_in_small():
-    trial = program("-m", "stress.inputs", "--cases", "40", cwd=ROOT)
-    said, _ = trial.communicate(timeout=200)
-    assert trial.returncode == 0, said
+@pytest.mark.slow
+def test_stress_test_of_inputs_in_short_form():
+    process = program("-m", "stress.inputs", "--cases", "40", cwd=ROOT)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output

@@ -1,4 +1,4 @@
-"""Folders that somebody else made: each attack is planted, and must neither run anything nor write anywhere else."""
+"""Folders from an untrusted source: no attack in them executes code, or writes outside of the run folder."""
 
 import json
 import os
@@ -11,30 +11,31 @@ import torch
 from helpers import run, write_image
 
 from diffunet.cli import main as commands
-from diffunet.runs.run import Run
-from diffunet.runs.config import Config
 from diffunet.core.settings import settings_from
+from diffunet.runs.config import Config
+from diffunet.runs.run import Run
 from stress.program import SMALL_RUN
 
+FORMAT_1 = Path(__file__).parents[1] / "fixtures/format1"
 MARK = "executed"
-"""What an attack leaves that succeeds."""
+"""File that a successful attack creates."""
 
 
 class Attack:
-    """Unpickled, it runs a command."""
+    """Executes a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, (f"touch {Path(MARK).absolute()}",)
 
 
 def poison(path: Path) -> None:
-    """A file in pickle's own format, and in that of `torch.save`."""
+    """Write a file of `torch.save` that executes a command when it is unpickled."""
     torch.save({"state_dict": Attack()}, path)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two steps."""
+    """Return a run of two steps."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "small.yaml").write_text(SMALL_RUN)
     options = ["--train.steps", "2", "--train.output", folder / "run"]
@@ -44,7 +45,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def planted(trained, in_a_new_folder):
-    """A copy of that run in a folder of its own, which has to look the same afterwards but for the run."""
+    """Return a copy of that run; everything beside it has to be unchanged afterwards."""
     shutil.copytree(trained, "run")
     Path("precious").mkdir()
     Path("precious/file").write_text("precious")
@@ -54,7 +55,7 @@ def planted(trained, in_a_new_folder):
     assert [path.name for path in Path("precious").iterdir()] == ["file"]
 
 
-def test_the_attack_would_work(in_a_new_folder):
+def test_the_attack_works_where_pickles_are_loaded(in_a_new_folder):
     poison(Path("a.pt"))
     torch.load("a.pt", weights_only=False)
     assert Path(MARK).exists()
@@ -67,7 +68,7 @@ def test_the_attack_would_work(in_a_new_folder):
     ("file", "argv"),
     [
         ("model/diffusion_pytorch_model.safetensors", ["sample", "run"]),
-        ("averages/step_00000002.safetensors", ["ema", "run", "0.1"]),
+        ("ema_snapshots/step_00000002.safetensors", ["ema", "run", "0.1"]),
         ("checkpoints/step_00000002/optimizer.safetensors", ["train", "--resume", "run", "--train.steps", "3"]),
         ("checkpoints/step_00000002/state.json", ["train", "--resume", "run", "--train.steps", "3"]),
         ("model/config.json", ["sample", "run"]),
@@ -75,14 +76,14 @@ def test_the_attack_would_work(in_a_new_folder):
         ("run.json", ["sample", "run"]),
     ],
 )
-def test_a_pickle_in_a_run_is_not_unpickled(planted, capsys, file, argv):
+def test_a_pickle_in_a_run_is_not_loaded(planted, capsys, file, argv):
     poison(planted / file)
     assert run(commands.main, *argv) == 2
     assert Path(file).name in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["!!python/object/apply:os.system ['touch executed']", "!!python/name:os.system"])
-def test_yaml_makes_no_objects(planted, capsys, word):
+def test_yaml_creates_no_objects(planted, capsys, word):
     Path("evil.yaml").write_text(f"train:\n  output: {word}\n")
     assert run(commands.train, "--config", "evil.yaml") == 2
     assert run(commands.train, "--train.steps", word) == 2
@@ -91,17 +92,30 @@ def test_yaml_makes_no_objects(planted, capsys, word):
     assert "evil.yaml:2: not valid YAML: could not determine a constructor" in capsys.readouterr().err
 
 
-def test_a_run_does_not_say_where_pictures_go(planted):
+@pytest.mark.slow
+def test_a_run_does_not_decide_where_images_are_written(planted, capsys):
+    """Format 1 had a key for it, which is ignored there, and refused in format 2."""
     config = planted / "config.yaml"
-    config.write_text(config.read_text().replace("  output: null", "  output: precious/pictures"))
-    assert "precious/pictures" in config.read_text()
+    text = config.read_text()
+    config.write_text(text.replace("sample:\n", "sample:\n  output: precious/images\n"))
+    assert "precious/images" in config.read_text()
+    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 2
+    assert "sample.output: unknown key" in capsys.readouterr().err
+    shutil.copytree(FORMAT_1, "old")
+    old = Path("old/config.yaml")
+    old.write_text(old.read_text().replace("  output: null", "  output: precious/images"))
+    assert "precious/images" in old.read_text()
+    assert run(commands.sample, "old", "--num_images", "1", "--steps", "2") == 0
+    assert Path("old/images/000/00000.png").exists()
+    config.write_text(text)
     assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
     assert run(commands.evaluate, "run", "--num_images", "3", "--steps", "2") == 0
-    assert (planted / "pictures/000/00000.png").exists()
+    assert (planted / "images/000/00000.png").exists()
     assert (planted / "evaluations/000/evaluation.json").exists()
 
 
-def test_a_run_does_not_say_where_it_is_resumed(planted):
+@pytest.mark.slow
+def test_a_run_does_not_decide_where_it_is_resumed(planted):
     config = planted / "config.yaml"
     config.write_text(config.read_text().replace("output: ", "output: precious/run #", 1))
     assert settings_from(config, Config).train.output == "precious/run"
@@ -109,27 +123,29 @@ def test_a_run_does_not_say_where_it_is_resumed(planted):
     assert (planted / "checkpoints/step_00000003").exists()
 
 
-def test_names_of_classes_are_no_paths(planted):
-    """Of the first class, which is drawn, shown in the record, and exported."""
+@pytest.mark.slow
+def test_class_names_are_not_used_as_paths(planted):
+    """The first class is sampled, written to the record, and exported."""
     for file in (planted / "config.yaml", planted / "model/config.json"):
         text = file.read_text()
         file.write_text(text.replace('"0"', '"../precious/x"').replace("- '0'", "- ../precious/x"))
-    assert Run("run").config().conditions.class_names[0] == "../precious/x"
+    assert Run("run").config().class_names["label"][0] == "../precious/x"
     assert run(commands.sample, "run", "--num_images", "1", "--steps", "2", "--output", "out") == 0
-    assert json.loads(Path("out/metadata.jsonl").read_text())["class"] == "../precious/x"
+    assert json.loads(Path("out/metadata.jsonl").read_text())["label_name"] == "../precious/x"
     assert sorted(path.name for path in Path("out").iterdir()) == ["00000.png", "grid.png", "metadata.jsonl"]
     assert run(commands.export, "run", "exported", "--label", "../precious/x") == 0
 
 
-def test_checksums_name_no_file_elsewhere(planted, capsys):
+def test_checksums_of_files_elsewhere_are_refused(planted, capsys):
     sums = planted / "checkpoints/step_00000002/SHA256SUMS"
     sums.write_text(sums.read_text() + "0" * 64 + "  ../../../precious/file\n")
     assert run(commands.train, "--resume", "run", "--train.steps", "3") == 2
     assert "SHA256SUMS: damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["log.jsonl", ".lock", "curves.png", "samples/strip.png", "config.yaml"])
-def test_links_to_files_are_not_written_through(planted, file):
+def test_symbolic_links_are_not_written_through(planted, file):
     link, text = planted / file, Path("precious/file").read_text()
     if file == "config.yaml":                              # must be read first
         text = link.read_text()
@@ -141,7 +157,7 @@ def test_links_to_files_are_not_written_through(planted, file):
     Path("precious/file").write_text("precious")
 
 
-def test_foreign_weights_are_tensors_only(planted, capsys):
+def test_weights_of_others_are_loaded_as_tensors_only(planted, capsys):
     poison(Path("evil.pt"))
     options = ["--attention_order", "new", "--config", "configs/adm64.yaml"]
     assert run(commands.import_, "evil.pt", "back", *options) == 2
@@ -149,7 +165,8 @@ def test_foreign_weights_are_tensors_only(planted, capsys):
     assert run(commands.evaluate, "run", "--num_images", "3", "--features", "inception", "--weights", "evil.pt") == 2
 
 
-def test_a_diffusers_folder_runs_no_code_of_its_own(planted, capsys):
+@pytest.mark.slow
+def test_a_diffusers_folder_executes_no_code(planted, capsys):
     assert run(commands.export, "run", "folder", "--label", "7") == 0
     code = f"import pathlib; pathlib.Path({str(Path(MARK).absolute())!r}).touch()\nclass Evil: pass\n"
     for place in ("", "unet", "scheduler"):
@@ -170,7 +187,8 @@ def test_a_diffusers_folder_runs_no_code_of_its_own(planted, capsys):
     assert "not a DDPMPipeline folder with safetensors" in capsys.readouterr().err
 
 
-def test_a_data_set_runs_no_code_of_its_own(planted):
+@pytest.mark.slow
+def test_a_data_set_executes_no_code(planted):
     code = f"import pathlib; pathlib.Path({str(Path(MARK).absolute())!r}).touch()\n"
     for number in range(3):
         write_image(Path("photos") / f"{number}.png", "L", (8, 8), seed=number)
