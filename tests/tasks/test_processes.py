@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,6 +137,21 @@ def test_commands_of_one_process_refuse_a_launcher(in_a_new_folder, capsys, monk
     assert command in line
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert "launcher" not in mistake(capsys, commands.main, command, *argv)
+
+
+@pytest.mark.slow
+def test_a_finished_process_of_several_exits_without_destructors(in_a_new_folder):
+    """They abort about one training in fourteen, when everything is saved already."""
+    lines = ["import atexit", "from diffunet.cli.console import user_friendly"]
+    lines += ["atexit.register(print, 'destroyed')", "user_friendly(lambda argv: print('done') or 3)([])"]
+    for processes, expected in (("1", "done\ndestroyed\n"), ("2", "done\n")):
+        process = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)],
+            env=os.environ | {"WORLD_SIZE": processes, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert (process.returncode, process.stdout) == (3, expected)
 
 
 # ── entry points ──────────────────────────────────────────────────────────────────────────────────
