@@ -240,6 +240,9 @@ def test_describe_presets_files_and_runs(small, capsys):
 def test_mistakes_of_describe_are_one_line(small, capsys):
     for argv, expected in (
         (["unet2016"], "did you mean unet2015?"),
+        (["unet2015", "--size", "999999"], "--size: "),
+        (["unet3d", "--size", "99999"], "--size: "),
+        (["unet2015", "--size", "1000000000000000000000"], "--size: "),
         (["unet2015", "--size", "20"], "--size: an input of (20, 20) is too small; each side needs 188"),
         (["unet3d", "--size", "1,x"], "--size: expected one number, or several separated by commas (got 1,x)"),
         (["unet3d", "--size=-5"], "--size: each side must be at least 1 (got -5)"),

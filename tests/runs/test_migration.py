@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import mistake, run
+from helpers import mistake, run, write_image
 from PIL import Image
 
 from diffunet.cli import main as commands
@@ -129,6 +129,19 @@ def test_ema_is_reconstructed_before_resuming(old):
     kept = load_tensors(old / "checkpoints/step_00000030/average_0.1.safetensors")
     for name, tensor in kept.items():                      # snapshots are in half precision
         torch.testing.assert_close(after[name], tensor, atol=2e-3, rtol=0)
+
+
+def test_ema_with_real_images_of_another_shape_is_one_line(old, capsys):
+    before = (old / WEIGHTS).read_bytes()
+    few = ["--num_images", "10", "--steps", "2"]
+    for flags in (["--data.path", "photos", "--data.channels", "3"], ["--data.resolution", "16"]):
+        write_image(Path("photos/0.png"), "RGB", (8, 8))
+        for command, argv in ((commands.ema, ["old", "0.05", "0.1"]), (commands.evaluate, ["old"])):
+            line = mistake(capsys, command, *argv, *few, *flags)
+            assert line.startswith("--data: the run samples images of ")
+            assert line.endswith("; use matching images")
+    assert mistake(capsys, commands.ema, "old", "0.05", "0.1", *few, "--data.channels", "3").startswith("data: ")
+    assert (old / WEIGHTS).read_bytes() == before
 
 
 @pytest.mark.slow
