@@ -240,13 +240,16 @@ def test_describe_presets_files_and_runs(small, capsys):
 def test_mistakes_of_describe_are_one_line(small, capsys):
     for argv, expected in (
         (["unet2016"], "did you mean unet2015?"),
-        (["unet2015", "--size", "999999"], "--size: "),
-        (["unet3d", "--size", "99999"], "--size: "),
-        (["unet2015", "--size", "1000000000000000000000"], "--size: "),
+        (["unet2015", "--size", "999999"], "--size: size (999999, 999999): 999,998,000,001 positions; use at most"),
+        (["unet3d", "--size", "99999"], "positions; use at most"),
+        (["unet2015", "--size", "1000000000000000000000"], "positions; use at most"),
         (["unet2015", "--size", "20"], "--size: an input of (20, 20) is too small; each side needs 188"),
         (["unet3d", "--size", "1,x"], "--size: expected one number, or several separated by commas (got 1,x)"),
         (["unet3d", "--size=-5"], "--size: each side must be at least 1 (got -5)"),
-        (["ddpm_cifar10", "--conditions.label.type", "label"], "ddpm_cifar10: conditions.label.num_classes"),
+        (
+            ["ddpm_cifar10", "--conditions.label.type", "label"],
+            "ddpm_cifar10: conditions.label.num_classes: not set; give",
+        ),
         (["unet3d", "--size", "132,132"], "--size: x: expected shape (B, 3, D, H, W), got (1, 3, 132, 132)"),
         (["small.yml"], "small.yml: no such file; did you mean small.yaml?"),
         (["small.yaml", "--unet.preset", "adm64"], "did you mean adm_64?"),
@@ -268,7 +271,10 @@ def test_mistakes_are_one_line_and_exit_code_2(small, capsys):
         (["--unet.dropout", "1.5"], "--unet.dropout: input should be less than 1; got 1.5"),
         (["--data.path", "empty", "--data.resolution", "8"], "data.path: empty contains no images"),
         (["--data.path", "./nowhere"], "data.path: ./nowhere does not exist"),
-        (["--conditions.label.num_classes", "7"], "label.num_classes: 7, but digits has 10 classes; use 10 or null"),
+        (
+            ["--conditions.label.num_classes", "7"],
+            "conditions.label.num_classes: 7, but digits has 10 classes; use 10 or null",
+        ),
         (["--train.batch_size", "7"], "try 8"),
         (["--sample.sampler", "dpm+"], "did you mean dpm++?"),
         (["--train.log_with", "tensorbord"], "did you mean tensorboard?"),
@@ -288,7 +294,7 @@ def test_mistakes_at_sampling_leave_no_files(small, capsys):
         (["rum"], "rum: no such run folder; did you mean run?"),
         (["run", "--label", "eleven"], "label: eleven is not one of the 10 classes"),
         (["run", "--sampler", "dpm+"], "did you mean dpm++?"),
-        (["run", "--sampler", "ddim", "--steps", "30"], "try 25"),
+        (["run", "--sampler", "ddim", "--steps", "30"], "steps: ddim needs a divisor of 1000 (got 30); try 25"),
         (["run", "--num_images", "0"], "--num_images: input should be greater than or equal to 1; got 0"),
         (["run", "--output", "run"], "--output: run is not empty"),
         ([], "the following arguments are required: RUN"),
@@ -297,8 +303,8 @@ def test_mistakes_at_sampling_leave_no_files(small, capsys):
     assert not Path("run/images").exists()
     for few in ("1", "2"):
         line = mistake(capsys, commands.evaluate, "run", "--num_images", few)
-        assert "too few images to compare" in line
-        assert "at least 3 and 6 are needed" in line
+        found = f"got {few} samples and 1797 real images"
+        assert f"too few images to compare ({found}); at least 3 and 6 are needed" in line
     assert not Path("run/evaluations").exists()
     weights = Path("run/model/diffusion_pytorch_model.safetensors")
     assert load_tensors(weights)
