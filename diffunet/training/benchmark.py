@@ -50,16 +50,14 @@ class Throughput:
     """Operations per second of the fastest 3×3 convolution, in the precision of the training."""
 
 
-@dataclass
 class SameBatch:
     """A data set that returns one batch forever."""
 
-    data: TrainingData
-    batch: dict[str, Tensor] | None = None
     workers = 0
 
-    def __post_init__(self):
-        self.device, self.fingerprint = self.data.device, self.data.fingerprint
+    def __init__(self, data: TrainingData):
+        self.data, self.batch = data, None
+        self.device, self.fingerprint, self.prepare = data.device, data.fingerprint, data.prepare
 
     def __len__(self) -> int:
         return len(self.data)
@@ -67,9 +65,6 @@ class SameBatch:
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         self.batch = self.batch or self.data.__getitems__(indices)
         return self.batch
-
-    def prepare(self, batch: dict[str, Tensor], rng: BatchRNG) -> dict[str, Tensor]:
-        return self.data.prepare(batch, rng)
 
 
 def measure(

@@ -140,35 +140,28 @@ def _file(checkpoint: Path, name: str) -> Path:
 
 def _pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's moments by "parameter:moment"."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    from torch.distributed.checkpoint import state_dict as dcp
 
-    state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))["state"]
+    state = dcp.get_optimizer_state_dict(model, optimizer, options=dcp.StateDictOptions(full_state_dict=True))["state"]
     return {f"{name}:{key}": value for name, moments in state.items() for key, value in moments.items()}
 
 
 def _unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, source: Path) -> None:
-    from torch.distributed.checkpoint.state_dict import (
-        StateDictOptions,
-        get_optimizer_state_dict,
-        set_optimizer_state_dict,
-    )
+    """Load what `_pack` returned. Raise UserError if the parameters are not the model's."""
+    from torch.distributed.checkpoint import state_dict as dcp
 
+    if not tensors:                                        # saved before the first step that was not skipped
+        return
     parameters = dict(model.named_parameters())
-    moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    if {label.rpartition(":")[0] for label in tensors} != set(parameters):
+        raise UserError(f"{source}/{OPTIMIZER}.safetensors: does not match the network")
+    options = dcp.StateDictOptions(full_state_dict=True)
+    state = dcp.get_optimizer_state_dict(model, optimizer, options=options)
+    state["state"] = defaultdict(dict)
     for label, tensor in tensors.items():
         name, _, key = label.rpartition(":")
-        moments[name][key] = tensor
-    if not moments:                                        # saved before the first step that was not skipped
-        return
-    if set(moments) != set(parameters):
-        raise UserError(f"{source}/{OPTIMIZER}.safetensors: does not match the network")
-    options = StateDictOptions(full_state_dict=True)
-    state = {
-        name: {key: _with_strides_of(parameters[name], tensor) for key, tensor in of_one.items()}
-        for name, of_one in moments.items()
-    }
-    groups = get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
-    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+        state["state"][name][key] = _with_strides_of(parameters[name], tensor)
+    dcp.set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
 def _with_strides_of(parameter: Tensor, moment: Tensor) -> Tensor:

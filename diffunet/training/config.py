@@ -1,4 +1,4 @@
-"""How to train: the section `train` of a configuration, and which steps do more than train."""
+"""The section `train` of a configuration, and the actions due after each step."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..core.settings import Settings
 
 @dataclass(frozen=True)
 class Due:
-    """What follows a step."""
+    """The actions due after a step."""
 
     log: bool
     checkpoint: bool
@@ -75,7 +75,7 @@ class TrainConfig(Settings):
         return min(self.ema_decay, (1 + step) / (10 + step))
 
     def due_after(self, step: int, stopping: bool, retry_checkpoint: bool) -> Due:
-        """Return what follows when `step` steps are done. A failed checkpoint is retried with each line of the log."""
+        """Return the actions due after `step` steps. A failed checkpoint is retried with each line of the log."""
         last = step == self.steps
         preview = last or step % self.preview_every == 0
         log = last or stopping or preview or step % self.log_every == 0

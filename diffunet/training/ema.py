@@ -58,7 +58,7 @@ def power_ema_rate(std: float) -> Callable[[int], float]:
 def posthoc_coefficients(steps: list[int], last: int, std: float) -> dict[tuple[int, float], float]:
     """Return the coefficient of each snapshot, `(step, its length)`, for an average of length `std` over `last` steps.
 
-    The least-squares solution for the profiles, with coefficients that sum to 1 (EDM2, algorithm 3).
+    This is the least-squares fit of the profiles with coefficients that sum to 1 (EDM2, algorithm 3).
     """
     parts = [(step, kept) for step in steps for kept in STDS]
     gamma = np.array([std_to_gamma(kept) for _, kept in parts])
@@ -73,7 +73,7 @@ def posthoc_coefficients(steps: list[int], last: int, std: float) -> dict[tuple[
 
 
 def _profile_dot_product(gamma_a, end_a, gamma_b, end_b):
-    """The integral of the product of two profiles (gamma + 1) t^gamma / end^(gamma + 1) on [0, end]."""
+    """Return the integral of the product of two profiles (gamma + 1) t^gamma / end^(gamma + 1) on [0, end]."""
     both = gamma_a + gamma_b + 1
     scale = (gamma_a + 1) * (gamma_b + 1) / both
     common = np.minimum(end_a, end_b)
@@ -119,16 +119,13 @@ def posthoc_ema(folder: Path, std: float, until: float = 1.0) -> dict[str, Tenso
                 mixed[name] = mixed.get(name, 0) + coefficient * tensor.double()
             else:
                 mixed[name] = tensor
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in mixed.items()}
+    return _in_fp32(mixed)
 
 
 def snapshot_near(folder: Path, share: float) -> dict[str, Tensor] | None:
     """Return the shorter average closest to this share of the training so far; None before the first snapshot."""
     snapshots = list_snapshots(folder)
-    if not snapshots:
-        return None
-    found = _of_length(snapshots[_nearest(snapshots, share)], min(STDS))
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+    return _in_fp32(_of_length(snapshots[_nearest(snapshots, share)], min(STDS))) if snapshots else None
 
 
 def _nearest(snapshots: dict[int, Path], share: float) -> int:
@@ -136,6 +133,9 @@ def _nearest(snapshots: dict[int, Path], share: float) -> int:
 
 
 def _of_length(snapshot: Path, std: float) -> dict[str, Tensor]:
-    prefix = f"{std}:"
-    tensors = load_tensors(snapshot)
+    tensors, prefix = load_tensors(snapshot), f"{std}:"
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _in_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

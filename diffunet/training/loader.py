@@ -83,7 +83,7 @@ def _load(
     loader = DataLoader(
         data,
         batch_sampler=(order.batch(step)[place].tolist() for step in steps for place in positions),
-        collate_fn=_identity,
+        collate_fn=dict,                                       # `__getitems__` returns whole batches
         num_workers=data.workers,
         worker_init_fn=_ignore_sigint,
         pin_memory=pin_memory,
@@ -99,10 +99,6 @@ def _is_worker_crash(error: Exception) -> bool:
     """Return whether a worker is gone, by its own report or by a broken connection, rather than raised an error."""
     raised_in_worker = str(error).startswith("Caught ")
     return "DataLoader worker (pid" in str(error) if isinstance(error, RuntimeError) else not raised_in_worker
-
-
-def _identity(batch):
-    return batch
 
 
 def _ignore_sigint(worker: int) -> None:

@@ -14,7 +14,6 @@ from ..core.storage import append_line, atomic_write
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
 RENAMED = {
     "held_out_loss": "val_loss",
     "seen_loss": "train_eval_loss",
@@ -23,7 +22,7 @@ RENAMED = {
     "drawn_images": "sampled_images",
     "health_seconds": "monitor_seconds",
 }
-"""Beginnings of names in the logs of runs of format 1, and today's."""
+"""Prefixes of names in the logs of runs of format 1, and today's."""
 
 
 class Log:
@@ -77,7 +76,5 @@ def read_log(file: Path) -> list[dict[str, float]]:
 
 
 def _renamed(name: str) -> str:
-    for former, today in RENAMED.items():
-        if name.startswith(former):
-            return today + name.removeprefix(former)
-    return name
+    former = next(filter(name.startswith, RENAMED), "")
+    return RENAMED.get(former, "") + name.removeprefix(former)

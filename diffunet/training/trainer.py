@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 NON_FINITE_LIMIT = 10
 """Training stops after this many consecutive steps with a loss or gradient that is not finite."""
+SLOW_STEP = 2.0
+"""Seconds; of slower steps the first two are enough for an estimate."""
 
 
 class Trainer:
@@ -79,7 +81,7 @@ class Trainer:
         self._seconds = 0.0                                    # spent in steps since then
         self.spent = {"steps": 0.0, "previews": 0.0}           # seconds in all, of this process
         self._failing_writes: set[str] = set()
-        self._checkpoint_pending = False                       # whether one failed, in any process
+        self._checkpoint_pending = False                       # whether a save failed, in any process
 
     @property
     def skipped(self) -> int:
@@ -138,23 +140,21 @@ class Trainer:
         """
         batches = self._batches()
 
-        def step_seconds() -> float:
-            started = time.monotonic()
-            self._train_step(next(batches))
-            self.step += 1
-            synchronize(self.accelerator.device)
-            return time.monotonic() - started
-
-        def agreed(took: list[float]) -> float:
+        def median_of(steps: int) -> float:
+            took = []
+            for _ in range(steps):
+                started = time.monotonic()
+                self._train_step(next(batches))
+                self.step += 1
+                synchronize(self.accelerator.device)
+                took.append(time.monotonic() - started)
             median = torch.tensor(statistics.median(took), device=self.accelerator.device)
             return float(self.accelerator.reduce(median, "mean"))
 
         with explained(self._situation):
-            first = agreed([step_seconds()])                   # warms up
-            if first > SLOW_STEP:
-                return agreed([step_seconds()])
-            first = agreed([step_seconds() for _ in range(3)])
-            return agreed([step_seconds() for _ in range(3 + int(seconds / first))])
+            if median_of(1) > SLOW_STEP:                       # the first step warms up
+                return median_of(1)
+            return median_of(3 + int(seconds / median_of(3)))
 
     def _check_finite(self) -> None:
         if self._non_finite_in_a_row >= NON_FINITE_LIMIT:
@@ -223,7 +223,7 @@ class Trainer:
         return slice(place * self.micro_batch_size, (place + 1) * self.micro_batch_size)
 
     def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
-        """One optimizer step; skipped and counted if its gradient is not finite."""
+        """Make one optimizer step; it is skipped and counted if its gradient is not finite."""
         from accelerate.utils import send_to_device
 
         config, accelerator = self.config, self.accelerator
@@ -234,7 +234,8 @@ class Trainer:
             torch.manual_seed(seed_for(config.seed, self.step, positions.start, 2))            # for dropout
             rng = BatchRNG.at(config.seed, self.step, positions, self.batch_size, accelerator.device)
             batch = self.data.prepare(send_to_device(batch, accelerator.device, non_blocking=True), rng)
-            with self._no_sync_before(part, micro_batches):
+            last = part == len(micro_batches) - 1              # only then do processes exchange gradients
+            with nullcontext() if last else accelerator.no_sync(self.model):
                 losses = self.objective.loss(self.model, rng=rng, **batch)
                 accelerator.backward(losses["loss"].mean() / len(micro_batches))
             for name, values in losses.items():
@@ -242,7 +243,7 @@ class Trainer:
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         broken = ~norm.detach().isfinite()
         if not accelerator.scaler:                             # which skips by itself, and adapts
-            skip_step_if(self.optimizer.optimizer, broken)
+            self.optimizer.optimizer.found_inf = broken.float()    # a fused optimizer skips without a host sync
         self.optimizer.step()
         self.optimizer.zero_grad()
         for average in (self.ema, *self.posthoc.values()):
@@ -250,10 +251,6 @@ class Trainer:
         self.log.count("grad_norm", norm.detach().reshape(1))
         self._skipped += broken
         self._non_finite_in_a_row = (self._non_finite_in_a_row + 1) * broken
-
-    def _no_sync_before(self, part: int, micro_batches: list) -> AbstractContextManager:
-        """Gradients are exchanged with the last micro-batch only."""
-        return self.accelerator.no_sync(self.model) if part < len(micro_batches) - 1 else nullcontext()
 
     def _log(self, seen: dict[str, float]) -> dict[str, float]:
         """Write the means since the last line, and the numbers of a preview. Empty in all but the main process."""
@@ -302,7 +299,7 @@ class Trainer:
     def resume(self, checkpoint: Path | None = None, force: bool = False) -> None:
         """Restore a checkpoint, or the newest, or the start if there is none; the same one in all processes.
 
-        The main process chooses, so it is the one to hold the run's lock. What came later is removed. Raise UserError
+        The main process chooses, so it is the one to hold the run's lock, and removes everything later. Raise UserError
         if the checkpoint is damaged or does not fit or, without `force`, if it was trained on other data.
         """
 
@@ -355,15 +352,6 @@ class Trainer:
             "precision": self.accelerator.mixed_precision,
             "torch": torch.__version__,
         }
-
-
-SLOW_STEP = 2.0
-"""Seconds; of slower steps the first two are enough for an estimate."""
-
-
-def skip_step_if(optimizer: torch.optim.Optimizer, broken: Tensor) -> None:
-    """Make the next step of a fused optimizer a no-op where `broken` is true, without waiting for the device."""
-    optimizer.found_inf = broken.float()
 
 
 def _batch_sizes(config: TrainConfig, processes: int) -> tuple[int, int]:
