@@ -110,9 +110,9 @@ class VectorEmbedding(nn.Module):
         if numbers is None:
             return Conditioning(vector=self.nothing)
         vector = self.mlp(numbers)
-        return Conditioning(
-            vector=vector if keep_mask is None else torch.where(keep_mask[:, None], vector, self.nothing)
-        )
+        if keep_mask is not None:
+            vector = torch.where(keep_mask[:, None], vector, self.nothing)
+        return Conditioning(vector=vector)
 
 
 class AugmentationEmbedding(nn.Module):
@@ -134,9 +134,7 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.project = nn.Linear(width, token_dim)
 
-    def forward(
-        self, tokens: Tensor | tuple[Tensor, Tensor] | None, keep_mask: Tensor | None = None
-    ) -> Conditioning:
+    def forward(self, tokens: Tensor | tuple[Tensor, Tensor] | None, keep_mask: Tensor | None = None) -> Conditioning:
         """tokens: (B, N, width), alone or with the encoder's attention mask, (B, N), zero for padding.
 
         keep_mask: (B,) bool, False drops all tokens of an example: they are masked out.

@@ -123,13 +123,19 @@ class UNetConfig(Settings):
         in_channels = self.levels[0].channels if residual else self.in_channels + self.plane_channels
         return _plan_levels(self.levels, in_channels, self.skips)
 
+    @property
+    def max_stride(self) -> int:
+        """Input positions per position of the coarsest level, along an axis."""
+        return 2 ** (len(self.levels) - 1)
+
     def attention_channels(self) -> set[int]:
         """Return the widths at which there is attention."""
         plan = self.plan()
         attended = [here for here, level in zip(plan, self.levels, strict=True) if level.attention]
         widths = {width for here in attended for stack in (*here.down, *here.up) for width in stack.widths}
-        middle = plan and self.middle_attention and self.middle_blocks > 1
-        return widths | ({plan[-1].down_channels} if middle else set())
+        if plan and self.middle_attention and self.middle_blocks > 1:
+            widths.add(plan[-1].down_channels)
+        return widths
 
     def num_heads(self, channels: int) -> int:
         """Return the number of attention heads at this width."""

@@ -59,7 +59,7 @@ def receptive_fields(config: UNetConfig) -> dict[str, int]:
     probe, coarsest = build_probe(config), len(config.levels) - 1
     depths = {f"{way}.{depth}": depth for way in ("down", "up") for depth in range(coarsest + 1)}
     depths |= {"middle": coarsest, "output": 0}
-    period = 2**coarsest
+    period = config.max_stride
     side = min_input_size(config) + 2 * period
     while True:
         poisoned = torch.zeros(period, 1, side, dtype=torch.float64)
@@ -80,22 +80,18 @@ def _widest(reach: Tensor, period: int, positions: int) -> int:
     return int(max(field.max() - field.min() for field in fields)) + 1
 
 
-def probe_config(config: UNetConfig) -> UNetConfig:
+def build_probe(config: UNetConfig) -> UNet:
     """Return the same convolutions and resamplings along one axis, in one channel, without norms and attention.
 
-    Sizes and receptive fields are the same as those of the network along each of its axes.
+    Sizes and receptive fields are the same as those of the network along each of its axes. The probe is in fp64: in
+    fast fp32 kernels a NaN spreads to unrelated positions.
     """
     ones = [[(1,) * sum(len(stack.widths) for stack in way) for way in (here.down, here.up)] for here in config.plan()]
     levels = [LevelConfig(channels=1, down=down, up=up) for down, up in ones]
     kept = {name: getattr(config, name) for name in ("padding", "block", "skips", "resampling", "middle_blocks")}
     alone = {"in_channels": 1, "out_channels": 1, "dims": 1, "norm": "none", "middle_attention": False}
-    return UNetConfig.model_validate({"levels": levels, **alone, **kept})
-
-
-def build_probe(config: UNetConfig) -> UNet:
-    """Return the network of `probe_config` in fp64: in fast fp32 kernels a NaN spreads to unrelated positions."""
     with torch.device("cpu"), torch.random.fork_rng([]):                          # leaves the global generator as it is
-        return UNet(probe_config(config)).double()
+        return UNet(UNetConfig.model_validate({"levels": levels, **alone, **kept})).double()
 
 
 # ── cost ──────────────────────────────────────────────────────────────────────────────────────────
@@ -153,14 +149,9 @@ def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
     if config.middle_blocks:
         parts.append(part("middle", "middle", paths[-1]))
     whole = part("network", "output", "")
-    ends = replace(
-        whole,
-        name="stem, head",
-        attention=False,
-        parameters=whole.parameters - sum(p.parameters for p in parts),
-        flops=whole.flops - sum(p.flops for p in parts),
-    )
-    return [*parts, ends, whole]
+    parameters, operations = (sum(getattr(p, key) for p in parts) for key in ("parameters", "flops"))
+    rest = {"parameters": whole.parameters - parameters, "flops": whole.flops - operations}
+    return [*parts, replace(whole, name="stem, head", attention=False, **rest), whole]
 
 
 def _parameters(module: nn.Module) -> int:

@@ -26,13 +26,17 @@ Norm = Callable[[int], nn.Module]
 # ── convolutions, pools and norms by dimension and border ─────────────────────────────────────────
 
 
+def by_dims(name: str, dims: int) -> Callable[..., nn.Module]:
+    """Return the layer of `torch.nn` for `dims` spatial axes, such as Conv2d."""
+    return getattr(nn, f"{name}{dims}d")
+
+
 def convolution(
     dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
 ) -> nn.Module:
     """Return a convolution over `dims` axes; `"same"` keeps the size (at stride 1), `"valid"` is unpadded."""
     border = kernel_size // 2 if padding == "same" else 0
-    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
-    return xavier_(layer(in_channels, out_channels, kernel_size, stride, border))
+    return xavier_(by_dims("Conv", dims)(in_channels, out_channels, kernel_size, stride, border))
 
 
 def transposed_convolution(
@@ -43,31 +47,14 @@ def transposed_convolution(
     It doubles the size, except for kernel 3 and `"valid"`: the last position, which would depend on only one of its two
     neighbors, is then omitted.
     """
-    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
     border, output_padding = (kernel_size - 1) // 2, kernel_size % 2 if padding == "same" else 0
+    layer = by_dims("ConvTranspose", dims)
     return kaiming_(layer(in_channels, out_channels, kernel_size, 2, border, output_padding, bias=bias))
-
-
-def max_pool(dims: int) -> nn.Module:
-    return (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1](2)
-
-
-def average_pool(dims: int) -> nn.Module:
-    return (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](2)
 
 
 def group_norm(groups: int, eps: float, channels: int) -> nn.GroupNorm:
     """Return a group norm (Wu & He 2018); with fewer groups where `groups` does not divide the channels."""
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
-
-
-def batch_norm(dims: int, eps: float, channels: int) -> nn.Module:
-    """Return a batch norm (Ioffe & Szegedy 2015)."""
-    return (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1](channels, eps)
-
-
-def no_norm(channels: int) -> nn.Module:
-    return nn.Identity()
 
 
 def xavier_(layer: L) -> L:
@@ -168,13 +155,7 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        conv: Conv,
-        norm: Norm,
-        modulated: Norm,
-        dropout: float,
+        self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float,
         resize: nn.Module | None = None,
     ):
         super().__init__()
@@ -184,12 +165,10 @@ class ResidualBlock(nn.Module):
         self.modulated = modulated(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zero_init(conv(out_channels, out_channels))
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else conv(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        h = self.conv_1(self.resize(F.silu(self.norm(x))))
-        h = self.modulated(h, cond.vector)
+        h = self.modulated(self.conv_1(self.resize(F.silu(self.norm(x)))), cond.vector)
         h = self.conv_2(self.dropout(F.silu(h)))
         return center_crop(self.shortcut(self.resize(x)), h) + h
 
@@ -197,9 +176,7 @@ class ResidualBlock(nn.Module):
 class PlainBlock(nn.Module):
     """A convolution and ReLU; two of them are the double convolution of the first U-Nets (2015, 2016)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float
-    ):
+    def __init__(self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float):
         super().__init__()
         self.conv = kaiming_(conv(in_channels, out_channels))
         self.modulated = modulated(out_channels)
@@ -232,10 +209,6 @@ class IgnoreCond(nn.Module):
 # ── attention ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _flatten_spatial(x: Tensor) -> Tensor:
-    return rearrange(x, "b c ... -> b (...) c")
-
-
 def _attention(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, like: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return attention of the queries, (B, heads, N, D), projected and in the shape of the feature map, (B, C, *S)."""
     h = rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b heads n d -> b n (heads d)")
@@ -253,7 +226,7 @@ class SelfAttention(nn.Module):
         self.to_out = zero_init(xavier_(nn.Linear(channels, channels)))
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        qkv = self.to_qkv(_flatten_spatial(self.norm(x)))
+        qkv = self.to_qkv(rearrange(self.norm(x), "b c ... -> b (...) c"))
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
         return x + _attention(q, k, v, self.to_out, x)
 
@@ -272,7 +245,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         if cond.tokens is None:
             return x
-        q = rearrange(self.to_q(_flatten_spatial(self.norm(x))), "b n (heads d) -> b heads n d", heads=self.heads)
+        queries = self.to_q(rearrange(self.norm(x), "b c ... -> b (...) c"))
+        q = rearrange(queries, "b n (heads d) -> b heads n d", heads=self.heads)
         k, v = rearrange(self.to_kv(cond.tokens), "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
         k, v = k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)
         if cond.token_mask is None:

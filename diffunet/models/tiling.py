@@ -34,11 +34,7 @@ class Tiled(nn.Module):
     """
 
     def __init__(
-        self,
-        unet: UNet,
-        tile: int | tuple[int, ...],
-        overlap: int | None = None,
-        progress: Callable = no_progress,
+        self, unet: UNet, tile: int | tuple[int, ...], overlap: int | None = None, progress: Callable = no_progress
     ):
         super().__init__()
         dims = unet.config.dims
@@ -54,7 +50,7 @@ class Tiled(nn.Module):
         self.reflects = unet.config.padding == "valid"
         if overlap is None:
             overlap = 0 if self.reflects else min(self.tile) // 4
-        self.grid = _grid(unet)
+        self.grid = unet.config.max_stride
         self.step = [(n - overlap) // self.grid * self.grid for n in self.output_size]
         if min(self.step) < self.grid:
             most = min(self.output_size) - self.grid
@@ -127,22 +123,18 @@ def valid_tile_sizes(unet: UNet, least: int, most: int) -> list[int]:
     return [side for side in range(max(least, unet.min_input_size), most + 1) if _is_even(unet, side)]
 
 
-def _grid(unet: UNet) -> int:
-    """Return the number of input positions per position of the coarsest level, along an axis."""
-    return 2 ** (len(unet.config.levels) - 1)
-
-
 def _is_even(unet: UNet, side: int) -> bool:
+    grid = unet.config.max_stride
     if unet.config.padding == "same":
-        return side % _grid(unet) == 0
+        return side % grid == 0
     output, shorter = output_side(unet.config, side), output_side(unet.config, side - 1)
-    return output >= _grid(unet) and output > max(shorter, 0)                     # else the last position is unused
+    return output >= grid and output > max(shorter, 0)                            # else the last position is unused
 
 
 def _check_even(unet: UNet, side: int) -> None:
     if side >= unet.min_input_size and _is_even(unet, side):
         return
-    near = max(side, unet.min_input_size)
-    valid = valid_tile_sizes(unet, near - 2 * _grid(unet), near + 2 * _grid(unet))
+    near, reach = max(side, unet.min_input_size), 2 * unet.config.max_stride
+    valid = valid_tile_sizes(unet, near - reach, near + reach)
     nearest = sorted(sorted(valid, key=lambda other: abs(other - side))[:2])
     raise ValueError(f"tile {side}: some level would not halve it evenly; nearest valid sides: {nearest}")

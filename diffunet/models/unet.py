@@ -34,12 +34,7 @@ class Level(nn.Module):
     """
 
     def __init__(
-        self,
-        enter: nn.Module,
-        down: Sequence[nn.Module],
-        inner: nn.Module,
-        up: Sequence[nn.Module],
-        exit: nn.Module,
+        self, enter: nn.Module, down: Sequence[nn.Module], inner: nn.Module, up: Sequence[nn.Module], exit: nn.Module,
         run: Callable[..., Any] = call,
     ):
         super().__init__()
@@ -75,15 +70,14 @@ class UNet(nn.Module):
             raise ValueError("levels: empty; give at least one level")
         self.config = config
         plan, conv, norm = config.plan(), _conv(config), _norm(config)
-        if config.block == "residual":
-            self.stem = conv(config.in_channels + config.plane_channels, plan[0].in_channels)
-            self.body = _build_level(config, plan, 0)
-            last = layers.zero_init(conv(plan[0].out_channels, config.out_channels))
-            self.head = nn.Sequential(norm(plan[0].out_channels), nn.SiLU(), last)
+        residual, in_channels, width = config.block == "residual", plan[0].in_channels, plan[0].out_channels
+        self.stem = conv(config.in_channels + config.plane_channels, in_channels) if residual else nn.Identity()
+        self.body = _build_level(config, plan, 0)
+        if residual:
+            last = layers.zero_init(conv(width, config.out_channels))
+            self.head = nn.Sequential(norm(width), nn.SiLU(), last)
         else:
-            self.stem = nn.Identity()
-            self.body = _build_level(config, plan, 0)
-            self.head = conv(plan[0].out_channels, config.out_channels, 1)
+            self.head = conv(width, config.out_channels, 1)
         self.min_input_size = min_input_size(config)
 
     @property
@@ -99,8 +93,7 @@ class UNet(nn.Module):
             x = torch.cat([x, cond.planes.expand(len(x), -1, *size)], dim=1)
         if self.config.padding == "valid":
             return self.head(self.body(self.stem(x), cond))
-        h = self.head(self.body(self.stem(self._padded(x)), cond))
-        return h[(..., *map(slice, size))]
+        return self.head(self.body(self.stem(self._padded(x)), cond))[(..., *map(slice, size))]
 
     def output_size(self, *size: int) -> tuple[int, ...]:
         """Return the sides of the output for an input with these sides. Raise ValueError if they are too small."""
@@ -109,8 +102,7 @@ class UNet(nn.Module):
 
     def _padded(self, x: Tensor) -> Tensor:
         """Return x padded at its ends, by replication, until every level halves evenly."""
-        multiple = 2 ** (len(self.config.levels) - 1)
-        spare = [-size % multiple for size in x.shape[2:]]
+        spare = [-size % self.config.max_stride for size in x.shape[2:]]
         border = [n for extra in reversed(spare) for n in (0, extra)]
         return F.pad(x, border, mode="replicate") if any(spare) else x
 
@@ -138,8 +130,7 @@ def _broadcastable(shape: tuple[int, ...] | None, expected: tuple[int, ...] | No
     """Return whether planes fit: the expected shape, or 1 along the batch or a spatial axis."""
     if shape is None or expected is None or len(shape) != len(expected):
         return shape == expected
-    same = [a == b for a, b in zip(shape, expected, strict=True)]
-    return same[1] and all(agree or side == 1 for agree, side in zip(same, shape, strict=True))
+    return shape[1] == expected[1] and all(side in (1, full) for side, full in zip(shape, expected, strict=True))
 
 
 # ── building the parts of a config ────────────────────────────────────────────────────────────────
@@ -187,11 +178,11 @@ def _build_downsample(config: UNetConfig, channels: int) -> nn.Module:
         case "conv_end_padded":
             return layers.DownsampleEndPadded(channels, config.dims)
         case "pool" | "pool_relu":
-            return layers.IgnoreCond(layers.max_pool(config.dims))
+            return layers.IgnoreCond(layers.by_dims("MaxPool", config.dims)(2))
         case "average":
-            return layers.IgnoreCond(layers.average_pool(config.dims))
+            return layers.IgnoreCond(layers.by_dims("AvgPool", config.dims)(2))
         case "residual":
-            pool = layers.average_pool(config.dims)
+            pool = layers.by_dims("AvgPool", config.dims)(2)
             return layers.ResidualBlock(channels, channels, _conv(config), resize=pool, **_block_parts(config))
 
 
@@ -221,9 +212,9 @@ def _norm(config: UNetConfig) -> layers.Norm:
         case "group":
             return partial(layers.group_norm, config.norm_groups, config.norm_eps)
         case "batch":
-            return partial(layers.batch_norm, config.dims, config.norm_eps)
+            return partial(layers.by_dims("BatchNorm", config.dims), eps=config.norm_eps)
         case "none":
-            return layers.no_norm
+            return nn.Identity
 
 
 def _block_parts(config: UNetConfig) -> dict[str, Any]:
