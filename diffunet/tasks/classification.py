@@ -1,9 +1,10 @@
 """Training a classifier of small images, whose features `diffunet evaluate` can use."""
 
+from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
-from torch import nn
 
 from ..core.errors import UserError
 from ..core.runtime import RuntimeConfig
@@ -18,12 +19,9 @@ from ..evaluation.classifier import (
     save_classifier,
 )
 from ..runs.config import RunConfig
-from ..runs.run import Run
 from ..training.config import TrainConfig
 from .fit import make_accelerator
 from .task import Task
-
-LABEL = "label"
 
 
 class ClassificationConfig(RunConfig):
@@ -60,13 +58,13 @@ def classification(config: ClassificationConfig) -> Task:
     """Return the task of training a classifier. Raise UserError if the data have no classes, or none to test on."""
     accelerator = make_accelerator(config.train)
     if config.train.batch_size != "auto":
-        parts = accelerator.num_processes * config.train.gradient_accumulation_steps
-        if (size := config.train.batch_size // parts) < 2:
+        size = config.train.batch_size // (accelerator.num_processes * config.train.gradient_accumulation_steps)
+        if size < 2:
             needed = "batch norm needs at least 2 images per micro-batch"
             raise UserError(f"train.batch_size: {needed} (got {size}); raise it")
-    labels = {LABEL: config.label_column}
+    labels = {"label": config.label_column}
     images = load_images(config.data, labels, log=accelerator.print)
-    if LABEL not in images.labels:
+    if "label" not in images.labels:
         raise UserError(f"label_column: {config.data.path} has no classes to learn")
     training, test = images.split_held_out()
     config = config.model_copy(update={"data": images.config})
@@ -76,29 +74,19 @@ def classification(config: ClassificationConfig) -> Task:
     if not len(test):
         raise UserError("data.held_out: no image is held out to test on; raise it, or set --test_split")
     batch = test.__getitems__(list(range(len(test))))
-    pixels, classes = normalize(batch["image"], images.config.bit_depth), batch[LABEL]
-    shape = [images.config.channels, *images.config.size]
-    network = ClassifierConfig(shape=shape, class_names=images.class_names[LABEL], blocks=config.blocks)
-    run = Run(config.train.output)
-
-    def build(train: TrainConfig) -> nn.Module:
-        from accelerate.utils import set_seed
-
-        set_seed(train.seed)
-        return Classifier(network)
-
-    def report(ema: nn.Module) -> str:
-        accuracy = accuracy_of(ema, pixels, classes)
-        return f"{run.folder}: accuracy {100 * accuracy:.2f} % on {len(classes):,} images not trained on"
-
+    pixels = normalize(batch["image"], images.config.bit_depth)
+    accuracy = partial(accuracy_of, images=pixels, labels=batch["label"])
+    shape, class_names = [images.config.channels, *images.config.size], images.class_names["label"]
+    network = ClassifierConfig(shape=shape, class_names=class_names, blocks=config.blocks)
+    folder = Path(config.train.output)
     return Task(
         config=config,
         accelerator=accelerator,
-        build_model=build,
+        build_model=lambda train: Classifier(network),
         objective=ClassificationLoss(),
         data=training.to(accelerator.device),
-        preview=lambda step, ema: {"test_accuracy": accuracy_of(ema, pixels, classes)},
-        publish=lambda ema: save_classifier(ema, accuracy_of(ema, pixels, classes), run.folder),
-        summary=f"{len(training):,} images to train on, {len(test):,} to test on, {len(network.class_names)} classes",
-        report=report,
+        preview=lambda step, ema: {"test_accuracy": accuracy(ema)},
+        publish=lambda ema: save_classifier(ema, accuracy(ema), folder),
+        summary=f"{len(training):,} images to train on, {len(test):,} to test on, {len(class_names)} classes",
+        report=lambda ema: f"{folder}: accuracy {100 * accuracy(ema):.2f} % on {len(test):,} images not trained on",
     )

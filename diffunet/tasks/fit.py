@@ -4,6 +4,7 @@ import os
 import signal
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,24 +36,23 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
     accelerator, log = task.accelerator, task.accelerator.print
     config = _with_batch_size(task)
     if not start.previous:
-        config = resolve_schedule(config, lambda train: _trainer(task, train), log)
+        config = resolve_schedule(config, partial(_trainer, task), log)
     trainer = _trainer(task, config)
     with ExitStack() as lock:
-        from_main(accelerator, lambda: lock.enter_context(start.run.lock()) and None)
+        from_main(accelerator, lambda: lock.enter_context(start.run.lock()))
         if start.previous:
             trainer.resume(start.checkpoint, start.force)
-        if start.previous and trainer.step == config.steps:
-            log(f"{start.run.folder}: complete at step {trainer.step}; a larger --train.steps continues it")
-            accelerator.end_training()
-            return None
-        if start.previous:
-            _log_resumed(task, start.previous, config, trainer)
+            if trainer.step == config.steps:
+                log(f"{start.run.folder}: complete at step {trainer.step}; a larger --train.steps continues it")
+                accelerator.end_training()
+                return None
+            _log_resumed(trainer, start.previous)
         if accelerator.is_main_process:
             recorded = task.config.model_copy(update={"train": config})
             start.run.create(recorded, start.overwrite and not start.previous)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard" if config.log_with == "tensorboard" else "diffunet")
-        _log_beginning(task, config, trainer)
+        _log_beginning(task, trainer)
         ended_by = trainer.fit()
     accelerator.end_training()
     if ended_by:
@@ -67,11 +67,7 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
 def benchmark(task: Task) -> tuple[Throughput, TrainConfig]:
     """Measure the speed and memory of a task without writing anything; also return its resolved `train` section."""
     config = _with_batch_size(task)
-
-    def trainer_for(train: TrainConfig, data: TrainingData) -> Trainer:
-        return _trainer(task, train, data)
-
-    return measure(trainer_for, config, task.data, BENCHMARK_SECONDS, task.accelerator.print), config
+    return measure(partial(_trainer, task), config, task.data, BENCHMARK_SECONDS, task.accelerator.print), config
 
 
 def make_accelerator(config: TrainConfig) -> "Accelerator":
@@ -109,7 +105,10 @@ def _tracker(name: str | None) -> str | None:
 
 
 def _trainer(task: Task, config: TrainConfig, data: TrainingData | None = None) -> Trainer:
+    from accelerate.utils import set_seed
+
     task.accelerator.free_memory()
+    set_seed(config.seed)
     return Trainer(
         config,
         task.build_model(config),
@@ -122,17 +121,17 @@ def _trainer(task: Task, config: TrainConfig, data: TrainingData | None = None) 
 
 
 def _with_batch_size(task: Task) -> TrainConfig:
-    """The `train` section with `batch_size: auto` resolved."""
+    """Return the section `train` with `batch_size: auto` resolved."""
     config = task.config.train
     if config.batch_size != "auto":
         return config
-    size = largest_batch(lambda train, data: _trainer(task, train, data), config, task.data)
+    size = largest_batch(partial(_trainer, task), config, task.data)
     task.accelerator.print(f"train.batch_size: {size}, the largest that fits into memory")
     return config.model_copy(update={"batch_size": size})
 
 
-def _log_beginning(task: Task, config: TrainConfig, trainer: Trainer) -> None:
-    accelerator = task.accelerator
+def _log_beginning(task: Task, trainer: Trainer) -> None:
+    accelerator, config = trainer.accelerator, trainer.config
     parameters = sum(p.numel() for p in trainer.ema.model.parameters())
     accelerator.print(
         f"{config.output}: {task.summary}, {parameters / 1e6:.1f} million parameters, "
@@ -142,10 +141,9 @@ def _log_beginning(task: Task, config: TrainConfig, trainer: Trainer) -> None:
         accelerator.print(f"train.snapshots: {config.snapshots} of them will take {snapshots / 2**30:.1f} GiB")
 
 
-def _log_resumed(task: Task, previous: TrainConfig, config: TrainConfig, trainer: Trainer) -> None:
-    task.accelerator.print(f"{config.output}: resuming from step {trainer.step}")
+def _log_resumed(trainer: Trainer, previous: TrainConfig) -> None:
+    config, log = trainer.config, trainer.accelerator.print
+    log(f"{config.output}: resuming from step {trainer.step}")
     before, now = (train.learning_rate_at(trainer.step) for train in (previous, config))
     if before != now:
-        task.accelerator.print(
-            f"learning rate: {before:.3g} -> {now:.3g}, by the {config.lr_schedule} schedule over the new length"
-        )
+        log(f"learning rate: {before:.3g} -> {now:.3g}, by the {config.lr_schedule} schedule over the new length")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..core.errors import UserError, ran_out_of_memory
 from ..core.runtime import prepare_for
@@ -27,7 +26,7 @@ from .start import begin, resume
 from .task import Task
 
 UNET = {"dims": 2, "padding": "same", "token_dim": 0, "plane_channels": 0}
-"""What the U-Net of an image generator has to be; as a library it is more."""
+"""Settings that an image generator fixes; the U-Net alone, as a library, supports others."""
 
 
 def train(
@@ -81,7 +80,12 @@ def generation(config: Config) -> Task:
     training, held_out = images.split_held_out()
     preview = Preview(run, config, Monitor(objective, training, held_out), accelerator.device, log)
 
-    def publish(ema: nn.Module) -> None:
+    def build(train: TrainConfig) -> Denoiser:
+        denoiser = config.build_denoiser()
+        prepare_for(denoiser.unet, train.runtime)
+        return denoiser
+
+    def publish(ema: Denoiser) -> None:
         run.publish(ema)
         plot_curves(run.folder)
 
@@ -91,7 +95,7 @@ def generation(config: Config) -> Task:
     return Task(
         config=config,
         accelerator=accelerator,
-        build_model=partial(_build, config),
+        build_model=build,
         objective=objective,
         data=training.to(accelerator.device),
         preview=preview,
@@ -104,19 +108,9 @@ def generation(config: Config) -> Task:
     )
 
 
-def _build(config: Config, train: TrainConfig) -> nn.Module:
-    """The denoiser before training, a function of the seed."""
-    from accelerate.utils import set_seed
-
-    set_seed(train.seed)
-    denoiser = config.build_denoiser()
-    prepare_for(denoiser.unet, train.runtime)
-    return denoiser
-
-
 @dataclass(frozen=True)
 class Preview:
-    """Samples as the section `sample` says, into RUN/samples, and validates. A failure is logged and ends nothing."""
+    """Writes samples by the section `sample` to RUN/samples, and validates. A failure is logged; training continues."""
 
     run: Run
     config: Config

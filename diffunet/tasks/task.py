@@ -1,4 +1,4 @@
-"""What a training needs, and where it begins."""
+"""The inputs of a training, and the point where it begins."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Task:
     """Resolved settings with a section `train`; the run folder records them."""
     accelerator: "Accelerator"
     build_model: Callable[[TrainConfig], nn.Module]
-    """Returns the model before training, a function of the seed."""
+    """Returns the model before training, with weights from torch's random numbers, which `fit` seeds."""
     objective: Any
     """Has `loss(model, rng=..., **batch)`, which returns `{"loss": (B,), ...}`."""
     data: TrainingData
@@ -43,7 +43,7 @@ class Start:
 
     run: Run
     previous: TrainConfig | None = None
-    """How the run to resume was trained; None: a new run."""
+    """The section `train` of the run to resume; None: a new run."""
     checkpoint: Path | None = None
     """To resume from; None: the newest."""
     overwrite: bool = False
