@@ -27,11 +27,7 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
@@ -79,14 +75,17 @@ def merge(values: dict, changes: Mapping[str, Any]) -> dict:
 
 def section_of(field: FieldInfo) -> type[Settings] | None:
     """Return the settings that a field holds, if it is a section."""
-    annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+    return field.annotation if _is_settings(field.annotation) else None
 
 
 def variants_of(annotation: Any) -> dict[str, type[Settings]]:
     """Return the settings of a tagged union by their type, or nothing for any other annotation."""
-    members = [m for m in union_members(annotation) if isinstance(m, type) and issubclass(m, Settings)]
+    members = filter(_is_settings, union_members(annotation))
     return {m.model_fields[TAG].default: m for m in members if TAG in m.model_fields}
+
+
+def _is_settings(annotation: Any) -> typing.TypeGuard[type[Settings]]:
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
 def mapping_of(field: FieldInfo) -> Any | None:
@@ -104,22 +103,16 @@ def union_members(annotation: Any) -> list:
 
 def find_field(settings: type[Settings], key: Key) -> FieldInfo | None:
     """Return the field at a dotted key, also inside unions and mappings; None if there is none."""
-    candidates: list[type[Settings]] = [settings]
-    names = list(key)
-    while names:
-        name = names.pop(0)
+    field, candidates, names = None, [settings], iter(key)
+    for name in names:
         field = next((c.model_fields[name] for c in candidates if name in c.model_fields), None)
-        if field is None or not names:
-            return field
-        if (inner := mapping_of(field)) is not None:
-            names.pop(0)                                   # the name of the entry
-            if not names:
-                return FieldInfo(annotation=inner)
-            candidates = list(variants_of(inner).values())
-        else:
-            section = section_of(field)
-            candidates = [section] if section else list(variants_of(field.annotation).values())
-    return None
+        if field is None:
+            return None
+        inner = mapping_of(field)
+        if inner is not None and next(names, None) is not None:        # skips the name of the entry
+            field = FieldInfo(annotation=inner)
+        candidates = list(filter(_is_settings, union_members(field.annotation)))
+    return field
 
 
 # ── YAML with places ──────────────────────────────────────────────────────────────────────────────
@@ -289,8 +282,7 @@ def _locate(settings: type[Settings], location: tuple) -> tuple[Key, list[type[S
         if variants := variants_of(annotation):
             candidates = [variants[rest.pop(0)]] if rest and rest[0] in variants else list(variants.values())
         elif rest:
-            inside = [a for a in _nested(annotation) if isinstance(a, type) and issubclass(a, Settings)]
-            candidates = inside or candidates
+            candidates = list(filter(_is_settings, _nested(annotation))) or candidates
     return tuple(key), candidates
 
 

@@ -3,6 +3,7 @@
 Images are integers of their files' bit depth, (C, H, W), until `prepare` normalizes them to fp32 in [-1, 1].
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from ..core.progress import no_progress
 from ..core.rng import BatchRNG, fixed_subset
 from ..core.settings import Settings
 from .augmentation import distort
-from .decoding import UNREADABLE, channels_of, convert, depth_of, name_of, open_image, reason_of, resize
+from .decoding import UNREADABLE, channels_of, convert, depth_of, describe_unreadable, open_image, resize
 from .pixels import normalize, pixel_dtype
 from .quiet import quiet
 from .sources import class_labels, fingerprint, label_columns, load_rows, undecoded
@@ -158,15 +159,14 @@ def load_images(
     numbers = {name: values for name, (_, values) in classes.items()}
     digest = fingerprint(len(files), numbers, files.select(_survey(len(files)))["image"])
     config = _resolve(config, files, log)
-    images = LazyImages(files, config)
-    height, width = config.size
-    gibibytes = len(files) * config.channels * height * width * pixel_dtype(config.bit_depth).itemsize / 2**30
+    dataset = ImageDataset(config, LazyImages(files, config), numbers, class_names, fingerprint=digest)
+    values = len(files) * config.channels * math.prod(config.size)
+    gibibytes = values * pixel_dtype(config.bit_depth).itemsize / 2**30
     if gibibytes > config.memory_budget:
         log(f"{len(files):,} images ({gibibytes:.1f} GiB decoded, over data.memory_budget): decoded as needed")
-        return ImageDataset(config, images, numbers, class_names, fingerprint=digest)
-    decoded, kept = _decode_all(images, log, progress)
-    numbers = {name: values[kept] for name, values in numbers.items()}
-    return ImageDataset(config, decoded, numbers, class_names, fingerprint=digest)
+        return dataset
+    decoded, kept = _decode_all(dataset.images, log, progress)
+    return replace(dataset, images=decoded, labels={name: values[kept] for name, values in numbers.items()})
 
 
 def _survey(number: int) -> np.ndarray:
@@ -181,11 +181,9 @@ def _load_digits(config: DataConfig, labels: Mapping[str, str | None], log: Call
     rows = np.loadtxt(file, delimiter=",")
     levels, classes = rows[:, :64].reshape(-1, 8, 8).astype(np.uint8), torch.from_numpy(rows[:, 64].astype(np.int64))
     images = torch.from_numpy((levels * (255 / 16)).round()).to(torch.uint8)[:, None]
-    channels, bit_depth = config.channels or 1, config.bit_depth or 8
-    if (channels, bit_depth) != (1, 8):
+    if config.channels not in (None, 1) or config.bit_depth not in (None, 8):
         raise UserError("data: the built-in digits are gray with 8 bits; leave channels and bit_depth out")
-    update = {"resolution": config.resolution or 8, "channels": channels, "bit_depth": bit_depth}
-    config = config.model_copy(update=update)
+    config = config.model_copy(update={"resolution": config.resolution or 8, "channels": 1, "bit_depth": 8})
     columns = label_columns(labels, ["label"], "digits", log)
     surveyed = [{"bytes": levels[index].tobytes(), "path": None} for index in _survey(len(levels))]
     numbers = {name: classes for name in columns}
@@ -224,7 +222,7 @@ class LazyImages:
                 return self.decode(row)
             except UNREADABLE as error:
                 if not self.reported[place]:
-                    print(f"skipped {name_of(row, place)} ({reason_of(error)})")
+                    print(f"skipped {describe_unreadable(row, place, error)}")
                 self.reported[place] = True
         raise UserError(f"data.path: none of the {len(self)} images in {self.config.path} is readable any more")
 
@@ -242,24 +240,21 @@ def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -
                 kinds[kind] += 1
                 sizes[image.size if rotated else image.size[::-1]] += 1
         except UNREADABLE as error:
-            broken.append(f"{name_of(row, index)} ({reason_of(error)})")            # logged when it is decoded
+            broken.append(describe_unreadable(row, index, error))      # logged when it is decoded
     if not kinds:
         inspected = f"{len(surveyed)} inspected of {len(files)}" if len(surveyed) < len(files) else f"{len(files)}"
         raise UserError(f"data.path: none of the {inspected} images in {config.path} is readable: {broken[0]}")
     channels = {c for c, _, _ in kinds}
-    found = channels.pop() if len(channels) == 1 else 3
-    depth = min(d for _, d, _ in kinds)
     low, high = min(sizes), max(sizes)
     if config.resolution is None and len(sizes) > 1:
         raise UserError(
             f"data.resolution: the images in {config.path} have {len(sizes)} sizes, {low[0]}×{low[1]} to "
             f"{high[0]}×{high[1]} (height×width); choose one, such as 64 or [48, 64]"
         )
-    height, width = low
     update = {
-        "resolution": config.resolution or (height if height == width else low),
-        "channels": config.channels or found,
-        "bit_depth": config.bit_depth or depth,
+        "resolution": config.resolution or (low[0] if low[0] == low[1] else low),
+        "channels": config.channels or (3 if len(channels) > 1 else max(channels)),
+        "bit_depth": config.bit_depth or min(d for _, d, _ in kinds),
     }
     config = config.model_copy(update=update)
     modes = ", ".join(f"{n} {mode}{' 16-bit' * (d == 16)}" for (_, d, mode), n in kinds.most_common())
@@ -269,7 +264,7 @@ def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -
         f"{len(files):,} images ({inspected}{modes}; {spread}) -> {config.size[0]}×{config.size[1]} pixels, "
         f"{config.channels} channel{'s' * (config.channels > 1)}, {config.bit_depth} bits"
     )
-    if any(c == 4 for c, _, _ in kinds) and config.channels != 4:
+    if 4 in channels and config.channels != 4:
         log("transparent images are composited on white; --data.channels 4 keeps the transparency")
     return config
 
@@ -297,7 +292,7 @@ def _decode_all(images: LazyImages, log: Callable[[str], None], progress: Callab
     kept, broken = [], []
     for index, (row, result) in enumerate(progress(decoded(), total=len(images))):
         if isinstance(result, Exception):
-            broken.append(f"{name_of(row, index)} ({reason_of(result)})")
+            broken.append(describe_unreadable(row, index, result))
         else:
             pixels[len(kept)] = result
             kept.append(index)

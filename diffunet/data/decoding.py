@@ -21,9 +21,10 @@ STRIP = 16
 """An image that scaling would enlarge by more than this factor is cropped first."""
 
 
-def name_of(row: dict | None, index: int) -> str:
-    """Return the name of an image, {bytes, path}, for messages."""
-    return printable(row["path"], 4096) if row and row["path"] else f"row {index}"
+def describe_unreadable(row: dict | None, index: int, error: Exception) -> str:
+    """Return the name of an image, {bytes, path}, and why it cannot be read."""
+    name = printable(row["path"], 4096) if row and row["path"] else f"row {index}"
+    return f"{name} ({reason_of(error)})"
 
 
 def reason_of(error: Exception) -> str:
@@ -72,7 +73,7 @@ def depth_of(image: Image.Image) -> int:
 def channels_of(image: Image.Image) -> int:
     """Return 1 for gray, 3 for color, 4 if any pixel can be transparent."""
     transparent = "A" in image.getbands() or "transparency" in image.info
-    gray = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
+    gray = image.mode in ("1", "L", "LA", "I") or image.mode.startswith("I;16")
     return 4 if transparent else 1 if gray else 3
 
 

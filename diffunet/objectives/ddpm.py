@@ -3,8 +3,7 @@
 x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (equation 4), with alpha_bar of the schedulers of diffusers.
 """
 
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
 from .schedulers import from_diffusers
 
 MULTISTEP = {**CLIP_TO_DATA_RANGE, "final_sigmas_type": "zero"}
+DPM = {**MULTISTEP, "use_lu_lambdas": True}
 FIRST_ORDER = {**CLIP_TO_DATA_RANGE, "clip_sample": False}
 PURE_NOISE = 40.0
 """Ratio of noise to signal to which UniPC goes in one step from the last timestep; nothing can be predicted above."""
@@ -39,10 +39,8 @@ class DDPMConfig(ObjectiveConfig):
     @model_validator(mode="after")
     def _zero_snr_needs_a_target(self):
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-            raise ValueError(
-                "rescale_betas_zero_snr leaves nothing to learn with prediction_type epsilon; "
-                "use v_prediction or sample"
-            )
+            problem = "rescale_betas_zero_snr leaves nothing to learn with prediction_type epsilon"
+            raise ValueError(f"{problem}; use v_prediction or sample")
         return self
 
     def scheduler(self, class_name: str = "DDPMScheduler", **options: Any) -> Any:
@@ -65,19 +63,14 @@ class DDPM(Objective):
     """
 
     config: DDPMConfig
-    samplers = MappingProxyType(
-        {
-            "dpm++": ("DPMSolverMultistepScheduler", {**MULTISTEP, "use_lu_lambdas": True}),
-            "sde-dpm++": (
-                "DPMSolverMultistepScheduler",
-                {**MULTISTEP, "use_lu_lambdas": True, "algorithm_type": "sde-dpmsolver++"},
-            ),
-            "unipc": ("UniPCMultistepScheduler", MULTISTEP),
-            "ddim": ("DDIMScheduler", FIRST_ORDER),
-            "ddpm": ("DDPMScheduler", FIRST_ORDER),
-            "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-        }
-    )
+    samplers: ClassVar = {
+        "dpm++": ("DPMSolverMultistepScheduler", DPM),
+        "sde-dpm++": ("DPMSolverMultistepScheduler", {**DPM, "algorithm_type": "sde-dpmsolver++"}),
+        "unipc": ("UniPCMultistepScheduler", MULTISTEP),
+        "ddim": ("DDIMScheduler", FIRST_ORDER),
+        "ddpm": ("DDPMScheduler", FIRST_ORDER),
+        "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    }
 
     def __init__(self, config: DDPMConfig):
         super().__init__(config)

@@ -4,8 +4,7 @@ The image keeps its scale, and noise of any standard deviation sigma is added: x
 The network F has inputs and targets of unit variance; the denoiser is D = c_skip x + c_out F(c_in x, c_noise).
 """
 
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,23 +40,19 @@ class EDM(Objective):
     """The error of D, weighted by lambda = 1 / c_out², so that every noise level counts the same in F."""
 
     config: EDMConfig
-    samplers = MappingProxyType(
-        {
-            "dpm++": ("EDMDPMSolverMultistepScheduler", MULTISTEP),
-            "sde-dpm++": ("EDMDPMSolverMultistepScheduler", {**MULTISTEP, "algorithm_type": "sde-dpmsolver++"}),
-        }
-    )
+    samplers: ClassVar = {
+        "dpm++": ("EDMDPMSolverMultistepScheduler", MULTISTEP),
+        "sde-dpm++": ("EDMDPMSolverMultistepScheduler", {**MULTISTEP, "algorithm_type": "sde-dpmsolver++"}),
+    }
 
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
-        normal = torch.special.ndtri(u.clamp(EPS, 1 - EPS))
-        log_sigma = self.config.P_mean + self.config.P_std * normal
+        log_sigma = self.config.P_mean + self.config.P_std * torch.special.ndtri(u.clamp(EPS, 1 - EPS))
         sigma = log_sigma.exp().reshape(-1, *[1] * (image.ndim - 1))
         data = self.config.sigma_data
         total = (sigma**2 + data**2).sqrt()
         c_skip, c_out, c_in = data**2 / total**2, sigma * data / total, 1 / total
-        c_noise = log_sigma / 4
         x = image + sigma * noise
-        return NoisyBatch(c_in * x, c_noise, (image - c_skip * x) / c_out)
+        return NoisyBatch(c_in * x, log_sigma / 4, (image - c_skip * x) / c_out)  # c_noise = ln(sigma) / 4
 
     def timestep_at(self, u: float) -> float:
         normal = float(torch.special.ndtri(torch.tensor(u).double().clamp(EPS, 1 - EPS)))

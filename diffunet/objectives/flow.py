@@ -3,8 +3,7 @@
 x_t = (1 - s) x_0 + s noise for s from 0 to 1; the network predicts the velocity, noise - x_0.
 """
 
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -34,12 +33,10 @@ class Flow(Objective):
     """The error of the velocity."""
 
     config: FlowConfig
-    samplers = MappingProxyType(
-        {
-            "dpm++": ("DPMSolverMultistepScheduler", MULTISTEP),
-            "unipc": ("UniPCMultistepScheduler", MULTISTEP),
-        }
-    )
+    samplers: ClassVar = {
+        "dpm++": ("DPMSolverMultistepScheduler", MULTISTEP),
+        "unipc": ("UniPCMultistepScheduler", MULTISTEP),
+    }
 
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
         s = u.reshape(-1, *[1] * (image.ndim - 1))
