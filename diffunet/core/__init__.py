@@ -1,4 +1,4 @@
-"""Settings, errors, files, random numbers, devices: what every other package stands on.
+"""Settings, errors, files, random numbers and devices, used by every other package.
 
-Imports nothing of diffunet.
+Imports nothing else from diffunet.
 """

@@ -1,4 +1,4 @@
-"""Errors for people: one line each, `place: problem (got X); do Y`."""
+"""User-facing errors: one line each, `place: problem (got X); do Y`."""
 
 import difflib
 from collections.abc import Iterable

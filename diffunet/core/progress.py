@@ -1,4 +1,4 @@
-"""Progress bars and messages, passed in as functions by whoever shows them."""
+"""Progress bars and messages, as functions that callers pass in."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from functools import cache
 
 
 def no_progress(steps: Iterable, **options) -> Iterable:
-    """Return `steps` unchanged: the progress bar of callers that show none."""
+    """Return `steps` unchanged, without a progress bar."""
     return steps
 
 
@@ -25,6 +25,6 @@ def shared_bar(description: str, unit: str, total: int) -> Callable[..., Iterabl
 
 
 def print_once(text: str) -> None:
-    """Print in the first of the processes that a launcher started, and nothing in the others."""
+    """Print in the first process of a launcher only."""
     if os.environ.get("RANK", "0") == "0":
         print(text)

@@ -1,7 +1,7 @@
 """Everything random in training, as pure functions of (seed, step, position).
 
-There is no state to save: a resumed run draws the numbers of the uninterrupted one, and the numbers for one position of
-a batch do not depend on how many processes share the batch.
+There is no state to save: a resumed run draws the same numbers as an uninterrupted one, and the numbers for one
+position of a batch do not depend on how many processes share the batch.
 """
 
 import functools
@@ -38,8 +38,7 @@ class BatchRNG:
     @classmethod
     def at(cls, seed: int, step: int, positions: slice, batch_size: int, device: torch.device) -> "BatchRNG":
         """Return the random numbers of training step `step` for the process that has `positions`."""
-        generator = torch.Generator(device).manual_seed(seed_for(seed, step))
-        return cls(generator, positions, batch_size)
+        return cls(torch.Generator(device).manual_seed(seed_for(seed, step)), positions, batch_size)
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Return standard normal fp32 numbers in the shape of x, (B, ...)."""
@@ -65,13 +64,12 @@ class EpochShuffle:
 
     def batch(self, step: int) -> Tensor:
         """Return the indices of the examples in batch `step`, (batch_size,) int64."""
-        place = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = place // self.length
+        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = position // self.length
         shuffled = [_permutation(self.length, self.seed, int(e)) for e in epochs.unique()]
-        return torch.stack(shuffled)[epochs - epochs[0], place % self.length]
+        return torch.stack(shuffled)[epochs - epochs[0], position % self.length]
 
 
 @functools.lru_cache(maxsize=4)
 def _permutation(length: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_for(seed, epoch, 1))
-    return torch.randperm(length, generator=generator)
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed_for(seed, epoch, 1)))

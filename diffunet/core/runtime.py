@@ -1,7 +1,4 @@
-"""How a network runs: device, precision, memory format, compiled or not. Its function stays the same.
-
-The effect of each is measured in docs/performance.md.
-"""
+"""Device, precision, memory format and compilation of a network; docs/performance.md has the effect of each."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +23,7 @@ class RuntimeConfig(Settings):
     channels_last: bool = True
     """Store the channels of a pixel next to each other, which convolutions prefer; false: torch's own order."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the network: minutes the first time, seconds from the cache. auto: in trainings of over half an hour."""
+    """Compile the network: minutes the first time, seconds from the cache. auto: if training exceeds half an hour."""
 
 
 def default_device() -> torch.device:

@@ -37,19 +37,17 @@ Key = tuple[str, ...]
 TAG = "type"
 """The key that decides between the members of a union of settings."""
 MAX_VALUES, MAX_DEPTH = 100_000, 30
-"""Of a YAML file. More values than that come from nested anchors, and no setting is nested so deeply."""
+"""Limits of a YAML file: more values come from nested anchors, and no setting is nested so deeply."""
 
 
 def settings_from(
-    source: Path | S,
-    settings: type[S],
-    overrides: Mapping[str, str] = MappingProxyType({}),
+    source: Path | S, settings: type[S], overrides: Mapping[str, str] = MappingProxyType({}),
     transform: Callable[[dict], dict] | None = None,
 ) -> S:
-    """Return settings read from a YAML file, or from others of their kind, with overrides applied.
+    """Return settings read from a YAML file, or copied from existing ones, with overrides applied.
 
-    `overrides` maps dotted keys to flag values, `{"train.steps": "100"}`. `transform` changes the values before,
-    such as those of an older format. Raise UserError with one line for each mistake.
+    `overrides` maps dotted keys to flag values, `{"train.steps": "100"}`. `transform` converts the values first, such
+    as those of an older format. Raise UserError with one line for each mistake.
     """
     from_file = isinstance(source, Path)
     values, places = read_yaml(source) if from_file else (source.model_dump(mode="json"), {})
@@ -62,7 +60,7 @@ def settings_from(
 
 
 def merge(values: dict, changes: Mapping[str, Any]) -> dict:
-    """Return nested values with others laid over."""
+    """Return nested values, updated by others section by section."""
     merged = dict(values)
     for name, change in changes.items():
         nested = isinstance(change, Mapping) and isinstance(merged.get(name), dict)
@@ -70,7 +68,7 @@ def merge(values: dict, changes: Mapping[str, Any]) -> dict:
     return merged
 
 
-# ── what a field holds ────────────────────────────────────────────────────────────────────────────
+# ── types of fields ───────────────────────────────────────────────────────────────────────────────
 
 
 def section_of(field: FieldInfo) -> type[Settings] | None:
@@ -211,7 +209,7 @@ def _sets_type(settings: type[Settings], dotted: str) -> bool:
 
 
 def _override(values: dict, places: dict[Key, str], settings: type[Settings], dotted: str, word: str) -> None:
-    """Put the value of a flag where it belongs, and its place over the file's."""
+    """Set a value to that of a flag, and its place to the flag's."""
     key = tuple(dotted.split("."))
     field = find_field(settings, key)
     if field is None:
@@ -224,7 +222,7 @@ def _override(values: dict, places: dict[Key, str], settings: type[Settings], do
         section = section.setdefault(name, {}) if isinstance(section, dict) else section
     if not isinstance(section, dict):                      # the file has no keys there, which is reported later
         return
-    if key[-1] == TAG and section.get(TAG) != value:       # keys that only the former type has mean nothing any more
+    if key[-1] == TAG and section.get(TAG) != value:       # drop the keys that only the former type has
         variants = variants_of(getattr(find_field(settings, key[:-1]), "annotation", None))
         known = variants[value].model_fields if value in variants else section
         for name in [name for name in section if name not in known]:
@@ -246,8 +244,8 @@ def _parse_flag(word: str, field: FieldInfo, dotted: str) -> Any:
 # ── validation ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _validated(settings: type[S], values: dict, places: dict[Key, str], otherwise: str) -> S:
-    """Return the settings. Raise UserError with a line for each mistake; `otherwise` places keys without a place."""
+def _validated(settings: type[S], values: dict, places: dict[Key, str], default_place: str) -> S:
+    """Return the settings. Raise UserError with a line for each mistake; keys without a place get `default_place`."""
     try:
         return settings.model_validate(values)
     except ValidationError as invalid:
@@ -259,8 +257,8 @@ def _validated(settings: type[S], values: dict, places: dict[Key, str], otherwis
             while places and len(key) > 1 and key not in places:    # pydantic names union members after the key
                 key = key[:-1]
             below = (place for other, place in places.items() if key and other[: len(key)] == key)
-            place, dotted = places.get(key) or next(below, otherwise), _dotted(key)
-            where = place if place.startswith("--") else ": ".join(filter(None, (place, dotted)))
+            place = places.get(key) or next(below, default_place)
+            where = place if place.startswith("--") else ": ".join(filter(None, (place, _dotted(key))))
             message = _message(error, candidates)
             lines[where] = f"{lines[where]}, or {message}" if where in lines else f"{where}: {message}"
         raise UserError("\n".join(lines.values())) from None

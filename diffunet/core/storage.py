@@ -42,7 +42,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _sync(partial)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        _name(error, path)
+        _set_filename(error, path)
         raise
     if path.exists():
         replaced = path.with_name(f".{path.name}.replaced")
@@ -68,7 +68,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _sync(partial)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        _name(error, path)
+        _set_filename(error, path)
         raise
     partial.replace(path)
     _sync(path.parent)
@@ -85,12 +85,12 @@ def append_line(path: Path, line: str) -> None:
         except OSError as error:
             with suppress(OSError):
                 file.truncate(end)
-            _name(error, path)
+            _set_filename(error, path)
             raise
 
 
-def _name(error: BaseException, path: Path) -> None:
-    """Add the file to an OSError: that of a full disk has none."""
+def _set_filename(error: BaseException, path: Path) -> None:
+    """Add the file name to an OSError that lacks it, as that of a full disk does."""
     if isinstance(error, OSError) and not error.filename:
         error.filename = str(path)
 
@@ -189,11 +189,8 @@ def check_state_dict(expected: dict[str, Tensor], tensors: dict[str, Tensor], so
     """Raise UserError, naming the first tensor that is missing, unknown or of another shape."""
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is not part of this network" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(wanted.shape)}"
-        for name, wanted in expected.items()
-        if name in tensors and tensors[name].shape != wanted.shape
-    ]
+    shapes = [(name, tuple(tensors[name].shape), tuple(expected[name].shape)) for name in expected if name in tensors]
+    problems += [f"{name} has shape {shape} instead of {needed}" for name, shape, needed in shapes if shape != needed]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{source}: {problems[0]}{more}; the weights do not match the configuration")

@@ -25,24 +25,24 @@ def distort(image: Tensor, probability: float, rng: BatchRNG) -> tuple[Tensor, T
     to the last bit.
     """
 
-    def some(values: Tensor) -> Tensor:
-        return values * (rng.uniform_like(image) < probability)
+    def uniform() -> Tensor:
+        return rng.uniform_like(image)
 
     def normal() -> Tensor:
-        return torch.special.ndtri(rng.uniform_like(image).clamp(1e-4, 1 - 1e-4))
+        return torch.special.ndtri(uniform().clamp(1e-4, 1 - 1e-4))
 
-    def half() -> Tensor:
-        return (rng.uniform_like(image) < 0.5).float()
+    def some(values: Tensor) -> Tensor:
+        return values * (uniform() < probability)
 
-    flip_x, flip_y = some(half()), some(half())
+    flip_x, flip_y = some((uniform() < 0.5).float()), some((uniform() < 0.5).float())
     scale, anisotropy = some(normal()), some(normal())
-    angle = some((2 * rng.uniform_like(image) - 1) * math.pi)
+    angle = some((2 * uniform() - 1) * math.pi)
     shifted = some(torch.ones_like(angle))
     shift_x, shift_y = normal() * shifted, normal() * shifted
     strengths = [flip_x, flip_y, scale, angle.cos() - 1, angle.sin(), anisotropy, shift_x, shift_y]
     augment_labels = torch.stack(strengths, dim=1)
 
-    # The inverse transformation, as affine_grid wants it, in units of half a side.
+    # affine_grid takes the inverse transformation, in units of half a side.
     width = (1 - 2 * flip_x) * 2 ** (-SCALE_STD * (scale + anisotropy))
     height = (1 - 2 * flip_y) * 2 ** (-SCALE_STD * (scale - anisotropy))
     ratio = image.shape[-2] / image.shape[-1]              # a rotation keeps shapes in images that are not square

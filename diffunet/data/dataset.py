@@ -140,23 +140,21 @@ class ImageDataset:
 
 
 def load_images(
-    config: DataConfig,
-    labels: Mapping[str, str | None] = {},
-    log: Callable[[str], None] = print,
+    config: DataConfig, labels: Mapping[str, str | None] = {}, log: Callable[[str], None] = print,
     progress: Callable = no_progress,
 ) -> ImageDataset:
     """Return the images of a config, with the classes of each label condition: {name: column, or None for its name}.
 
-    What was found is logged; `progress` wraps the decoding. Raise UserError if nothing usable is found.
+    The findings are logged; `progress` wraps the decoding. Raise UserError if nothing usable is found.
     """
     if config.path == "digits":
         return _load_digits(config, labels, log)
     rows = load_rows(config.path, config.split, log)
     files = undecoded(rows, config.image_column, config.path)
     columns = label_columns(labels, rows.column_names, config.path, log)
-    classes = {name: class_labels(rows, column, config.path, name) for name, column in columns.items()}
-    class_names = {name: names for name, (names, _) in classes.items()}
-    numbers = {name: values for name, (_, values) in classes.items()}
+    class_names, numbers = {}, {}
+    for name, column in columns.items():
+        class_names[name], numbers[name] = class_labels(rows, column, config.path, name)
     digest = fingerprint(len(files), numbers, files.select(_survey(len(files)))["image"])
     config = _resolve(config, files, log)
     dataset = ImageDataset(config, LazyImages(files, config), numbers, class_names, fingerprint=digest)
@@ -186,8 +184,7 @@ def _load_digits(config: DataConfig, labels: Mapping[str, str | None], log: Call
     config = config.model_copy(update={"resolution": config.resolution or 8, "channels": 1, "bit_depth": 8})
     columns = label_columns(labels, ["label"], "digits", log)
     surveyed = [{"bytes": levels[index].tobytes(), "path": None} for index in _survey(len(levels))]
-    numbers = {name: classes for name in columns}
-    class_names = {name: tuple(map(str, range(10))) for name in columns}
+    numbers, class_names = dict.fromkeys(columns, classes), dict.fromkeys(columns, tuple("0123456789"))
     digest = fingerprint(len(levels), numbers, surveyed)
     return ImageDataset(config, resize(images, config.size), numbers, class_names, fingerprint=digest)
 
@@ -284,7 +281,7 @@ def _decode_all(images: LazyImages, log: Callable[[str], None], progress: Callab
         except UNREADABLE as error:
             return error
 
-    def decoded() -> Iterator[tuple[dict, Tensor | Exception]]:
+    def decoded() -> Iterator[tuple[dict | None, Tensor | Exception]]:
         with ThreadPoolExecutor() as pool:
             for chunk in images.files.iter(batch_size=256):
                 yield from zip(chunk["image"], pool.map(attempt, chunk["image"]), strict=True)

@@ -101,12 +101,12 @@ def _parquet_files(here: Path) -> list[Path]:
 
     found = sorted(here.rglob("*.parquet")) if here.is_dir() else [here] * here.is_file()
     files = [file for file in found if file.name != "metadata.parquet"]
-    try:
-        rows = 0
-        for file in files:
+    rows = 0
+    for file in files:
+        try:
             rows += parquet.read_metadata(file).num_rows
-    except Exception as error:
-        raise UserError(f"data.path: {file} is not a parquet file: {reason_of(error)}") from None
+        except Exception as error:
+            raise UserError(f"data.path: {file} is not a parquet file: {reason_of(error)}") from None
     if files and not rows:
         raise UserError(f"data.path: {here} contains no rows")
     return files
@@ -123,7 +123,7 @@ def _log_unlisted_images(folder: Path, used: int, log: Callable[[str], None]) ->
 
 @quiet()
 def undecoded(rows: "Dataset", column: str | None, path: str) -> "Dataset":
-    """Return rows of {"image": {bytes, path}}: we decode them ourselves to name a broken file."""
+    """Return rows of {"image": {bytes, path}}, not decoded, so that errors can name the broken file."""
     import datasets
     import pyarrow
 
@@ -220,7 +220,7 @@ HEAD = 64 * 1024
 def fingerprint(number: int, labels: Mapping[str, Tensor], rows: Iterable[dict]) -> str:
     """Return the SHA-256 of the number of images, their labels (N,), and length and head of some files, {bytes, path}.
 
-    It reads the encoded files, so it depends on no decoder.
+    It is of the encoded files, and so independent of decoders.
     """
     digest = hashlib.sha256(str(number).encode())
     for _, values in sorted(labels.items()):

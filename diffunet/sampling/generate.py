@@ -1,4 +1,4 @@
-"""Images from a trained denoiser: one seed per image, whatever the batch."""
+"""Images from a trained denoiser, with one seed per image: batching does not change them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -64,9 +64,9 @@ class SampleBatch:
     def concatenate(cls, batches: Iterable["SampleBatch"]) -> "SampleBatch":
         """Return all batches as one."""
         batches = list(batches)
-        pixels = torch.cat([batch.pixels for batch in batches])
+        seeds = [seed for batch in batches for seed in batch.seeds]
         conditions = {name: [c for batch in batches for c in batch.conditions[name]] for name in batches[0].conditions}
-        return cls(pixels, [seed for batch in batches for seed in batch.seeds], conditions)
+        return cls(torch.cat([batch.pixels for batch in batches]), seeds, conditions)
 
 
 def parse_labels(name: str, value: str | int | None, class_names: tuple[str, ...]) -> list[int | None]:
@@ -109,7 +109,7 @@ def check_sample_config(
 
 @dataclass
 class Sampler:
-    """A denoiser with everything that sampling images from it needs."""
+    """A denoiser, with everything needed to sample images from it."""
 
     denoiser: Denoiser
     objective: Objective

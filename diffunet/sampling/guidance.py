@@ -1,4 +1,4 @@
-"""Guidance: a model around a model."""
+"""Guidance of a model by a worse one."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,8 @@ class Guided(nn.Module):
     """
 
     def __init__(
-        self,
-        model: Callable[..., Tensor],
-        guidance_scale: float,
-        interval: tuple[float, float] = (float("-inf"), float("inf")),
-        guide: Callable[..., Tensor] | None = None,
+        self, model: Callable[..., Tensor], guidance_scale: float,
+        interval: tuple[float, float] = (float("-inf"), float("inf")), guide: Callable[..., Tensor] | None = None,
     ):
         super().__init__()
         self.model = model

@@ -16,11 +16,8 @@ STEP_OPTIONS = {"DDIMScheduler": {"use_clipped_model_output": True}}
 
 @torch.no_grad()
 def sample(
-    model: Callable[..., Tensor],
-    sampler: Any,
-    noise: Tensor,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-    progress: Callable = no_progress,
+    model: Callable[..., Tensor], sampler: Any, noise: Tensor,
+    generator: torch.Generator | list[torch.Generator] | None = None, progress: Callable = no_progress,
     **conditions: Tensor,
 ) -> Tensor:
     """Return images (B, C, *S), about in [-1, 1], from standard normal noise of that shape.
