@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import settings_from
-from ..models.denoiser import Denoiser
 from ..models.inspection import Part
 from ..models.meta import on_meta
 from ..models.presets import PRESETS
@@ -135,7 +134,9 @@ def import_(argv: list[str]) -> int:
     run = Run(args.run)
     run.check_not_overwriting(overwrite=False)
     if args.source.endswith(".pt"):
-        config, denoiser = _from_guided_diffusion(args.source, args.config, args.attention_order)
+        from ..interop.guided_diffusion import import_guided_diffusion
+
+        config, denoiser = import_guided_diffusion(args.source, args.config, args.attention_order)
     elif args.config or args.attention_order:
         raise UserError(f"{args.source}: not a .pt file; leave out --config and --attention_order")
     else:
@@ -146,27 +147,3 @@ def import_(argv: list[str]) -> int:
     run.publish(denoiser)
     print(f"{run.folder}: sample with python sample.py {run.folder}")
     return 0
-
-
-def _from_guided_diffusion(path: str, file: str | None, attention_order: str | None) -> tuple[Config, Denoiser]:
-    from ..interop.guided_diffusion import load_guided_diffusion
-
-    if file is None or attention_order is None:
-        raise UserError(f"{path}: does not describe its network; add --config FILE and --attention_order new or legacy")
-    config = settings_from(config_file(file), Config)
-    unknown = [name for name, label in config.labels.items() if label.num_classes is None]
-    if not config.unet.levels or config.data.resolution is None or unknown:
-        raise UserError(f"{file}: set unet.levels, data.resolution and conditions.NAME.num_classes")
-    if config.unet.in_channels not in (1, 3, 4):
-        raise UserError(f"{file}: unet.in_channels: images have 1, 3 or 4 channels (got {config.unet.in_channels})")
-    conditions = {
-        name: label.model_copy(update={"class_names": label.class_names or _numbers(label.num_classes)})
-        for name, label in config.labels.items()
-    }
-    data = config.data.model_copy(update={"channels": config.unet.in_channels, "bit_depth": 8})
-    config = config.model_copy(update={"conditions": conditions, "data": data})
-    return config, load_guided_diffusion(path, config.unet, attention_order, config.conditions)
-
-
-def _numbers(count: int | None) -> tuple[str, ...]:
-    return tuple(map(str, range(count or 0)))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from ..core.errors import UserError, printable
 from ..core.storage import atomic_write, load_strictly
@@ -22,7 +21,7 @@ from ..objectives.ddpm import DDPMConfig
 from ..runs.config import Config
 from ..sampling.generate import parse_labels
 from . import naming
-from .naming import Name, block_names, rename, swapped
+from .naming import Pairs, Tensors, block_names, rename, swapped
 
 RESIDUAL = {
     "norm": "norm1",
@@ -37,10 +36,10 @@ DOWNSAMPLE_PADDING = {"conv": 1, "conv_end_padded": 0}
 OTHER = "diffusers' UNet2DModel"
 
 
-def _names(unet: UNetConfig, label: str | None) -> Iterator[tuple[Name, Name]]:
+def _names(unet: UNetConfig, label: str | None) -> Pairs:
     """Yield the names of a module here and in `UNet2DModel`."""
 
-    def block(ours: str, theirs: str, index: int, attention: bool) -> Iterator[tuple[Name, Name]]:
+    def block(ours: str, theirs: str, index: int, attention: bool) -> Pairs:
         yield from block_names(f"{ours}.0", f"{theirs}.resnets.{index}", RESIDUAL)
         if attention:
             yield from block_names(f"{ours}.1", f"{theirs}.attentions.{index}", ATTENTION)
@@ -66,16 +65,12 @@ def _names(unet: UNetConfig, label: str | None) -> Iterator[tuple[Name, Name]]:
     yield from block_names(f"{inner}.{last}", "mid_block.resnets.1", RESIDUAL)
 
 
-def to_diffusers_tensors(
-    tensors: dict[str, Tensor], unet: UNetConfig, label: str | None = "label"
-) -> dict[str, Tensor]:
+def to_diffusers_tensors(tensors: Tensors, unet: UNetConfig, label: str | None = "label") -> Tensors:
     """Return a denoiser's tensors under the names of `UNet2DModel`. Raise UserError for one without counterpart."""
     return rename(tensors, _names(unet, label))
 
 
-def from_diffusers_tensors(
-    tensors: dict[str, Tensor], unet: UNetConfig, label: str | None = "label"
-) -> dict[str, Tensor]:
+def from_diffusers_tensors(tensors: Tensors, unet: UNetConfig, label: str | None = "label") -> Tensors:
     """Return the tensors of a `UNet2DModel` under our names. Raise UserError for one without counterpart."""
     return rename(tensors, swapped(_names(unet, label)))
 
@@ -278,7 +273,8 @@ def config_from_diffusers(folder: str, model, scheduler: dict) -> Config:
     betas = scheduler.get("beta_schedule"), scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
     if betas[0] not in schedules or (betas[0] == "linear" and betas[1:] != (1e-4, 0.02)):
         raise UserError(f"{folder}/scheduler/scheduler_config.json: beta_schedule {betas} is not supported")
-    size, classes = model.sample_size, model.num_class_embeds or 0
+    size = model.sample_size if isinstance(model.sample_size, int) else tuple(model.sample_size)
+    classes = model.num_class_embeds
     return Config(
         unet=UNetConfig(
             levels=[
@@ -296,9 +292,7 @@ def config_from_diffusers(folder: str, model, scheduler: dict) -> Config:
             norm_eps=model.norm_eps,
             resampling=resampling[model.downsample_padding],
         ),
-        conditions={"label": LabelConfig(num_classes=classes, class_names=tuple(map(str, range(classes))))}
-        if classes
-        else {},
+        conditions={"label": naming.numbered(LabelConfig(num_classes=classes))} if classes else {},
         time=TimeConfig(freq_shift=model.freq_shift),
         objective=DDPMConfig(
             prediction_type=scheduler.get("prediction_type", "epsilon"),
@@ -306,7 +300,5 @@ def config_from_diffusers(folder: str, model, scheduler: dict) -> Config:
             num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
             rescale_betas_zero_snr=scheduler.get("rescale_betas_zero_snr", False),
         ),
-        data=DataConfig(
-            path="", resolution=size if isinstance(size, int) else tuple(size), channels=model.in_channels, bit_depth=8
-        ),
+        data=DataConfig(path="", resolution=size, channels=model.in_channels, bit_depth=8),
     )

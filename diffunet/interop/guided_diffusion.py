@@ -8,7 +8,7 @@ A checkpoint holds tensors and no configuration, so the caller describes the net
 64_256_upsampler.pt have `heads=4`, all others `head_channels=64`. The shapes are the same in either case.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -18,11 +18,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ..core.errors import UserError, printable
+from ..core.settings import settings_from
 from ..core.storage import atomic_write, load_strictly
 from ..models.denoiser import AugmentationConfig, Denoiser, LabelConfig
 from ..models.unet import UNetConfig
+from ..runs.config import Config, config_file
 from . import naming
-from .naming import Name, block_names, rename, swapped
+from .naming import Pairs, Tensors, block_names, rename, swapped
 
 AttentionOrder = Literal["new", "legacy"]
 
@@ -38,15 +40,15 @@ ATTENTION = {"norm": "norm", "to_qkv": "qkv", "to_out": "proj_out"}
 OTHER = "guided-diffusion's UNetModel"
 
 
-def _names(unet: UNetConfig, label: str | None) -> Iterator[tuple[Name, Name]]:
+def _names(unet: UNetConfig, label: str | None) -> Pairs:
     """Yield the names of a module here and in guided-diffusion's `UNetModel`."""
 
-    def block(ours: str, theirs: str, attention: bool) -> Iterator[tuple[Name, Name]]:
+    def block(ours: str, theirs: str, attention: bool) -> Pairs:
         yield from block_names(f"{ours}.0", f"{theirs}.0", RESIDUAL)
         if attention:
             yield from block_names(f"{ours}.1", f"{theirs}.1", ATTENTION)
 
-    def resampling(ours: str, theirs: str, conv: str) -> Iterator[tuple[Name, Name]]:
+    def resampling(ours: str, theirs: str, conv: str) -> Pairs:
         yield from block_names(ours, theirs, RESIDUAL if unet.resampling == "residual" else {"conv": conv})
 
     yield "time.mlp.0", "time_embed.0"
@@ -76,8 +78,8 @@ def _names(unet: UNetConfig, label: str | None) -> Iterator[tuple[Name, Name]]:
 
 
 def from_guided_diffusion_tensors(
-    tensors: dict[str, Tensor], unet: UNetConfig, attention_order: AttentionOrder, label: str | None = "label"
-) -> dict[str, Tensor]:
+    tensors: Tensors, unet: UNetConfig, attention_order: AttentionOrder, label: str | None = "label"
+) -> Tensors:
     """Return a guided-diffusion network's tensors under our names. Raise UserError for one without counterpart."""
 
     def convert(name: str, tensor: Tensor) -> Tensor:
@@ -91,9 +93,7 @@ def from_guided_diffusion_tensors(
     return rename(tensors, swapped(_names(unet, label)), convert)
 
 
-def to_guided_diffusion_tensors(
-    tensors: dict[str, Tensor], unet: UNetConfig, label: str | None = "label"
-) -> dict[str, Tensor]:
+def to_guided_diffusion_tensors(tensors: Tensors, unet: UNetConfig, label: str | None = "label") -> Tensors:
     """Return a denoiser's tensors under guided-diffusion's names, attention rows in the new order.
 
     Raise UserError for one without counterpart.
@@ -138,6 +138,27 @@ def load_guided_diffusion(
         naming.add_null_class(ours, label, denoiser.embeddings[label].num_classes)
     load_strictly(denoiser, ours, path)
     return denoiser.eval()
+
+
+def import_guided_diffusion(
+    path: str, file: str | None, attention_order: AttentionOrder | None
+) -> tuple[Config, Denoiser]:
+    """Return the configuration in a YAML file, completed, and the denoiser of the `.pt` file that it describes.
+
+    Raise UserError if something is missing, or like `load_guided_diffusion`.
+    """
+    if file is None or attention_order is None:
+        raise UserError(f"{path}: does not describe its network; add --config FILE and --attention_order new or legacy")
+    config = settings_from(config_file(file), Config)
+    unknown = [name for name, label in config.labels.items() if label.num_classes is None]
+    if not config.unet.levels or config.data.resolution is None or unknown:
+        raise UserError(f"{file}: set unet.levels, data.resolution and conditions.NAME.num_classes")
+    if (channels := config.unet.in_channels) not in (1, 3, 4):
+        raise UserError(f"{file}: unet.in_channels: images have 1, 3 or 4 channels (got {channels})")
+    conditions = {name: naming.numbered(label) for name, label in config.labels.items()}
+    data = config.data.model_copy(update={"channels": channels, "bit_depth": 8})
+    config = config.model_copy(update={"conditions": conditions, "data": data})
+    return config, load_guided_diffusion(path, config.unet, attention_order, conditions)
 
 
 def save_guided_diffusion(denoiser: Denoiser, path: str | Path) -> dict:

@@ -1,23 +1,24 @@
 """Renaming tensors between this U-Net and those of other libraries, and the checks that both directions share."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ..core.errors import UserError
 from ..models.conditioning import AugmentationEmbedding, LabelEmbedding
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, LabelConfig
 from ..models.unet import UNetConfig
 
 Name = str | tuple[str, ...]
 """A module, or the modules among which its tensors are divided."""
-Pairs = Iterable[tuple[Name, Name]]
+Pairs = Iterator[tuple[Name, Name]]
+Tensors = dict[str, Tensor]
 
 
 def rename(
-    tensors: Mapping[str, Tensor], pairs: Pairs, convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
-) -> dict[str, Tensor]:
+    tensors: Tensors, pairs: Pairs, convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+) -> Tensors:
     """Return the weights and biases of modules under their new names, `pairs` being (old, new).
 
     A tuple of old names is concatenated, one of new names receives equal chunks. `convert(new_name, tensor)` is applied
@@ -37,13 +38,13 @@ def rename(
     return renamed
 
 
-def swapped(pairs: Pairs) -> Iterator[tuple[Name, Name]]:
+def swapped(pairs: Pairs) -> Pairs:
     """Yield (new, old) for each (old, new)."""
     return ((new, old) for old, new in pairs)
 
 
-def block_names(ours: str, theirs: str, names: Mapping[str, Name]) -> Iterator[tuple[Name, Name]]:
-    """Yield the pairs of a block: `names` maps its parts here to those there."""
+def block_names(ours: str, theirs: str, names: Mapping[str, Name]) -> Pairs:
+    """Yield the pairs of a block: `names` maps the names of its parts here to those there."""
     for a, b in names.items():
         yield f"{ours}.{a}", f"{theirs}.{b}" if isinstance(b, str) else tuple(f"{theirs}.{part}" for part in b)
 
@@ -90,11 +91,16 @@ def label_name(denoiser: Denoiser, other: str) -> str | None:
     return labels[0] if labels else None
 
 
-def exportable_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
+def exportable_tensors(denoiser: Denoiser) -> Tensors:
     """Return the denoiser's tensors without the projections of augmentation labels."""
-    names = [name for name, e in denoiser.embeddings.items() if isinstance(e, AugmentationEmbedding)]
-    left_out = tuple(f"embeddings.{name}." for name in names)
+    embeddings = denoiser.embeddings.items()
+    left_out = tuple(f"embeddings.{name}." for name, e in embeddings if isinstance(e, AugmentationEmbedding))
     return {name: tensor for name, tensor in denoiser.state_dict().items() if not name.startswith(left_out)}
+
+
+def numbered(label: LabelConfig) -> LabelConfig:
+    """Return a label condition whose classes, if they have no names, are named by their numbers."""
+    return label.model_copy(update={"class_names": label.class_names or tuple(map(str, range(label.num_classes or 0)))})
 
 
 def table_key(label: str | None) -> str:
@@ -102,7 +108,7 @@ def table_key(label: str | None) -> str:
     return f"embeddings.{label}.table.weight"
 
 
-def add_null_class(tensors: dict[str, Tensor], label: str | None, num_classes: int) -> None:
+def add_null_class(tensors: Tensors, label: str | None, num_classes: int) -> None:
     """Append a row of zeros, the null class, to a table of exactly `num_classes` rows.
 
     A network that was trained without condition dropout has no such row.
