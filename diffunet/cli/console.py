@@ -1,8 +1,9 @@
-"""What all commands share: errors as one line, exit codes, condition flags, output folders."""
+"""Code that all commands share: errors as one line, exit codes, condition flags, output folders."""
 
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -11,8 +12,6 @@ from pathlib import Path
 
 from ..core.errors import UserError, describe_oserror, ran_out_of_memory
 from .flags import FLAG
-
-INTERRUPTED = 130
 
 
 def user_friendly(command: Callable[[list[str]], int]) -> Callable[[list[str] | None], None]:
@@ -38,7 +37,7 @@ def user_friendly(command: Callable[[list[str]], int]) -> Callable[[list[str] | 
             _fail("out of memory: lower --batch_size, or use a smaller network")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            sys.exit(128 + signal.SIGINT)
 
     return wrapped
 

@@ -113,9 +113,7 @@ def classifier(argv: list[str]) -> int:
     return 128 + ended_by if ended_by else 0
 
 
-def _parse(
-    parser: argparse.ArgumentParser, argv: list[str]
-) -> tuple[argparse.Namespace, dict[str, str], dict[str, str]]:
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict, dict]:
     """Return the arguments, the flags of the sampling and those of the evaluation."""
     if found := run_in(argv):
         add_condition_flags(parser, Run(found).config().class_names)

@@ -58,7 +58,7 @@ def _options(key: Key) -> dict:
 
 
 def _add_variants(parser: argparse.ArgumentParser, above: Key, variants: dict[str, type[Settings]]) -> None:
-    """One group for the type and what all types share, and one for each type."""
+    """Add one group for the keys that all types share, and one for each type."""
     dotted, kinds = ".".join(above), list(variants.values())
     shared = [name for name in kinds[0].model_fields if all(name in kind.model_fields for kind in kinds)]
     common = parser.add_argument_group(dotted, f"Keys of every type ({', '.join(variants)})")
@@ -75,7 +75,7 @@ def _add_variants(parser: argparse.ArgumentParser, above: Key, variants: dict[st
 def _add_mapping(
     parser: argparse.ArgumentParser, key: Key, field: FieldInfo, variants: dict[str, type[Settings]]
 ) -> None:
-    """A flag for the whole mapping, and as help those of an entry called NAME; `_add_entries` adds the real names."""
+    """Add a flag for the whole mapping, and for the help those of an entry NAME; `_add_entries` adds the real ones."""
     dotted = ".".join(key)
     group = parser.add_argument_group(dotted, f"A mapping by name, one --{dotted}.{NAME} for each entry")
     _add_value(group, key, field, "MAPPING")
@@ -113,7 +113,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def _plain(value):
-    """Settings inside a default as plain values."""
+    """Return a default with the settings inside it as plain values."""
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}
     return value.model_dump(mode="json") if isinstance(value, Settings) else value

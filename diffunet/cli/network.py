@@ -55,11 +55,8 @@ def _table(parts: list[Part]) -> str:
         cost = f"{part.parameters:,}", f"{part.flops / 1e9:,.3f}", f"{part.receptive_field:,}"
         rows.append((part.name, size, f"{part.channels:,}", attention, *cost))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *rest in rows:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+    formats = [f"<{widths[0]}", *(f">{width}" for width in widths[1:])]
+    return "\n".join("  ".join(map(format, row, formats)) for row in rows)
 
 
 def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tuple[ModelConfig, tuple[int, ...]]:

@@ -68,17 +68,15 @@ class ClassificationLoss:
 
 def random_shift(image: Tensor, rng: BatchRNG) -> Tensor:
     """Return each image shifted by whole pixels, at random up to an eighth of its side, reflected at the border."""
-    rows, columns = (
-        torch.arange(side, device=image.device) + ((2 * rng.uniform_like(image) - 1) * (side // 8 + 1)).long()[:, None]
-        for side in image.shape[-2:]
-    )
-    rows, columns = (_reflect(index, side) for index, side in zip((rows, columns), image.shape[-2:], strict=True))
+
+    def shifted(side: int) -> Tensor:
+        shift = ((2 * rng.uniform_like(image) - 1) * (side // 8 + 1)).long()
+        index = torch.arange(side, device=image.device) + shift[:, None]
+        return (side - 1 - (index.abs() - (side - 1)).abs()).clamp(min=0)          # reflected, (B, side)
+
+    rows, columns = map(shifted, image.shape[-2:])
     batch = torch.arange(len(image), device=image.device)
     return image[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _reflect(index: Tensor, side: int) -> Tensor:
-    return (side - 1 - (index.abs() - (side - 1)).abs()).clamp(min=0)
 
 
 @torch.no_grad()

@@ -21,21 +21,8 @@ from ..core.progress import no_progress
 from ..core.rng import fixed_subset
 from ..core.storage import atomic_write, load_tensors, save_tensors
 from ..data.dataset import ImageDataset
+from . import metrics
 from .features import INCEPTION_SHA, FeatureExtractor, PixelFeatures, extract
-from .metrics import (
-    Gaussian,
-    copy_threshold,
-    frechet_between,
-    frechet_distance,
-    jackknife_error,
-    kernel_distance,
-    memorization,
-    nearest_distances,
-    nearest_neighbors,
-    prdc,
-    real_vs_real,
-    splits,
-)
 
 MAX_REAL = 50_000
 """Real images, at most, for the Fréchet distance and memorization."""
@@ -141,26 +128,26 @@ def frechet_name(features: FeatureExtractor, num_samples: int, num_real: int) ->
 def compare(samples: Tensor, real: Tensor, frechet: str = "frechet_distance") -> dict[str, dict[str, float]]:
     """Return the value, error and floor of every metric of two sets of features (N, D), (M, D)."""
     some_samples, some_real = samples[:MAX_PAIRWISE], _subset(real, MAX_PAIRWISE)
-    real_gaussian = Gaussian(real)
+    real_gaussian = metrics.Gaussian(real)
 
     def to_real(some: Tensor, _: Tensor) -> float:
-        return frechet_between(Gaussian(some), real_gaussian)
+        return metrics.frechet_between(metrics.Gaussian(some), real_gaussian)
 
     found = {
         frechet: {
             "value": to_real(samples, real),
-            "error": float(jackknife_error(to_real, samples, real)),
-            "floor": real_vs_real(frechet_distance, real, len(samples)),
+            "error": float(metrics.jackknife_error(to_real, samples, real)),
+            "floor": metrics.real_vs_real(metrics.frechet_distance, real, len(samples)),
         },
         "kernel_distance": {
-            "value": kernel_distance(some_samples, some_real),
-            "error": float(jackknife_error(kernel_distance, some_samples, some_real)),
-            "floor": real_vs_real(kernel_distance, some_real, len(some_samples)),
+            "value": metrics.kernel_distance(some_samples, some_real),
+            "error": float(metrics.jackknife_error(metrics.kernel_distance, some_samples, some_real)),
+            "floor": metrics.real_vs_real(metrics.kernel_distance, some_real, len(some_samples)),
         },
     }
-    values = prdc(some_samples, some_real)
-    errors = jackknife_error(lambda a, b: list(prdc(a, b).values()), some_samples, some_real)
-    floors = prdc(*next(splits(some_real, len(some_samples), 1)))
+    values = metrics.prdc(some_samples, some_real)
+    errors = metrics.jackknife_error(lambda a, b: list(metrics.prdc(a, b).values()), some_samples, some_real)
+    floors = metrics.prdc(*next(metrics.splits(some_real, len(some_samples), 1)))
     for (name, value), error in zip(values.items(), errors, strict=True):
         found[name] = {"value": value, "error": float(error), "floor": floors[name]}
     return found
@@ -171,10 +158,10 @@ def memorization_record(samples: Tensor, trained: Tensor, held_out: Tensor) -> d
 
     The floor is the share of held-out images; a share far above it is memorization.
     """
-    near = copy_threshold(trained)
-    share, error = memorization(samples, trained, near)
+    near = metrics.copy_threshold(trained)
+    share, error = metrics.memorization(samples, trained, near)
     found = {"value": share, "error": error, "near": near, "median_distance": _median_distance(samples, trained)}
-    floor, floor_error = memorization(held_out, trained, near) if len(held_out) else (0.05, 0.0)
+    floor, floor_error = metrics.memorization(held_out, trained, near) if len(held_out) else (0.05, 0.0)
     found |= {"floor": floor, "floor_error": floor_error}
     if len(held_out):
         found["floor_median_distance"] = _median_distance(held_out, trained)
@@ -182,7 +169,7 @@ def memorization_record(samples: Tensor, trained: Tensor, held_out: Tensor) -> d
 
 
 def _median_distance(a: Tensor, b: Tensor) -> float:
-    return float(nearest_distances(a, b).median())
+    return float(metrics.nearest_distances(a, b).median())
 
 
 def _class_accuracy(
@@ -205,7 +192,7 @@ def closest_pairs(
 
     samples (N, C, H, W), real (M, C, H, W), sampled (N, D), real_features (M, D) -> (2 * number, C, H, W).
     """
-    distances, indices = nearest_neighbors(sampled, real_features)
+    distances, indices = metrics.nearest_neighbors(sampled, real_features)
     order = distances.argsort()[:number]
     return torch.stack([samples[order], real[indices[order]]], dim=1).flatten(0, 1)
 
@@ -271,15 +258,11 @@ def _real_features(
     if not features.weights:
         return [extract(features, real.images, part) for part in parts]
     key = "|".join(map(str, (digest, *map(len, parts), features.name, features.resize, features.weights)))
-    file = cache_folder() / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
+    file = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     if not file.exists():
         found = [extract(features, real.images, part, progress) for part in parts]
         with atomic_write(file) as partial:
             save_tensors(partial, dict(zip(("trained", "held_out"), found, strict=True)))
     cached = load_tensors(file)
     return [cached["trained"], cached["held_out"]]
-
-
-def cache_folder() -> Path:
-    """Return the folder of cached features."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"

@@ -1,4 +1,4 @@
-"""The configuration of a run, and what of it follows from the data."""
+"""The configuration of a run, and how the data complete it."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -56,11 +56,11 @@ class ModelConfig(Settings):
         return {name: label.class_names for name, label in self.labels.items()}
 
     def build_denoiser(self) -> Denoiser:
-        """Return the network with fresh weights. ValueError if it is not resolved, or has no vector for the time."""
+        """Return the network with fresh weights. Raise ValueError if it is not resolved, or has no vector."""
         return Denoiser.from_config(self.unet, self.conditions, self.time)
 
     def resolve_model(self, size: tuple[int, ...], channels: int) -> Self:
-        """Return the config with what follows from images of this size (height, width) and number of channels."""
+        """Return the config completed for images of this size (height, width) and number of channels."""
         levels = self.unet.levels or levels_for(min(size))
         unet = {
             "levels": levels,
@@ -105,19 +105,18 @@ class Config(ModelConfig, RunConfig):
         return OBJECTIVES[self.objective.type](self.objective)
 
     def resolve(self, images: ImageDataset) -> Self:
-        """Return the config with everything that follows from the data. UserError where they disagree."""
+        """Return the config completed from the data. Raise UserError where they disagree."""
         conditions: dict[str, ConditionConfig] = {}
         for name, label in self.labels.items():
-            found = images.class_names.get(name)
-            if label.num_classes not in (None, len(found or ())):
+            found = images.class_names.get(name, ())
+            if label.num_classes not in (None, len(found)):
+                advice = f"use {len(found)} or null" if found else f"leave {name} out, or set conditions.{name}.column"
                 raise UserError(
                     f"conditions.{name}.num_classes: {label.num_classes}, but {images.config.path} has "
-                    f"{len(found or ()) or 'no'} classes; "
-                    + (f"use {len(found)} or null" if found else f"leave {name} out, or set conditions.{name}.column")
+                    f"{len(found) or 'no'} classes; {advice}"
                 )
             if found:
-                update = {"num_classes": len(found), "class_names": found}
-                conditions[name] = label.model_copy(update=update)
+                conditions[name] = label.model_copy(update={"num_classes": len(found), "class_names": found})
         if self.data.augmentation:
             conditions["augmentation"] = AugmentationConfig(width=KINDS)
         resolved = self.resolve_model(images.config.size, images.config.channels)
@@ -127,9 +126,8 @@ class Config(ModelConfig, RunConfig):
 def config_file(name: str) -> Path:
     """Return the path of a config: a file, or a shipped one by its path in the project. UserError if there is none."""
     path = Path(name)
-    shipped = CONFIG_DIR / path.name
-    if not path.exists() and path.parent.name in ("", "configs") and shipped.exists():
-        return shipped
+    if not path.exists() and path.parent.name in ("", "configs") and (CONFIG_DIR / path.name).exists():
+        return CONFIG_DIR / path.name
     if not path.exists() and not path.parent.is_dir():
         names = [file.name for file in CONFIG_DIR.glob("*.yaml")]
         raise UserError(f"{name}: no such file{did_you_mean(path.name, names)}")

@@ -1,4 +1,4 @@
-"""Evaluating runs and folders of images against real images."""
+"""Evaluation of runs and of folders of images against real images."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def evaluate(
     sampling: SampleConfig | None = None,
     progress: Callable = no_progress,
 ) -> Evaluation:
-    """Sample from a run as `sampling` says, and compare with real images: by default the run's own sampling and data.
+    """Sample from a run and compare with real images. By default the settings of sampling and the data are the run's.
 
     Raise UserError for too few images, or for real images that do not fit the run.
     """
@@ -66,7 +66,7 @@ def evaluate_denoiser(
     features: FeatureExtractor,
     progress: Callable = no_progress,
 ) -> Evaluation:
-    """The same for any weights of the run's network, with real images and features at hand."""
+    """Evaluate any weights of the run's network, with real images and features at hand."""
     check_enough(sampling.num_images, len(real))
     sampler = run.sampler(sampling, denoiser.to(default_device()))
     samples = SampleBatch.concatenate(sampler.sample(sampling, progress))
@@ -106,7 +106,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _features_bar(progress: Callable, parts: list) -> list:
-    """A bar for the features of real images, unless there is only one part."""
+    """Show a bar for the features of real images, unless there is only one part."""
     if progress is no_progress or len(parts) < 2:
         return parts
     from tqdm import tqdm
@@ -115,4 +115,4 @@ def _features_bar(progress: Callable, parts: list) -> list:
 
 
 def _silent(text: str) -> None:
-    """Discard what was already logged during training."""
+    """Discard messages that were already logged during training."""

@@ -90,14 +90,11 @@ def plot_curves(folder: Path) -> None:
         plot(by_noise, found[0], f"{found[1]} %", color=f"C{number}", linewidth=1)
         plot(by_noise, f"val_{found[0]}", None, color=f"C{number}", linestyle=":", marker=".")
     by_noise.set(title="loss by noise level, 0 % is clean; dotted: held-out images", yscale="log")
-    previews = [line for line in lines if {"kernel_distance", "kernel_distance_error", "sampled_images"} <= line.keys()]
-    distance.errorbar(
-        [line["step"] for line in previews],
-        [line["kernel_distance"] for line in previews],
-        [line["kernel_distance_error"] for line in previews],
-        marker=".",
-        label=f"{previews[-1]['sampled_images']} samples" if previews else None,
-    )
+    keys = "step", "kernel_distance", "kernel_distance_error", "sampled_images"
+    previews = [[line[key] for key in keys] for line in lines if set(keys) <= line.keys()]
+    steps, values, errors, numbers = zip(*previews, strict=True) if previews else 4 * [[]]
+    label = f"{numbers[-1]} samples" if previews else None
+    distance.errorbar(steps, values, errors, marker=".", label=label)
     distance.set(title="kernel distance of pixels, 0 is best")
     for name in names:
         kind, _, channel = name.partition("/")

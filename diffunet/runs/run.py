@@ -79,16 +79,13 @@ class Run:
 
     def files(self) -> list[Path]:
         """Return the contents of the folder, without hidden files."""
-        entries = self.folder.iterdir() if self.folder.is_dir() else []
-        return [file for file in entries if not file.name.startswith(".")]
+        return [file for file in self.folder.glob("*") if not file.name.startswith(".")]
 
     def config(self, kind: type[C] = Config) -> C:
         """Return the resolved configuration. Raise UserError if the folder is no run of this kind."""
         if not self.exists:
-            near = ""
-            if self.folder.parent.is_dir():
-                others = [f.name for f in self.folder.parent.iterdir() if f.name != self.folder.name]
-                near = did_you_mean(self.folder.name, others)
+            others = [file.name for file in self.folder.parent.glob("*") if file.name != self.folder.name]
+            near = did_you_mean(self.folder.name, others)
             what = "no config.yaml, so not a run folder" if self.folder.is_dir() else "no such run folder"
             raise UserError(f"{self.folder}: {what}{near}")
         if self.format > FORMAT:
@@ -197,7 +194,7 @@ class Run:
         return Sampler(denoiser, own.build_objective(), shape, own.data.bit_depth or 8, own.class_names, guide)
 
     def sample(self, progress: Callable = no_progress, **settings: Any) -> SampleBatch:
-        """Return images sampled as the run's section `sample` says, with other `settings` laid over.
+        """Return images sampled by the run's section `sample`, with these `settings` laid over it.
 
             load_run("runs/digits").sample(num_images=4, conditions={"label": 7}, steps=20).pixels
 

@@ -1,4 +1,4 @@
-"""Beginning and resuming runs: which configuration counts, and what a resumed run may change."""
+"""Beginning and resuming runs: which configuration counts, and which changes a resumed run allows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ RESUMABLE = {
     "data.memory_budget",
     "data.workers",
 }
-"""What may change when a run is resumed, beside `sample`. Other changes make it another run and need --force."""
+"""Settings that may change when a run is resumed, beside `sample`. Other changes make another run and need --force."""
 
 
 def begin(config: Any, overwrite: bool = False) -> Start:
@@ -88,7 +88,7 @@ def _check_resumable(previous: Any, config: Any, force: bool, log: Callable[[str
 
 
 def _flat(values: dict, above: str = "") -> dict:
-    """{"train.steps": 1000, ...}; lists stay whole."""
+    """Return {"train.steps": 1000, ...}; lists stay whole."""
     flat = {}
     for name, value in values.items():
         flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}

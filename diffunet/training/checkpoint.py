@@ -11,18 +11,9 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
+from ..core import storage
 from ..core.errors import UserError
 from ..core.settings import Settings
-from ..core.storage import (
-    CHECKSUMS,
-    atomic_directory,
-    load_json,
-    load_strictly,
-    load_tensors,
-    save_tensors,
-    sha256_of_file,
-    verify_checksums,
-)
 
 OPTIMIZER = "optimizer"
 FORMAT_1 = {"surroundings": "environment"}, {"ema_0.05": "average_0.05", "ema_0.1": "average_0.1"}
@@ -71,7 +62,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         return None
     *earlier, newest = checkpoints
     try:
-        verify_checksums(newest)
+        storage.verify_checksums(newest)
     except UserError as damage:
         intact = next(filter(is_intact, reversed(earlier)), None)
         offer = f"use --resume {intact}, the one before" if intact else "no earlier checkpoint is intact"
@@ -82,7 +73,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def is_intact(checkpoint: Path) -> bool:
     """Return whether all files of a checkpoint have their checksums."""
     try:
-        verify_checksums(checkpoint)
+        storage.verify_checksums(checkpoint)
     except UserError:
         return False
     return True
@@ -90,8 +81,8 @@ def is_intact(checkpoint: Path) -> bool:
 
 def checksum_of(checkpoint: Path) -> str:
     """Return the SHA-256 of a checkpoint's list of checksums, which stands for all of its files."""
-    verify_checksums(checkpoint)
-    return sha256_of_file(checkpoint / CHECKSUMS)
+    storage.verify_checksums(checkpoint)
+    return storage.sha256_of_file(checkpoint / storage.CHECKSUMS)
 
 
 # ── contents ──────────────────────────────────────────────────────────────────────────────────────
@@ -105,10 +96,10 @@ def write_checkpoint(
     It holds state.json, a safetensors file for each of `models`, and the optimizer state of `models["model"]`.
     Raise OSError if it cannot be written, which leaves the others untouched.
     """
-    with atomic_directory(folder / "checkpoints" / f"step_{state.step:08d}") as checkpoint:
+    with storage.atomic_directory(folder / "checkpoints" / f"step_{state.step:08d}") as checkpoint:
         for name, model in models.items():
-            save_tensors(checkpoint / f"{name}.safetensors", model.state_dict())
-        save_tensors(checkpoint / f"{OPTIMIZER}.safetensors", _pack(models["model"], optimizer))
+            storage.save_tensors(checkpoint / f"{name}.safetensors", model.state_dict())
+        storage.save_tensors(checkpoint / f"{OPTIMIZER}.safetensors", _pack(models["model"], optimizer))
         (checkpoint / "state.json").write_text(json.dumps(state.model_dump(), indent=2))
 
 
@@ -116,7 +107,7 @@ def read_state(checkpoint: Path) -> State:
     """Return the state of a checkpoint. Raise UserError if this version cannot read it."""
     file = checkpoint / "state.json"
     try:
-        values = {FORMAT_1[0].get(name, name): value for name, value in load_json(file).items()}
+        values = {FORMAT_1[0].get(name, name): value for name, value in storage.load_json(file).items()}
         return State.model_validate(values)
     except ValidationError as invalid:
         error = invalid.errors()[0]
@@ -128,8 +119,8 @@ def restore(checkpoint: Path, models: Mapping[str, nn.Module], optimizer: torch.
     """Load the tensors of a checkpoint. Raise UserError, naming the tensor, if they do not fit."""
     for name, model in models.items():
         file = _file(checkpoint, name)
-        load_strictly(model, load_tensors(file), file)
-    _unpack(load_tensors(_file(checkpoint, OPTIMIZER)), models["model"], optimizer, checkpoint)
+        storage.load_strictly(model, storage.load_tensors(file), file)
+    _unpack(storage.load_tensors(_file(checkpoint, OPTIMIZER)), models["model"], optimizer, checkpoint)
 
 
 def _file(checkpoint: Path, name: str) -> Path:
