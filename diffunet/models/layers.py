@@ -104,45 +104,28 @@ def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(*vector.shape, *[1] * (like.ndim - 2))               # (B, C, 1, ...)
 
 
-class Shift(nn.Module):
-    """The vector is added before the norm (DDPM 2020): norm(h + W v)."""
+class Modulated(nn.Module):
+    """A norm, modulated by the vector; the norm alone without one (`vector_dim` 0).
 
-    def __init__(self, channels: int, vector_dim: int, norm: Norm):
+    shift: the vector is added before the norm, norm(h + W v) (DDPM 2020). scale_shift: it scales and shifts the output
+    of the norm (AdaGN, Dhariwal & Nichol 2021, equation 10).
+    """
+
+    def __init__(self, channels: int, vector_dim: int, norm: Norm, modulation: str):
         super().__init__()
         self.norm = norm(channels)
-        self.project = xavier_(nn.Linear(vector_dim, channels))
+        self.scales = modulation == "scale_shift"
+        if vector_dim:
+            self.project = xavier_(nn.Linear(vector_dim, (1 + self.scales) * channels))
 
     def forward(self, h: Tensor, vector: Tensor | None) -> Tensor:
-        if vector is not None:
-            h = h + _per_channel(self.project(F.silu(vector)), h)
-        return self.norm(h)
-
-
-class ScaleShift(nn.Module):
-    """The vector scales and shifts the output of the norm (AdaGN, Dhariwal & Nichol 2021, equation 10)."""
-
-    def __init__(self, channels: int, vector_dim: int, norm: Norm):
-        super().__init__()
-        self.norm = norm(channels)
-        self.project = xavier_(nn.Linear(vector_dim, 2 * channels))
-
-    def forward(self, h: Tensor, vector: Tensor | None) -> Tensor:
-        h = self.norm(h)
-        if vector is not None:
-            scale, shift = _per_channel(self.project(F.silu(vector)), h).chunk(2, dim=1)
-            h = h * (1 + scale) + shift
-        return h
-
-
-class Unmodulated(nn.Module):
-    """The norm alone, for a U-Net without a vector."""
-
-    def __init__(self, channels: int, vector_dim: int, norm: Norm):
-        super().__init__()
-        self.norm = norm(channels)
-
-    def forward(self, h: Tensor, vector: Tensor | None) -> Tensor:
-        return self.norm(h)
+        if vector is None:
+            return self.norm(h)
+        modulation = _per_channel(self.project(F.silu(vector)), h)
+        if not self.scales:
+            return self.norm(h + modulation)
+        scale, shift = modulation.chunk(2, dim=1)
+        return self.norm(h) * (1 + scale) + shift
 
 
 # ── blocks ────────────────────────────────────────────────────────────────────────────────────────

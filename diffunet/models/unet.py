@@ -27,7 +27,7 @@ class Level(nn.Module):
         x ─ enter ─ down ───────── skips ────────▶ up ─ exit
                        └────▶ inner (coarser) ────┘
 
-    Its parts come ready-made, and each is called `block(x, conditioning)`: `enter` and `exit` change the resolution
+    Its parts are passed in, and each is called `block(x, conditioning)`: `enter` and `exit` change the resolution
     (the identity at the top); `inner` is another Level or the middle, and so a whole U-Net at half the resolution. Each
     block of `down` leaves a skip, so a whole Stack as its one block leaves one skip per level; skips that `up` does not
     take are discarded. `run` calls a block, plainly or with gradient checkpointing.
@@ -220,6 +220,5 @@ def _norm(config: UNetConfig) -> layers.Norm:
 def _block_parts(config: UNetConfig) -> dict[str, Any]:
     """Return the arguments that every kind of block takes."""
     norm = _norm(config)
-    kind = {"shift": layers.Shift, "scale_shift": layers.ScaleShift}[config.modulation]
-    modulated = partial(kind if config.vector_dim else layers.Unmodulated, vector_dim=config.vector_dim, norm=norm)
+    modulated = partial(layers.Modulated, vector_dim=config.vector_dim, norm=norm, modulation=config.modulation)
     return {"norm": norm, "modulated": modulated, "dropout": config.dropout}

@@ -10,8 +10,8 @@ from diffunet.models.layers import (
     CrossAttention,
     Downsample,
     DownsampleEndPadded,
+    Modulated,
     PlainBlock,
-    ScaleShift,
     SelfAttention,
     Upsample,
     center_crop,
@@ -84,7 +84,7 @@ def test_transposed_convolution_doubles_and_valid_omits_the_border(dims):
 
 
 def test_plain_blocks_are_modulated_between_convolution_and_relu():
-    modulated = partial(ScaleShift, vector_dim=5, norm=norm)
+    modulated = partial(Modulated, vector_dim=5, norm=norm, modulation="scale_shift")
     block = randomised(PlainBlock(4, 8, partial(convolution, 2, "same"), norm, modulated, dropout=0.0))
     x, vector = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
     h = F.group_norm(F.conv2d(x, block.conv.weight, block.conv.bias, padding=1), 4, *block.modulated.norm.parameters())
