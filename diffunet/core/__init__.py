@@ -1,4 +1,1 @@
-"""Settings, errors, files, random numbers and devices, used by every other package.
-
-Imports nothing else from diffunet.
-"""
+"""Settings, errors, files, random numbers and devices: used by all other packages, importing none of them."""

@@ -26,10 +26,7 @@ CHECKSUMS = "SHA256SUMS"
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a new folder, which becomes `path` when the context ends and all of it is on the disk.
-
-    Nothing remains of it if it cannot be written.
-    """
+    """Yield a new folder that becomes `path` once all of it is on the disk; nothing remains if it cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -57,10 +54,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a file name to write to, which becomes `path` when the context ends and all of it is on the disk.
-
-    Nothing remains of it if it cannot be written.
-    """
+    """Yield a file name that becomes `path` once all of it is on the disk; nothing remains if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial.{path.name}")
     try:

@@ -1,4 +1,1 @@
-"""Datasets: image files to batches of named columns.
-
-Decoded once if they fit in memory, augmented as a batch.
-"""
+"""Datasets: image files to batches of named columns, decoded once if they fit in memory."""

@@ -1,7 +1,4 @@
-"""Datasets of images: decoded once if they fit in memory, augmented as a batch.
-
-Images are integers of their files' bit depth, (C, H, W), until `prepare` normalizes them to fp32 in [-1, 1].
-"""
+"""Datasets of images: integers of the files' bit depth until `prepare` makes them batches of fp32 in [-1, 1]."""
 
 import math
 from collections import Counter

@@ -1,7 +1,4 @@
-"""Decode one image to integers (channels, H, W) of a given bit depth and size.
-
-Handles files from the wild: palettes, transparency, EXIF rotation, 16 bits.
-"""
+"""Decode one image, also with palette, transparency, EXIF rotation or 16 bits, to integers (channels, H, W)."""
 
 import io
 import math

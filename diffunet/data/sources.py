@@ -24,10 +24,7 @@ MAX_CLASSES = 100_000
 
 @quiet()
 def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
-    """Return the rows of an image folder, a parquet file or folder, or a hub id.
-
-    Raise UserError if it is missing, unreadable or empty.
-    """
+    """Return the rows of an image folder, parquet or hub id. Raise UserError if missing, unreadable or empty."""
     import datasets
 
     if not path:
@@ -180,7 +177,7 @@ def label_columns(
 def class_labels(rows: "Dataset", column: str, path: str, condition: str) -> tuple[tuple[str, ...], Tensor]:
     """Return the names of the classes and (N,) int64 from a column of class labels, integers or strings.
 
-    Raise UserError for other columns, missing values and more than MAX_CLASSES classes.
+    Raise UserError for a column of another type, missing values or more than MAX_CLASSES classes.
     """
     import datasets
 

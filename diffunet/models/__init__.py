@@ -1,4 +1,1 @@
-"""Networks: the U-Net, its layers and its conditioning.
-
-A model is called `model(x_t, t, **conditions)`, or `model(image)`.
-"""
+"""Networks, called as `model(x_t, t, **conditions)` or `model(image)`: the U-Net, its layers and its conditioning."""

@@ -14,7 +14,7 @@ from ..core.settings import Settings
 from .presets import PRESETS
 
 MAX_CHANNELS, MAX_BLOCKS = 65_536, 100
-"""Upper bounds that catch typing errors, which would otherwise build for hours before they fail."""
+"""Upper bounds that catch typos, which would otherwise build a network for hours before it fails."""
 Channels = Annotated[int, Field(gt=0, le=MAX_CHANNELS)]
 Widths = Annotated[tuple[Channels, ...], Field(max_length=2 * MAX_BLOCKS), Strict(False)]
 

@@ -118,7 +118,7 @@ def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
     Built on the meta device: no memory, no computation. Raise ValueError for a size that is too small, or that has
     more than MAX_POSITIONS positions.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imported late: takes 0.1 s, which `--help` does not need
+    from torch.utils.flop_counter import FlopCounterMode  # takes 0.1 s, not needed by `--help`
 
     if prod(size) > MAX_POSITIONS:
         raise ValueError(f"size {size}: {prod(size):,} positions; use at most {MAX_POSITIONS:,}")

@@ -19,8 +19,8 @@ def copy_encoder(unet: UNet, encoder: nn.Module) -> None:
     theirs = {name: module for name, module in encoder.named_modules() if isinstance(module, _ConvNd)}
     ours = [module for level in unet.levels for module in level.down.modules() if isinstance(module, _ConvNd)]
     copied = {f"{name}.{kind}".lstrip(".") for name in theirs for kind in ("weight", "bias")}
-    if left := [name for name, _ in encoder.named_parameters() if name not in copied]:
-        raise ValueError(f"encoder: {left[0]} does not belong to a convolution, and has no place in the U-Net")
+    if other := [name for name, _ in encoder.named_parameters() if name not in copied]:
+        raise ValueError(f"encoder: {other[0]} does not belong to a convolution, and has no place in the U-Net")
     if len(theirs) > len(ours):
         raise ValueError(f"encoder: {len(theirs)} convolutions, but the U-Net's way down has {len(ours)}")
     for (name, there), here in zip(theirs.items(), ours, strict=False):

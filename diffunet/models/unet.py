@@ -70,12 +70,12 @@ class UNet(nn.Module):
             raise ValueError("levels: empty; give at least one level")
         self.config = config
         plan, conv, norm = config.plan(), _conv(config), _norm(config)
-        residual, in_channels, width = config.block == "residual", plan[0].in_channels, plan[0].out_channels
-        self.stem = conv(config.in_channels + config.plane_channels, in_channels) if residual else nn.Identity()
+        residual, width = config.block == "residual", plan[0].out_channels
+        in_channels = config.in_channels + config.plane_channels
+        self.stem = conv(in_channels, plan[0].in_channels) if residual else nn.Identity()
         self.body = _build_level(config, plan, 0)
         if residual:
-            last = layers.zero_init(conv(width, config.out_channels))
-            self.head = nn.Sequential(norm(width), nn.SiLU(), last)
+            self.head = nn.Sequential(norm(width), nn.SiLU(), layers.zero_init(conv(width, config.out_channels)))
         else:
             self.head = conv(width, config.out_channels, 1)
         self.min_input_size = min_input_size(config)

@@ -1,4 +1,1 @@
-"""Training objectives: what the network predicts, and the loss.
-
-Each has `loss(model, image, **conditions)` and `sampler(name, steps)`.
-"""
+"""Training objectives, with `loss(model, image, **conditions)` and `sampler(name, steps)` for each noise process."""

@@ -18,7 +18,7 @@ MULTISTEP = {**CLIP_TO_DATA_RANGE, "final_sigmas_type": "zero"}
 DPM = {**MULTISTEP, "use_lu_lambdas": True}
 FIRST_ORDER = {**CLIP_TO_DATA_RANGE, "clip_sample": False}
 PURE_NOISE = 40.0
-"""Ratio of noise to signal to which UniPC goes in one step from the last timestep; nothing can be predicted above."""
+"""Noise-to-signal ratio after UniPC's first step; nothing can be predicted above it."""
 
 
 class DDPMConfig(ObjectiveConfig):
@@ -59,7 +59,7 @@ class DDPMConfig(ObjectiveConfig):
 class DDPM(Objective):
     """DDPM's objective, over the noise schedules of diffusers.
 
-    Not offered are samplers that miss the mean or the spread of Gaussian data for some number of steps or target.
+    Samplers that miss the mean or the spread of Gaussian data for some number of steps or target are left out.
     """
 
     config: DDPMConfig
@@ -130,13 +130,13 @@ class DDPM(Objective):
 
 
 def _even_in_log_snr(sigmas: Tensor, steps: int) -> Tensor:
-    """Return distinct timesteps (steps,) int64: the last one, then even in log-SNR from PURE_NOISE down to 0.
+    """Return distinct timesteps (steps,) int64: the last one, then even in log-SNR from PURE_NOISE down to timestep 0.
 
-    sigmas: ratio of noise to signal at each timestep, rising.
+    sigmas: noise-to-signal ratio at each timestep, rising.
     """
     log_sigmas = sigmas.double().log().numpy()
     even = np.linspace(min(log_sigmas[-1], np.log(PURE_NOISE)), log_sigmas[0], steps - 1)
     nearest = np.interp(even, log_sigmas, np.arange(len(sigmas))).round().astype(np.int64)
-    place = np.arange(steps)
-    falling = np.minimum.accumulate(np.append(len(sigmas) - 1, nearest) + place) - place
-    return torch.from_numpy(np.maximum(falling, steps - 1 - place))
+    index = np.arange(steps)
+    falling = np.minimum.accumulate(np.append(len(sigmas) - 1, nearest) + index) - index
+    return torch.from_numpy(np.maximum(falling, steps - 1 - index))

@@ -13,8 +13,8 @@ STUBBED_MODULES = ("torch._dynamo", "scipy.stats")
 def from_diffusers(name: str) -> Any:
     """Return the object of this name in `diffusers`, in a third of the time of `from diffusers import name`.
 
-    Empty modules stand in for STUBBED_MODULES meanwhile; later imports are real. If other threads run, which could
-    import an empty module, everything is imported.
+    Empty modules replace STUBBED_MODULES meanwhile; later imports are real. With other threads running, which could
+    import an empty module, nothing is replaced.
     """
     alone = threading.active_count() == 1
     absent = [module for module in STUBBED_MODULES if alone and module not in sys.modules]

@@ -1,4 +1,1 @@
-"""From noise to images.
-
-The loop, guidance, and batches of images with one seed each.
-"""
+"""From noise to images: the sampling loop, guidance, and batches of images with one seed each."""

@@ -70,10 +70,7 @@ class SampleBatch:
 
 
 def parse_labels(name: str, value: str | int | None, class_names: tuple[str, ...]) -> list[int | None]:
-    """Return the classes to sample in turn for the condition `name`; [None]: unconditional.
-
-    Raise UserError for an unknown class.
-    """
+    """Return the classes to sample in turn, [None] for unconditional. Raise UserError for an unknown class."""
     if value is None:
         return list(range(len(class_names))) or [None]
     if value == "none":
