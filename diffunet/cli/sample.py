@@ -15,7 +15,7 @@ from .flags import add_flags, parse_flags
 
 @user_friendly
 def sample(argv: list[str]) -> int:
-    """Sample images from a run, with its EMA weights. Without options: those of its last preview."""
+    """Sample images from a run, with its EMA weights. Without options, reproduce its last preview."""
     check_single_process("sample.py")
     parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/digits; RUN --help shows its conditions")

@@ -142,7 +142,7 @@ def choose_features(
 
 
 def load_features(name: str, weights: str | None, bit_depth: int, device: torch.device) -> FeatureExtractor:
-    """Return the features of that name, with weights from a file or folder; None: from their usual place.
+    """Return the features of that name, with weights from a file or folder; None: the default ones.
 
     Raise UserError with the files to download, and where to put them, if they are missing.
     """

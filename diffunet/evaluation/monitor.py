@@ -41,7 +41,7 @@ class Monitor:
         mean_shift/0, ...: mean of the samples minus that of real images, by channel, pixels from 0 to 1;
         std_ratio/0, ...: quotient of their standard deviations.
         kernel_distance, kernel_distance_error: of the pixels of `sampled_images` samples and of real images.
-        monitor_seconds: time that this took.
+        monitor_seconds: time that these metrics took.
         """
         started = time.monotonic()
         metrics = self.losses(model, device) | self.colors(samples) | self.distance(samples)

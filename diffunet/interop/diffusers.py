@@ -1,7 +1,7 @@
 """Runs to and from `DDPMPipeline` folders of `diffusers`: the same network, its tensors under other names.
 
 A network that `UNet2DModel` can express is exported to a folder that needs no diffunet, and such folders are imported.
-Everything else is refused by the name of its setting.
+Everything else is refused with an error that names the setting.
 """
 
 import warnings

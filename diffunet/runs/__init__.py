@@ -1,4 +1,4 @@
-"""A run folder, its configuration, and ready objects made from it.
+"""A run folder, its configuration, and objects made from it.
 
-Sampling and evaluating a run need nothing beside its folder.
+Sampling and evaluating a run need nothing but its folder.
 """

@@ -1,4 +1,4 @@
-"""A run folder and ready objects made from it. Sampling, evaluating, exporting and resuming need nothing beside it."""
+"""A run folder and objects made from it. Sampling, evaluating, exporting and resuming need nothing else."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from .config import Config, ModelConfig, RunConfig
 from .migration import migrate_config, migrate_folder, migrate_model
 
 EMA_FILE = "ema.json"
-"""Beside weights whose EMA length was chosen after the training: the length, and the measurements behind it."""
+"""File beside weights whose EMA length was chosen after the training: the length, and the measurements behind it."""
 FORMAT = 2
 """Of run folders, in their run.json. 1: read and resumed; 0, without that file: sampled and evaluated, not resumed."""
 LOCK_SECONDS = 10

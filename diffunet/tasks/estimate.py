@@ -8,11 +8,11 @@ from ..training.config import TrainConfig
 from ..training.trainer import Trainer
 
 REHEARSAL = 0.05
-"""Share of `train.minutes` in which the speed is measured beforehand."""
+"""Share of `train.minutes` that is spent beforehand on measuring the speed."""
 WORTH_MEASURING = 700
-"""Steps, of which the few that are measured are one in a hundred."""
+"""Steps from which on measuring a few of them costs no more than one percent."""
 COMPILING_PAYS = 30
-"""Minutes of training that win back the compiler's one to three (docs/performance.md)."""
+"""Minutes of training from which on compiling, which takes one to three, pays off (docs/performance.md)."""
 
 
 def resolve_schedule(

@@ -30,7 +30,7 @@ RESUMABLE = {
     "data.memory_budget",
     "data.workers",
 }
-"""Settings that may change when a run is resumed, beside `sample`. Other changes make another run and need --force."""
+"""Settings that may change when a run is resumed, besides `sample`. Other changes make another run and need --force."""
 
 
 def begin(config: Any, overwrite: bool = False) -> Start:
@@ -41,12 +41,7 @@ def begin(config: Any, overwrite: bool = False) -> Start:
 
 
 def resume(
-    path: str | Path,
-    kind: type[C],
-    change: Callable[[C], C],
-    overwrite: bool = False,
-    force: bool = False,
-    log: Callable[[str], None] = print_once,
+    path: str | Path, kind: type[C], change: Callable[[C], C], overwrite: bool = False, force: bool = False
 ) -> tuple[C, Start]:
     """Return the configuration and the start of a run that is resumed, from its folder or one of its checkpoints.
 
@@ -56,7 +51,7 @@ def resume(
     run, checkpoint = _parse(Path(path))
     previous = run.config(kind)
     config = change(previous).replace(train={"output": str(run.folder)})
-    _check_resumable(previous, config, force, log)
+    _check_resumable(previous, config, force)
     if config.train.batch_size == "auto":
         config = config.replace(train={"batch_size": previous.train.batch_size})
     start = Start(run, previous.train, checkpoint, overwrite, force)
@@ -74,8 +69,8 @@ def _parse(path: Path) -> tuple[Run, Path | None]:
     return Run(path.parent.parent), path
 
 
-def _check_resumable(previous: Any, config: Any, force: bool, log: Callable[[str], None]) -> None:
-    """Log every change. Raise UserError for one that would make it another run, unless `force`."""
+def _check_resumable(previous: Any, config: Any, force: bool) -> None:
+    """Print every change. Raise UserError for one that would make it another run, unless `force`."""
     before, now = _flat(previous.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
     for name in sorted(before.keys() | now.keys(), key=lambda key: (not key.endswith(".type"), key)):
         old, new = before.get(name), now.get(name)
@@ -84,7 +79,7 @@ def _check_resumable(previous: Any, config: Any, force: bool, log: Callable[[str
             continue
         if name not in RESUMABLE and not name.startswith("sample.") and not force:
             raise UserError(f"--{name}: cannot change from {old} to {new} in a resumed run; start another, or --force")
-        log(f"{name}: {old} -> {new}")
+        print_once(f"{name}: {old} -> {new}")
 
 
 def _flat(values: dict, above: str = "") -> dict:
@@ -103,9 +98,9 @@ def _check_not_discarding(start: Start, steps: int) -> None:
     checkpoints = list_checkpoints(run.folder)
     if not run.is_new and not checkpoints:
         raise UserError(f"{run.folder}: no checkpoint to resume from")
-    for first in [checkpoint] if checkpoint else checkpoints[-1:]:
-        if first.name > f"step_{steps:08d}":
-            reached = int(first.name.removeprefix("step_"))
+    for origin in [checkpoint] if checkpoint else checkpoints[-1:]:
+        if origin.name > f"step_{steps:08d}":
+            reached = int(origin.name.removeprefix("step_"))
             raise UserError(f"--train.steps {steps}: the run is already at step {reached}; pass a larger value")
     if start.overwrite and not checkpoint:
         raise UserError("--overwrite: discards later checkpoints; name one with --resume RUN/checkpoints/step_...")

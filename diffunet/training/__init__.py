@@ -1,4 +1,4 @@
 """The training loop: data order, checkpoints, averages of the weights, the log.
 
-Knows neither the model nor the objective.
+It is independent of the model and of the objective.
 """

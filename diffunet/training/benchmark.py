@@ -33,10 +33,10 @@ TrainerFor = Callable[[TrainConfig, TrainingData], Trainer]
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of a training as it is configured, all processes together."""
+    """Speed and memory of a training as configured, all processes together."""
 
     batch_size: int
-    """Global batch size that was measured: that of the config, or fewer where a step would take too long."""
+    """Measured global batch size: that of the config, or a smaller one if a step would take too long."""
     images_per_second: float
     without_data: float
     """Images per second when one batch is repeated."""
@@ -45,7 +45,7 @@ class Throughput:
     bytes_per_image: float
     """Activations that a step stores for each image."""
     memory: int
-    """Peak in bytes: of the process on a CPU, of the tensors on a GPU."""
+    """Peak memory in bytes: of the process on a CPU, of the tensors on a GPU."""
     peak_flops: float
     """Operations per second of the fastest 3×3 convolution, in the precision of the training."""
 
@@ -207,12 +207,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def memory_peak(device: torch.device) -> int:
-    """Return the peak of used bytes so far: of the process on a CPU, of the tensors on a GPU."""
+    """Return the peak memory in bytes so far: of the process on a CPU, of the tensors on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource
-    except ImportError:                                        # Windows has no such record, but another
+    except ImportError:                                        # on Windows
         import psutil
 
         return psutil.Process().memory_info().peak_wset

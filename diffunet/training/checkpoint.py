@@ -21,7 +21,7 @@ FORMAT_1 = {"surroundings": "environment"}, {"ema_0.05": "average_0.05", "ema_0.
 
 
 class State(Settings):
-    """state.json of a checkpoint: all that is not tensors."""
+    """state.json of a checkpoint: everything but the tensors."""
 
     step: int = Field(ge=0)
     """Completed steps."""

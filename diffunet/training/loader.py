@@ -30,7 +30,7 @@ class TrainingData(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: different data have another one."""
+        """Identifies the data: other data have another fingerprint."""
         ...
 
     def __len__(self) -> int: ...

@@ -1,6 +1,6 @@
 """The training loop: any model, any objective with `loss(model, rng=..., **batch)`, resumed to the byte.
 
-Accelerate places, parallelizes and scales. What happens in a step is a pure function of the seed, the step and the
+Accelerate handles devices, processes and mixed precision. A step is a pure function of the seed, its number and the
 state in the checkpoint.
 """
 
