@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
 from ..core.errors import UserError, describe_oserror, ran_out_of_memory
+from ..runs.run import Run
 from .flags import FLAG
 
 
@@ -75,14 +76,10 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{existing}: not writable; choose another folder with --output")
 
 
-def run_in(argv: Iterable[str]) -> str | None:
-    """Return the first argument that is a run folder, from which the flags of its conditions follow."""
-    return next((word for word in argv if not word.startswith("-") and (Path(word) / "config.yaml").is_file()), None)
-
-
-def add_condition_flags(parser: argparse.ArgumentParser, class_names: dict[str, tuple[str, ...]]) -> None:
-    """Add one flag for each condition of a run, such as `--label 7`."""
-    for name, names in class_names.items():
+def add_condition_flags(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Add one flag for each condition, such as `--label 7`, of the run in the first argument that is a run folder."""
+    run = next((Run(word) for word in argv if not word.startswith("-") and Run(word).exists), None)
+    for name, names in run.config().class_names.items() if run else ():
         listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
         parser.add_argument(
             f"--{name}",

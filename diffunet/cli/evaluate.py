@@ -18,7 +18,7 @@ from ..tasks.classification import ClassificationConfig, classification
 from ..tasks.fit import fit
 from ..tasks.start import begin, resume
 from ..training.ema import MAX_STD, MIN_STD
-from .console import add_condition_flags, check_single_process, check_writable, run_in, user_friendly
+from .console import add_condition_flags, check_single_process, check_writable, user_friendly
 from .flags import add_flags, parse_flags
 
 
@@ -115,8 +115,7 @@ def classifier(argv: list[str]) -> int:
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict, dict]:
     """Return the arguments, the flags of the sampling and those of the evaluation."""
-    if found := run_in(argv):
-        add_condition_flags(parser, Run(found).config().class_names)
+    add_condition_flags(parser, argv)
     add_flags(parser, SampleConfig)
     add_flags(parser, EvaluationConfig)
     args, flags = parse_flags(parser, argv)

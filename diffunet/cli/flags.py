@@ -1,6 +1,7 @@
 """Settings as command-line flags, `--section.key VALUE`, with docstring, default and range as `--help`."""
 
 import argparse
+import re
 import typing
 
 from pydantic.fields import FieldInfo
@@ -87,16 +88,12 @@ def _add_mapping(
 
 def _add_entries(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Add the flags of the mapping entries that the command line names, such as `--conditions.label.column`."""
-    patterns = [flag for flag in parser._option_string_actions if f".{NAME}" in flag]
-    for word in argv:
-        flag = word.partition("=")[0]
-        parts = flag.split(".")
-        for pattern in patterns:
-            wanted = pattern.split(".")
-            fits = len(parts) == len(wanted) and all(w in (NAME, p) for w, p in zip(wanted, parts, strict=True))
-            if fits and flag not in parser._option_string_actions:
-                key = tuple(flag.removeprefix("--").split("."))
-                parser.add_argument(flag, **_options(key), help=argparse.SUPPRESS)
+    flags = parser._option_string_actions
+    patterns = [re.escape(flag).replace(NAME, "[^.]*") for flag in flags if f".{NAME}" in flag]
+    for flag in (word.partition("=")[0] for word in argv):
+        if flag not in flags and any(re.fullmatch(pattern, flag) for pattern in patterns):
+            key = tuple(flag.removeprefix("--").split("."))
+            parser.add_argument(flag, **_options(key), help=argparse.SUPPRESS)
 
 
 def _help(field: FieldInfo) -> str:

@@ -9,7 +9,7 @@ from ..core.settings import settings_from
 from ..runs.run import Run
 from ..runs.samples import next_folder, save_samples
 from ..sampling.generate import SampleConfig
-from .console import add_condition_flags, check_single_process, check_writable, run_in, user_friendly
+from .console import add_condition_flags, check_single_process, check_writable, user_friendly
 from .flags import add_flags, parse_flags
 
 
@@ -20,8 +20,7 @@ def sample(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/digits; RUN --help shows its conditions")
     parser.add_argument("--output", metavar="FOLDER", help="empty folder for the images [default: RUN/images/000, ...]")
-    if found := run_in(argv):
-        add_condition_flags(parser, Run(found).config().class_names)
+    add_condition_flags(parser, argv)
     add_flags(parser, SampleConfig)
     args, flags = parse_flags(parser, argv)
     run = Run(args.run)

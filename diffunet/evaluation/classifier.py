@@ -17,7 +17,6 @@ from ..core.storage import atomic_write, load_strictly, load_tensors, save_tenso
 
 Positive = Annotated[int, Field(ge=1, le=65_536)]
 Blocks = Annotated[list[Annotated[int, Field(ge=1, le=100)]], Field(min_length=4, max_length=4)]
-"""Residual blocks of each of the four stages."""
 
 
 class ClassifierConfig(Settings):

@@ -20,7 +20,8 @@ from ..sampling.generate import SampleConfig
 from ..training.config import TrainConfig
 
 OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}
-CONFIG_DIR = next(f for p in (1, 2) if (f := Path(__file__).parents[p] / "configs").is_dir() or p == 2)
+PACKAGE = Path(__file__).parents[1]
+CONFIG_DIR = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """The shipped configs: inside the installed package, or beside it in a checkout."""
 RESERVED = {"time", "image", "target", "weight", "x_t", "t", "keep_masks", "model", "rng", "run", "output", "help"}
 """Names that a condition cannot have: columns and arguments with another meaning."""
