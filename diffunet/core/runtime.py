@@ -12,7 +12,7 @@ from .errors import UserError
 from .settings import Settings
 
 COMPILE_CACHE = Path.home() / ".cache" / "diffunet" / "compiled"
-"""Where torch's compiler keeps its results for the next process, unless TORCHINDUCTOR_CACHE_DIR is set."""
+"""Cache of torch's compiler, shared by all processes; TORCHINDUCTOR_CACHE_DIR overrides it."""
 
 
 class RuntimeConfig(Settings):

@@ -31,13 +31,13 @@ def distort(image: Tensor, probability: float, rng: BatchRNG) -> tuple[Tensor, T
     def normal() -> Tensor:
         return torch.special.ndtri(uniform().clamp(1e-4, 1 - 1e-4))
 
-    def some(values: Tensor) -> Tensor:
+    def sometimes(values: Tensor) -> Tensor:
         return values * (uniform() < probability)
 
-    flip_x, flip_y = some((uniform() < 0.5).float()), some((uniform() < 0.5).float())
-    scale, anisotropy = some(normal()), some(normal())
-    angle = some((2 * uniform() - 1) * math.pi)
-    shifted = some(torch.ones_like(angle))
+    flip_x, flip_y = sometimes((uniform() < 0.5).float()), sometimes((uniform() < 0.5).float())
+    scale, anisotropy = sometimes(normal()), sometimes(normal())
+    angle = sometimes((2 * uniform() - 1) * math.pi)
+    shifted = sometimes(torch.ones_like(angle))
     shift_x, shift_y = normal() * shifted, normal() * shifted
     strengths = [flip_x, flip_y, scale, angle.cos() - 1, angle.sin(), anisotropy, shift_x, shift_y]
     augment_labels = torch.stack(strengths, dim=1)

@@ -22,7 +22,7 @@ from .augmentation import distort
 from .decoding import UNREADABLE, channels_of, convert, depth_of, describe_unreadable, open_image, resize
 from .pixels import normalize, pixel_dtype
 from .quiet import quiet
-from .sources import class_labels, fingerprint, label_columns, load_rows, undecoded
+from .sources import class_labels, encoded_images, fingerprint, label_columns, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -147,7 +147,7 @@ def load_images(
     if config.path == "digits":
         return _load_digits(config, labels, log)
     rows = load_rows(config.path, config.split, log)
-    files = undecoded(rows, config.image_column, config.path)
+    files = encoded_images(rows, config.image_column, config.path)
     columns = label_columns(labels, rows.column_names, config.path, log)
     class_names, numbers = {}, {}
     for name, column in columns.items():
@@ -193,7 +193,7 @@ class LazyImages:
         self.files = files
         self.config = config
         self.reported = torch.zeros(len(files), dtype=torch.bool).share_memory_()
-        """Unreadable images that were printed, shared with the workers of a loader: each is reported once."""
+        """Unreadable images reported so far, shared between loader workers so that each is reported once."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -223,7 +223,7 @@ class LazyImages:
 
 @quiet()
 def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -> DataConfig:
-    """Return the config with channels, bit depth and size as in the files where it leaves them open."""
+    """Return the config with channels, bit depth and size taken from the files where they are null."""
     surveyed = _survey(len(files))
     kinds, sizes, broken = Counter(), Counter(), []
     for index, row in zip(surveyed, files.select(surveyed)["image"], strict=True):

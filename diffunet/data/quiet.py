@@ -1,4 +1,4 @@
-"""Silence libraries while they are called: warning filters and log levels belong to the whole process."""
+"""Silence libraries during calls from any thread: warning filters and log levels belong to the whole process."""
 
 import logging
 import threading

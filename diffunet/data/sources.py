@@ -30,19 +30,19 @@ def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
     if not path:
         raise UserError("data.path: unknown for this run; give the path of its images")
     try:
-        here = Path(path).expanduser()
-        looks_like_an_id = path.count("/") == 1 and not here.is_absolute() and not path.startswith((".", "~"))
-        if not here.exists() and not looks_like_an_id:
-            near = did_you_mean(here.name, os.listdir(here.parent)) if here.parent.is_dir() else ""
+        local = Path(path).expanduser()
+        looks_like_an_id = path.count("/") == 1 and not local.is_absolute() and not path.startswith((".", "~"))
+        if not local.exists() and not looks_like_an_id:
+            near = did_you_mean(local.name, os.listdir(local.parent)) if local.parent.is_dir() else ""
             near = near or " (a hub id has the form owner/name)"
             raise UserError(f"data.path: {printable(path)} does not exist{near}")
-        if parquet := _parquet_files(here):
+        if parquet := _parquet_files(local):
             files = [str(file) for file in parquet if split in file.stem] or [str(file) for file in parquet]
             rows = datasets.load_dataset("parquet", data_files={split: files}, split=split)
-        elif here.is_dir():
-            files = split_patterns(here)
-            rows = datasets.load_dataset("imagefolder", data_dir=str(here), data_files=files, split=split)
-            _log_unlisted_images(here, len(rows), log)
+        elif local.is_dir():
+            files = split_patterns(local)
+            rows = datasets.load_dataset("imagefolder", data_dir=str(local), data_files=files, split=split)
+            _log_unlisted_images(local, len(rows), log)
         else:
             rows = datasets.load_dataset(path, split=split)
     except UserError:
@@ -63,7 +63,7 @@ SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in the names of folders and files that `datasets` takes for a split."""
+"""Words in names of folders and files that `datasets` assigns to a split."""
 SEPARATOR = "[-._ 0-9]"
 
 
@@ -76,10 +76,10 @@ def split_patterns(folder: Path) -> dict[str, list[str]]:
     words = {word: split for split, known in SPLITS.items() for word in known}
     named = re.compile(rf"(?:^|[/\0]|{SEPARATOR})({'|'.join(words)})(?=/|{SEPARATOR})")
     folders, files, empty = set(), set(), True
-    for here, inner, names in os.walk(folder):
+    for root, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith((".", "__"))]
         if names := [name for name in names if not name.startswith(".")]:
-            folders.update(named.findall(f"{Path(here).relative_to(folder).as_posix()}/"))
+            folders.update(named.findall(f"{Path(root).relative_to(folder).as_posix()}/"))
             files.update(named.findall("\0".join(names)))
             empty = False
     if empty:
@@ -92,11 +92,11 @@ def split_patterns(folder: Path) -> dict[str, list[str]]:
     return found or {"train": ["**"]}
 
 
-def _parquet_files(here: Path) -> list[Path]:
+def _parquet_files(local: Path) -> list[Path]:
     """Return the parquet files at a path, except metadata of an image folder. Raise UserError if one is damaged."""
     from pyarrow import parquet
 
-    found = sorted(here.rglob("*.parquet")) if here.is_dir() else [here] * here.is_file()
+    found = sorted(local.rglob("*.parquet")) if local.is_dir() else [local] * local.is_file()
     files = [file for file in found if file.name != "metadata.parquet"]
     rows = 0
     for file in files:
@@ -105,7 +105,7 @@ def _parquet_files(here: Path) -> list[Path]:
         except Exception as error:
             raise UserError(f"data.path: {file} is not a parquet file: {reason_of(error)}") from None
     if files and not rows:
-        raise UserError(f"data.path: {here} contains no rows")
+        raise UserError(f"data.path: {local} contains no rows")
     return files
 
 
@@ -119,7 +119,7 @@ def _log_unlisted_images(folder: Path, used: int, log: Callable[[str], None]) ->
 
 
 @quiet()
-def undecoded(rows: "Dataset", column: str | None, path: str) -> "Dataset":
+def encoded_images(rows: "Dataset", column: str | None, path: str) -> "Dataset":
     """Return rows of {"image": {bytes, path}}, not decoded, so that errors can name the broken file."""
     import datasets
     import pyarrow
@@ -141,19 +141,19 @@ def undecoded(rows: "Dataset", column: str | None, path: str) -> "Dataset":
     return files
 
 
-def _check_inside(files: "Dataset", here: Path) -> None:
+def _check_inside(files: "Dataset", local: Path) -> None:
     """Raise UserError if a local dataset refers to a file outside of it, which may be private."""
     from pyarrow import compute
 
-    if not here.exists():
+    if not local.exists():
         return
     images = files.data.column("image")
     paths = compute.filter(compute.struct_field(images, "path"), compute.struct_field(images, "bytes").is_null())
-    folder = here if here.is_dir() else here.parent
+    folder = local if local.is_dir() else local.parent
     inside = tuple(os.path.join(resolve(folder), "") for resolve in (os.path.abspath, os.path.realpath))
     for path in paths.to_pylist():
         if path and not os.path.abspath(path.rpartition("::")[2]).startswith(inside):
-            raise UserError(f"data.path: {here} refers to {printable(path)} outside of it; move the file inside")
+            raise UserError(f"data.path: {local} refers to {printable(path)} outside of it; move the file inside")
 
 
 def label_columns(

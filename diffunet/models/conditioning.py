@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The conditioning inputs of a U-Net; `Conditioning()` is none, and `+` combines two.
+    """The conditioning inputs of a U-Net: `Conditioning()` is unconditional, and `+` combines two.
 
     A batch axis of 1 stands for the whole batch, a spatial axis of 1 for every position.
     """
@@ -25,7 +25,7 @@ class Conditioning:
     tokens: Tensor | None = None
     """(B, N, D): keys and values of cross-attention. Several sets are concatenated."""
     token_mask: Tensor | None = None
-    """(B, N) bool: False for padding, which is not attended to. None: all tokens are."""
+    """(B, N) bool: False for padding, which is not attended to. None: attend to all tokens."""
     planes: Tensor | None = None
     """(B, C, *S): extra input channels. Several are concatenated."""
 
@@ -45,8 +45,8 @@ class Conditioning:
         return self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
 
 
-def _merge(a: Tensor | None, b: Tensor | None, both: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-    return b if a is None else a if b is None else both(a, b)
+def _merge(a: Tensor | None, b: Tensor | None, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    return b if a is None else a if b is None else combine(a, b)
 
 
 def _concat_broadcast(a: Tensor, b: Tensor) -> Tensor:
@@ -149,10 +149,10 @@ class TokenEmbedding(nn.Module):
 
 
 class PlaneEmbedding(nn.Module):
-    """An image to be followed (to upscale, to colorize, to inpaint) as extra input channels.
+    """A conditioning image (to upscale, colorize or inpaint) as extra input channels.
 
-    One more plane marks its presence: 1, or 0, with the image at 0, where it is absent or dropped.
-    `plane_channels` of the U-Net is therefore `channels + 1`.
+    One more plane is 1 where the image is present; both are 0 where it is absent or dropped. `plane_channels` of the
+    U-Net is therefore `channels + 1`.
     """
 
     null_planes: Tensor

@@ -73,7 +73,7 @@ class UNetConfig(Settings):
     modulation: Literal["shift", "scale_shift"] = "scale_shift"
     """How the vector enters a block: added before the norm (DDPM), or scaling and shifting after it (ADM)."""
     heads: int | None = Field(default=None, ge=1, le=MAX_CHANNELS)
-    """Attention heads at every level, as an alternative to head_channels; null: see there."""
+    """Attention heads at every level, instead of head_channels; null: as many as head_channels gives."""
     head_channels: int | None = Field(default=None, ge=1, le=MAX_CHANNELS)
     """Channels per attention head; null: one head."""
     middle_blocks: int = Field(default=2, ge=0, le=MAX_BLOCKS)

@@ -46,7 +46,7 @@ class TimeConfig(Settings):
 class Denoiser(nn.Module):
     """`model(x_t, t, label=y)`: the papers' eps_theta(x_t, t, c), whatever the target it is trained for.
 
-    `time` embeds t. Each further embedding embeds the condition of its name: `embedding(value, keep_mask)` returns a
+    `time` embeds t, and every other embedding the condition of its name: `embedding(value, keep_mask)` returns a
     `Conditioning`, also for a condition that is absent (value None) or dropped for some examples.
     """
 

@@ -64,7 +64,7 @@ def xavier_(layer: L) -> L:
 
 
 def kaiming_(layer: L) -> L:
-    """Initialize for a ReLU behind the layer: normal, variance 2 / fan_in (He et al. 2015), zero bias."""
+    """Initialize for a ReLU after the layer: normal, variance 2 / fan_in (He et al. 2015), zero bias."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return _zero_bias(layer)
 
@@ -234,9 +234,8 @@ class CrossAttention(nn.Module):
         k, v = k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)
         if cond.token_mask is None:
             return x + _attention(q, k, v, self.to_out, x)
-        mask = cond.token_mask
-        any_token = mask.any(dim=1)                                               # a softmax over no token is NaN
-        mask = rearrange(mask | ~any_token[:, None], "b m -> b 1 1 m")
+        any_token = cond.token_mask.any(dim=1)                                    # a softmax over no token is NaN
+        mask = rearrange(cond.token_mask | ~any_token[:, None], "b m -> b 1 1 m")
         return x + _attention(q, k, v, self.to_out, x, mask) * _per_channel(any_token[:, None], x)
 
 

@@ -17,7 +17,7 @@ from .unet import UNet
 
 
 class Tiled(nn.Module):
-    """A U-Net that takes an image of any size, returns an output of the same size, and needs the memory of one tile.
+    """A U-Net for images of any size in the memory of one tile; the output has the size of the image.
 
     With `"valid"` borders, the input beyond the image's edge is the reflected image, tiles overlap by the border that
     the network consumes, and the output *equals* that for the whole reflected image, to float rounding. Group norm and

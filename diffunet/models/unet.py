@@ -159,7 +159,7 @@ def _build_middle(config: UNetConfig, channels: int) -> Stack:
 
 
 def _build_block(config: UNetConfig, in_channels: int, out_channels: int, attention: bool) -> list[nn.Module]:
-    """Return a block, with its attention behind it."""
+    """Return a block, followed by its attention."""
     kind = layers.ResidualBlock if config.block == "residual" else layers.PlainBlock
     parts: list[nn.Module] = [kind(in_channels, out_channels, _conv(config), **_block_parts(config))]
     if attention:
@@ -208,13 +208,11 @@ def _conv(config: UNetConfig) -> layers.Conv:
 
 
 def _norm(config: UNetConfig) -> layers.Norm:
-    match config.norm:
-        case "group":
-            return partial(layers.group_norm, config.norm_groups, config.norm_eps)
-        case "batch":
-            return partial(layers.by_dims("BatchNorm", config.dims), eps=config.norm_eps)
-        case "none":
-            return nn.Identity
+    return {
+        "group": partial(layers.group_norm, config.norm_groups, config.norm_eps),
+        "batch": partial(layers.by_dims("BatchNorm", config.dims), eps=config.norm_eps),
+        "none": nn.Identity,
+    }[config.norm]
 
 
 def _block_parts(config: UNetConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ their quantile u in training: 0 is the cleanest, 1 the noisiest.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -45,7 +46,7 @@ class NoisyBatch:
     target: Tensor
     """(B, C, *S)"""
     weight: Tensor | float = 1.0
-    """(B,), of the squared error."""
+    """(B,), weight of the squared error."""
 
 
 class Objective(ABC):
@@ -105,5 +106,5 @@ class Objective(ABC):
 
 def noise_bins(u: Tensor) -> dict[str, Tensor]:
     """Return which of u (B,) are in each of the NOISE_BINS ranges: `{"noise0-25": (B,) bool, ...}`, in percent."""
-    edges = [(100 * index // NOISE_BINS, 100 * (index + 1) // NOISE_BINS) for index in range(NOISE_BINS)]
+    edges = pairwise(100 * index // NOISE_BINS for index in range(NOISE_BINS + 1))
     return {f"noise{low}-{high}": (low <= 100 * u) & (100 * u < high) for low, high in edges}

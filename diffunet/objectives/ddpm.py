@@ -85,13 +85,9 @@ class DDPM(Objective):
         return u * self.config.num_train_timesteps
 
     def _target(self, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        match self.config.prediction_type:
-            case "epsilon":
-                return noise
-            case "sample":
-                return image
-            case "v_prediction":
-                return self.scheduler.get_velocity(image, noise, t)
+        if self.config.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(image, noise, t)
+        return {"epsilon": noise, "sample": image}[self.config.prediction_type]
 
     def _weight(self, t: Tensor) -> Tensor | float:
         """Return the min-SNR weight (Hang et al. 2023): min(SNR, gamma) on the error of x_0, in terms of the target."""

@@ -12,7 +12,7 @@ from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
 from .schedulers import from_diffusers
 
 TIME_SCALE = 1000
-"""The network sees t = 1000 s, the range that the sinusoids of its time embedding are made for."""
+"""The network sees t = 1000 s, the range that its sinusoidal time embedding is made for."""
 MULTISTEP = {
     **CLIP_TO_DATA_RANGE,
     "prediction_type": "flow_prediction",
