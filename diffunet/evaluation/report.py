@@ -56,9 +56,8 @@ class Evaluation:
         features: FeatureExtractor,
         progress: Callable = no_progress,
     ) -> "Evaluation":
-        """Evaluate samples and add to the record their `source`, the real images' path, and the program's version."""
+        """Evaluate samples, and add their `source` and the program's version to the record."""
         found = evaluate_images(samples, conditions, real, features, progress)
-        found["real"] = {"path": real.config.path, "split": real.config.split, **found["real"]}
         return cls({"samples": source, **found, "diffunet": program_version()}, samples, real, features)
 
     def closest(self) -> dict[str, Tensor]:
@@ -85,6 +84,7 @@ def evaluate_images(
     digest = _sha256(real, parts)
     trained, held_out = _real_features(real, parts, digest, features, progress)
     sampled, all_real = features(samples), torch.cat([trained, held_out])
+    source = {"path": real.config.path, "split": real.config.split}
     record = {
         "features": {
             "name": features.name,
@@ -92,7 +92,7 @@ def evaluate_images(
             "resize": features.resize,
             "weights_sha256": features.weights,
         },
-        "real": {"num_images": len(all_real), "held_out": len(held_out), "sha256": digest},
+        "real": {**source, "num_images": len(all_real), "held_out": len(held_out), "sha256": digest},
         "metrics": compare(sampled, all_real, frechet_name(features, len(samples), len(all_real))),
         "memorization": {"features": memorization_record(sampled, trained, held_out)},
     }

@@ -105,9 +105,8 @@ def _with_micro_batch(config: TrainConfig, size: int) -> TrainConfig:
 
 def loader_throughput(data: TrainingData, batch_size: int, device: torch.device, seconds: float) -> float:
     """Return images per second that one process can load and prepare on this device."""
-    pin_memory = device.type == "cuda" and data.device.type == "cpu"
     order, whole = EpochShuffle(len(data), batch_size, seed=0), slice(0, batch_size)
-    batches = fetch(data, order, [whole], range(sys.maxsize), pin_memory=pin_memory, log=print)
+    batches = fetch(data, order, [whole], range(sys.maxsize), device, log=print)
 
     def prepare(step: int) -> None:
         (batch,) = next(batches)

@@ -43,17 +43,17 @@ def fetch(
     order: EpochShuffle,
     positions: list[slice],
     steps: range,
-    pin_memory: bool,
+    device: torch.device,
     log: Callable[[str], None],
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Yield for each of `steps` the examples at each of these positions of its batch.
+    """Yield for each of `steps` the examples at each of these positions of its batch, ready to be moved to `device`.
 
     Killed workers are replaced: the next examples follow from the step alone. Raise UserError after `MAX_CRASHES`, or
     if no example can be read.
     """
     crashes = 0
     while steps:
-        micro_batches = _load(data, order, positions, steps, pin_memory)
+        micro_batches = _load(data, order, positions, steps, device)
         try:
             while steps:
                 batch = [next(micro_batches) for _ in positions]
@@ -75,7 +75,7 @@ def fetch(
 
 
 def _load(
-    data: TrainingData, order: EpochShuffle, positions: list[slice], steps: range, pin_memory: bool
+    data: TrainingData, order: EpochShuffle, positions: list[slice], steps: range, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the micro-batches one after the other."""
     from torch.utils.data import DataLoader  # takes a tenth of a second, which `--help` does not need
@@ -86,7 +86,7 @@ def _load(
         collate_fn=dict,                                       # `__getitems__` returns whole batches
         num_workers=data.workers,
         worker_init_fn=_ignore_sigint,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda" and data.device.type == "cpu",
         generator=torch.Generator(),
     )
     micro_batches = iter(loader)

@@ -214,8 +214,7 @@ class Trainer:
         """Yield this process's share of each batch, from the present step on, as micro-batches."""
         positions = [self._positions(part) for part in range(self.config.gradient_accumulation_steps)]
         steps = range(self.step, self.config.steps)
-        pin_memory = self.accelerator.device.type == "cuda" and self.data.device.type == "cpu"
-        return fetch(self.data, self.order, positions, steps, pin_memory=pin_memory, log=self._print)
+        return fetch(self.data, self.order, positions, steps, self.accelerator.device, log=self._print)
 
     def _positions(self, part: int) -> slice:
         """Return the positions of this process's micro-batch in the global batch."""
@@ -267,9 +266,9 @@ class Trainer:
             "skipped": self.skipped,
             "images_per_second": round(steps * self.batch_size / seconds, 1),
             "minutes_left": round((self.config.steps - self.step) * seconds / steps / 60, 2),
-            **({"preview_share": round(self.spent["previews"] / sum(self.spent.values()), 4)} if seen else {}),
-            **seen,
         }
+        if seen:
+            line |= {"preview_share": round(self.spent["previews"] / sum(self.spent.values()), 4), **seen}
         with self._tolerate_io_error("line in the log"):
             self.log.write(line)
             self.accelerator.log(line, step=self.step)

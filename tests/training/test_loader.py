@@ -38,7 +38,7 @@ class Numbers:
 
 def fetched(data, steps, log=print):
     positions = [slice(0, 2), slice(4, 6)]
-    batches = fetch(data, EpochShuffle(20, 8, seed=3), positions, steps, pin_memory=False, log=log)
+    batches = fetch(data, EpochShuffle(20, 8, seed=3), positions, steps, device=torch.device("cpu"), log=log)
     return [[part["x"].tolist() for part in batch] for batch in batches]
 
 
@@ -67,7 +67,7 @@ def test_crashes_with_batches_in_between_do_not_end_the_training(monkeypatch):
     """Each batch resets the count of crashes; torch's SIGCHLD handler, which raises amid a step, is off."""
     monkeypatch.setattr(loader, "MAX_CRASHES", 2)
     found, order = [], EpochShuffle(20, 8, seed=3)
-    batches = fetch(Numbers(workers=1), order, [slice(0, 8)], range(30), pin_memory=False, log=print)
+    batches = fetch(Numbers(workers=1), order, [slice(0, 8)], range(30), device=torch.device("cpu"), log=print)
     for step, (part,) in enumerate(batches):
         if step in (1, 15):
             for worker in multiprocessing.active_children():
