@@ -125,8 +125,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         # A single entry: safetensors writes several in random order, and equal contents must be equal bytes.
         save_file(tensors, path, metadata={"sha256": sha256_of_tensors(tensors)})
     except safetensors.SafetensorError as error:                               # holds an OSError as text
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
+        found = re.search(r"os error (\d+)", str(error))
+        code = int(found[1]) if found else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
@@ -163,14 +163,14 @@ def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
 def load_json(path: Path) -> dict:
     """Return the contents of a JSON file. Raise UserError if it is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing") from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: damaged ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise UserError(f"{path}: damaged (expected names with values)")
-    return found
+    return values
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:

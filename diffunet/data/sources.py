@@ -192,8 +192,8 @@ def class_labels(rows: "Dataset", column: str, path: str, condition: str) -> tup
         names = tuple(map(str, range(min(max(values), MAX_CLASSES) + 1)))
     elif "string" in dtype:
         names = tuple(sorted(set(values)))
-        number = {name: index for index, name in enumerate(names)}
-        values = [number[value] for value in values]
+        index_of = {name: index for index, name in enumerate(names)}
+        values = [index_of[value] for value in values]
     else:
         raise UserError(f"{place} contains neither class numbers nor strings; choose another column")
     if len(names) > MAX_CLASSES:

@@ -144,7 +144,7 @@ class Sampler:
 
     def _model(self, config: SampleConfig, device: torch.device) -> Guided:
         """Return the guided denoiser, in the precision and memory format of the config."""
-        networks = [self.denoiser, *([self.guide] if self.guide else [])]
+        networks = [network for network in (self.denoiser, self.guide) if network]
         for network in networks:
             prepare_for(network.unet, config.runtime)
         model, *guide = (autocast(network, config.runtime.mixed_precision, device) for network in networks)
