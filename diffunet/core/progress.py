@@ -11,7 +11,7 @@ def no_progress(steps: Iterable, **options) -> Iterable:
 
 
 def shared_bar(description: str, unit: str, total: int) -> Callable[..., Iterable]:
-    """Return a function that counts the items of many iterables in one tqdm bar, which appears with the first."""
+    """Return a function that counts the items of many iterables in one tqdm bar, shown from the first item on."""
     from tqdm import tqdm
 
     bar = cache(lambda: tqdm(total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True))

@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -41,7 +40,7 @@ MAX_VALUES, MAX_DEPTH = 100_000, 30
 
 
 def settings_from(
-    source: Path | S, settings: type[S], overrides: Mapping[str, str] = MappingProxyType({}),
+    source: Path | S, settings: type[S], overrides: Mapping[str, str] = {},
     transform: Callable[[dict], dict] | None = None,
 ) -> S:
     """Return settings read from a YAML file, or copied from existing ones, with overrides applied.

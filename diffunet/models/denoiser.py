@@ -1,7 +1,6 @@
 """A U-Net with embeddings of the time and of named conditions."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict
@@ -58,7 +57,7 @@ class Denoiser(nn.Module):
 
     @classmethod
     def from_config(
-        cls, unet: UNetConfig, conditions: Mapping[str, LabelConfig | AugmentationConfig] = MappingProxyType({}),
+        cls, unet: UNetConfig, conditions: Mapping[str, LabelConfig | AugmentationConfig] = {},
         time: TimeConfig = TimeConfig(),
     ) -> "Denoiser":
         """Return a denoiser with fresh weights; the time has as many sinusoids as the finest level has channels.
