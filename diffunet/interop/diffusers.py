@@ -194,7 +194,7 @@ SUPPORTED = {
     "act_fn": "silu",
     "class_embed_type": None,
 }
-"""The values of a `UNet2DModel`'s config that this U-Net has; others are refused by name."""
+"""Settings of a `UNet2DModel` of which this U-Net has one value only; others are refused by name."""
 
 
 @contextmanager

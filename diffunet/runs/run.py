@@ -85,9 +85,8 @@ class Run:
         """Return the resolved configuration. Raise UserError if the folder is no run of this kind."""
         if not self.exists:
             others = [file.name for file in self.folder.parent.glob("*") if file.name != self.folder.name]
-            near = did_you_mean(self.folder.name, others)
-            what = "no config.yaml, so not a run folder" if self.folder.is_dir() else "no such run folder"
-            raise UserError(f"{self.folder}: {what}{near}")
+            problem = "no config.yaml, so not a run folder" if self.folder.is_dir() else "no such run folder"
+            raise UserError(f"{self.folder}: {problem}{did_you_mean(self.folder.name, others)}")
         if self.format > FORMAT:
             raise UserError(f"{self.folder}: format {self.format}, but this diffunet reads up to {FORMAT}; upgrade it")
         if self.task != kind.task:

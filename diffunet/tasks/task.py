@@ -34,7 +34,7 @@ class Task:
     summary: str
     """The data and the model in one line, for the start."""
     report: Callable[[nn.Module], str]
-    """Called with the EMA model at the end; returns where to look at the results."""
+    """Called with the EMA model at the end; returns a line on the results."""
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def _pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tenso
 
 
 def _unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, source: Path) -> None:
-    """Load what `_pack` returned. Raise UserError if the parameters are not the model's."""
+    """Load the moments that `_pack` returned. Raise UserError if the parameters are not the model's."""
     from torch.distributed.checkpoint import state_dict as dcp
 
     if not tensors:                                        # saved before the first step that was not skipped

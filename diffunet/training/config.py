@@ -56,7 +56,7 @@ class TrainConfig(Settings):
     keep_checkpoints: int = Field(2, ge=1, le=10**9)
     """Newest checkpoints to keep."""
     preview_every: int = Field(5000, ge=1, le=10**9)
-    """Steps between previews: a grid of samples as the section `sample` says, and validation; also at the end."""
+    """Steps between previews: a grid of samples by the section `sample`, and validation; also at the end."""
     log_with: str | None = None
     """A tracker that Accelerate supports, such as tensorboard or wandb."""
     seed: int = Field(0, ge=0, le=10**18)

@@ -27,7 +27,7 @@ FAILURES: list[tuple[Callable[[Exception], bool], str]] = [
         "resume from {newest} with --resume {folder} and any number of processes",
     ),
 ]
-"""Which exceptions are explained, and how. All others keep their traceback."""
+"""Exceptions that are explained, and their messages. All others keep their traceback."""
 
 
 @contextmanager

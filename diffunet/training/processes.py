@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def from_main(accelerator: "Accelerator", choose: Callable[[], T]) -> T:
-    """Return what `choose` returns in the main process, in all processes. A UserError there is raised in all."""
+    """Call `choose` in the main process and return its result in all. A UserError there is raised in all."""
     from accelerate.utils import broadcast_object_list
 
     found: list = [None, None]

@@ -184,16 +184,16 @@ class Trainer:
             )
 
     @contextmanager
-    def _tolerate_io_error(self, what: str) -> Iterator[None]:
+    def _tolerate_io_error(self, output: str) -> Iterator[None]:
         """Report an OSError, once until the next success, instead of raising it."""
         try:
             yield
-            self._failing_writes.discard(what)
+            self._failing_writes.discard(output)
         except OSError as error:
-            if what not in self._failing_writes:
-                problem = f"step {self.step}: no {what}: {describe_oserror(error)}"
+            if output not in self._failing_writes:
+                problem = f"step {self.step}: no {output}: {describe_oserror(error)}"
                 self._print(f"{problem}; training continues, fix it meanwhile")
-            self._failing_writes.add(what)
+            self._failing_writes.add(output)
 
     def _situation(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("step", "batch_size", "micro_batch_size", "folder")}
@@ -277,7 +277,7 @@ class Trainer:
     # ── checkpoints ───────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> None:
-        """Write a checkpoint, remove those that are too many, and publish the EMA.
+        """Write a checkpoint, remove the oldest beyond `keep_checkpoints`, and publish the EMA.
 
         Raise OSError if it cannot be written, which leaves the older ones.
         """
