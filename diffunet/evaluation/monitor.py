@@ -30,7 +30,7 @@ class Monitor:
         self.objective = objective
         self.bit_depth = trained.config.bit_depth
         number = min(MAX_LOSS_IMAGES, len(held_out), len(trained))
-        self.batches = {"val_loss": _fixed_batch(held_out, number), "train_eval_loss": _fixed_batch(trained, number)}
+        self.held_out, self.trained = _fixed_batch(held_out, number), _fixed_batch(trained, number)
         self.real = _fixed_batch(trained, MAX_REAL)["image"]
 
     def __call__(self, model: Callable, samples: Tensor, device: torch.device) -> dict[str, float]:
@@ -49,21 +49,17 @@ class Monitor:
 
     def losses(self, model: Callable, device: torch.device) -> dict[str, float]:
         """Return the losses, or nothing without held-out images."""
-        found: dict[str, float] = {}
-        errors = {}
-        for name, batch in self.batches.items():
-            if not len(batch["image"]):
-                return {}
-            by_noise = self._errors(model, batch, device)                         # (NOISE_BINS, N)
-            errors[name] = by_noise.mean(0)
-            found[name] = float(errors[name].mean())
-            if name == "val_loss":
-                middles = (torch.arange(NOISE_BINS) + 0.5) / NOISE_BINS
-                for noise, values in zip(noise_bins(middles), by_noise, strict=True):
-                    found[f"{name}_{noise}"] = float(values.mean())
-        if len(errors["train_eval_loss"]) > 1:
-            variance = sum(error.var() / len(error) for error in errors.values())
-            found["val_loss_error"] = float(variance**0.5)
+        if not len(self.held_out["image"]):
+            return {}
+        by_noise = self._errors(model, self.held_out, device)                     # (NOISE_BINS, N)
+        val, train = by_noise.mean(0), self._errors(model, self.trained, device).mean(0)
+        found = {"val_loss": float(val.mean())}
+        middles = (torch.arange(NOISE_BINS) + 0.5) / NOISE_BINS
+        for noise, errors in zip(noise_bins(middles), by_noise, strict=True):
+            found[f"val_loss_{noise}"] = float(errors.mean())
+        found["train_eval_loss"] = float(train.mean())
+        if len(val) > 1:
+            found["val_loss_error"] = float((val.var() / len(val) + train.var() / len(train)) ** 0.5)
         return found
 
     @torch.no_grad()

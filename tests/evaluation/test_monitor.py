@@ -36,7 +36,7 @@ def test_the_exact_model_has_equal_losses_and_those_of_the_closed_form():
 def test_a_memorizing_model_has_a_higher_validation_loss():
     """The exact model of the training set alone: the mean of its images, weighted by likelihood."""
     monitor = monitor_of(gaussian_images(60))
-    images = monitor.batches["train_eval_loss"]["image"].float() / 127.5 - 1
+    images = monitor.trained["image"].float() / 127.5 - 1
 
     def memorizing(x_t, t):
         s = (t / 1000)[:, None]
