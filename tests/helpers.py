@@ -38,7 +38,7 @@ def thinned(config: UNetConfig, factor: int) -> UNetConfig:
     return config.model_copy(update=changes | {"vector_dim": config.vector_dim and 16})
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
     """Return the module with random weights, also in its zero-initialized layers, so that every part has an effect."""
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

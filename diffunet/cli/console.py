@@ -44,7 +44,7 @@ def user_friendly(command: Callable[[list[str]], int]) -> Callable[[list[str] | 
 
 
 def _exit(code: int) -> None:
-    """Exit; one of several processes at once, since gloo's destructors abort about one training in fourteen."""
+    """Exit; in one of several processes without destructors, which aborted after about one training in fourteen."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()

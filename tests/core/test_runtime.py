@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 from torch import nn
 
 from diffunet.core.errors import UserError
@@ -34,7 +34,7 @@ def test_fp16_needs_a_gpu():
 
 
 def test_autocast_computes_in_bf16_and_returns_fp32():
-    unet, dtypes = randomised(UNet(small_unet(vector_dim=0))), []
+    unet, dtypes = randomized(UNet(small_unet(vector_dim=0))), []
     unet.stem.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     x = torch.randn(2, 3, 8, 8)
     exact, rounded = unet(x), autocast(unet, "bf16", CPU)(x)
@@ -46,7 +46,7 @@ def test_autocast_computes_in_bf16_and_returns_fp32():
 
 
 def test_memory_format_changes_neither_output_nor_state_dict():
-    unet = randomised(UNet(small_unet(vector_dim=0)))
+    unet = randomized(UNet(small_unet(vector_dim=0)))
     channels_last = copy.deepcopy(unet)
     prepare_for(channels_last, RuntimeConfig())
     assert channels_last.stem.weight.is_contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.interop.adapters import DiffusersUNet, LucidrainsUNet
 from diffunet.models.denoiser import Denoiser
@@ -14,7 +14,7 @@ from diffunet.sampling.loop import sample
 
 @pytest.fixture
 def denoiser():
-    return randomised(Denoiser.from_config(small_unet()))
+    return randomized(Denoiser.from_config(small_unet()))
 
 
 @pytest.mark.parametrize(

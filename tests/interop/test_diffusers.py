@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.core.errors import UserError
 from diffunet.data.dataset import DataConfig
@@ -25,7 +25,7 @@ def a_run(*labels, objective=None, **unet):
         data=DataConfig(resolution=16, channels=3, bit_depth=8),
         **({"objective": objective} if objective else {}),
     )
-    return config, randomised(Denoiser.from_config(config.unet, config.conditions, config.time))
+    return config, randomized(Denoiser.from_config(config.unet, config.conditions, config.time))
 
 
 WITHOUT_DIFFUNET = """
@@ -89,7 +89,7 @@ def test_number_of_heads_becomes_channels_per_head(tmp_path):
 def test_augmentation_labels_are_left_out(tmp_path):
     config, _ = a_run()
     config = config.model_copy(update={"conditions": {"augmentation": AugmentationConfig(width=9)}})
-    denoiser = randomised(Denoiser.from_config(config.unet, config.conditions))
+    denoiser = randomized(Denoiser.from_config(config.unet, config.conditions))
     export_run(denoiser, config, None, tmp_path / "out")
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
     torch.testing.assert_close(load_diffusers(str(tmp_path / "out"))[1](x, t), denoiser(x, t), atol=1e-5, rtol=1e-5)
@@ -111,7 +111,7 @@ def test_model_card_of_kept_classes_shows_how_to_call_the_network(tmp_path):
 
 def test_import_of_a_network_built_by_diffusers(tmp_path):
     """It has the shape of google/ddpm-cifar10-32: sines first, padding at the end only, one head."""
-    theirs = randomised(
+    theirs = randomized(
         UNet2DModel(
             sample_size=16,
             block_out_channels=(16, 32),

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomised
+from helpers import randomized
 
 from diffunet.core.errors import UserError
 from diffunet.interop.guided_diffusion import (
@@ -126,7 +126,7 @@ def test_legacy_order_at_two_widths(tmp_path, heads):
     """With a number of heads, as in 128x128_diffusion.pt, heads are wider where there are more channels."""
     levels = [LevelConfig(channels=32, blocks=1, attention=True), LevelConfig(channels=64, blocks=1, attention=True)]
     unet = UNetConfig(levels=levels, vector_dim=128, **heads)
-    theirs = to_guided_diffusion_tensors(randomised(Denoiser.from_config(unet)).state_dict(), unet)
+    theirs = to_guided_diffusion_tensors(randomized(Denoiser.from_config(unet)).state_dict(), unet)
     torch.save(theirs, tmp_path / "theirs.pt")
     body = load_guided_diffusion(tmp_path / "theirs.pt", unet, "legacy").unet.body
     for name, block, width in (("input_blocks.1.1", body.down[0][1], 32), ("middle_block.1", body.inner.inner[1], 64)):
@@ -154,7 +154,7 @@ def test_adm_64_has_the_names_and_shapes_of_imagenet_64():
 
 def test_null_class_is_exported_as_one_more_class(tmp_path):
     unet, conditions = NETWORKS["new_order"]
-    denoiser = randomised(Denoiser.from_config(unet, conditions))
+    denoiser = randomized(Denoiser.from_config(unet, conditions))
     assert save_guided_diffusion(denoiser, tmp_path / "ours.pt")["num_classes"] == 6
     back = load_guided_diffusion(tmp_path / "ours.pt", unet, "new", conditions)
     x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 700])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from helpers import randomised
+from helpers import randomized
 
 from diffunet.models.conditioning import (
     Conditioning,
@@ -83,7 +83,7 @@ VALUES = {
 def test_keep_mask_selects_present_or_absent_per_example(route):
     embedding, value = VALUES[route]
     levels = (LevelConfig(channels=8, blocks=1, attention=True),)
-    unet = randomised(UNet(UNetConfig(levels=levels, vector_dim=8, token_dim=6, plane_channels=3, in_channels=1)))
+    unet = randomized(UNet(UNetConfig(levels=levels, vector_dim=8, token_dim=6, plane_channels=3, in_channels=1)))
     x, rest = torch.randn(3, 1, 4, 4), Conditioning(planes=None if route == "planes" else torch.zeros(1, 3, 1, 1))
     present, absent = unet(x, embedding(value) + rest), unet(x, embedding(None) + rest)
     mixed = unet(x, embedding(value, KEEP) + rest)
@@ -95,7 +95,7 @@ def test_masked_tokens_have_no_effect():
     embedding, tokens = TokenEmbedding(6, width=5), 30 * torch.randn(2, 4, 5)
     attention_mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])                   # as tokenizers write it
     levels = (LevelConfig(channels=8, blocks=1, attention=True),)
-    unet = randomised(UNet(UNetConfig(levels=levels, token_dim=6, in_channels=1)))
+    unet = randomized(UNet(UNetConfig(levels=levels, token_dim=6, in_channels=1)))
     x, other = torch.randn(2, 1, 4, 4), torch.where(attention_mask[..., None] > 0, tokens, 99.0)
     padded = unet(x, embedding((tokens, attention_mask)))
     assert torch.equal(padded, unet(x, embedding((other, attention_mask))))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.models.conditioning import PlaneEmbedding, TimeEmbedding, VectorEmbedding
 from diffunet.models.denoiser import AugmentationConfig, Denoiser, LabelConfig, TimeConfig
@@ -13,7 +13,7 @@ LABEL = torch.tensor([0, 1, 2, 0])
 
 @pytest.fixture
 def denoiser():
-    return randomised(Denoiser.from_config(small_unet(), LABELS))
+    return randomized(Denoiser.from_config(small_unet(), LABELS))
 
 
 def test_dropped_label_equals_absent_label(denoiser):
@@ -27,7 +27,7 @@ def test_dropped_label_equals_absent_label(denoiser):
 def test_conditions_are_dropped_one_by_one():
     unet = UNet(small_unet(plane_channels=2))
     embeddings = {"pose": VectorEmbedding(32, width=4), "sketch": PlaneEmbedding(channels=1)}
-    denoiser = randomised(Denoiser(unet, TimeEmbedding(32, 8), **embeddings))
+    denoiser = randomized(Denoiser(unet, TimeEmbedding(32, 8), **embeddings))
     pose, sketch = torch.randn(4, 4), torch.randn(4, 1, 8, 8)
     keep = {"pose": torch.tensor([True, True, False, False]), "sketch": torch.tensor([True, False, True, False])}
     found = denoiser(X_T, T, keep, pose=pose, sketch=sketch)
@@ -46,7 +46,7 @@ def test_condition_without_embedding_is_an_error_with_the_nearest_name(denoiser)
 
 
 def test_zero_augmentation_equals_none_and_is_never_dropped():
-    denoiser = randomised(Denoiser.from_config(small_unet(), LABELS | {"augmentation": AugmentationConfig(width=8)}))
+    denoiser = randomized(Denoiser.from_config(small_unet(), LABELS | {"augmentation": AugmentationConfig(width=8)}))
     plain = denoiser(X_T, T, label=LABEL)
     torch.testing.assert_close(denoiser(X_T, T, label=LABEL, augmentation=torch.zeros(4, 8)), plain)
     augmented = denoiser(X_T, T, label=LABEL, augmentation=torch.ones(4, 8))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.models.conditioning import Conditioning, LabelEmbedding, PlaneEmbedding, TimeEmbedding, TokenEmbedding
 from diffunet.models.denoiser import Denoiser
@@ -25,13 +25,13 @@ def example(request):
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     text, sketch = (torch.randn(2, 3, 5), mask), torch.randn(2, 1, *size)
     conditions = {"label": torch.tensor([0, 2]), "text": text, "sketch": sketch}
-    return randomised(model), (torch.randn(2, 3, *size), torch.tensor([3, 700])), conditions
+    return randomized(model), (torch.randn(2, 3, *size), torch.tensor([3, 700])), conditions
 
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_unet_compiles_without_graph_break(checkpointing):
     levels = (LevelConfig(channels=4, blocks=1, gradient_checkpointing=checkpointing),)
-    unet = randomised(UNet(small_unet(levels=levels, norm_groups=2, middle_blocks=0)))
+    unet = randomized(UNet(small_unet(levels=levels, norm_groups=2, middle_blocks=0)))
     x, cond = torch.randn(2, 3, 8, 8), Conditioning(vector=torch.randn(2, 32))
     traced = torch.compile(unet, fullgraph=True, backend="eager")
     with torch.set_grad_enabled(checkpointing):
@@ -50,7 +50,7 @@ def test_denoiser_compiles_without_graph_break(example):
 def test_inductor_output_matches_eager():
     """Through the real compiler: the smallest network with all parts."""
     levels = (LevelConfig(channels=4, blocks=1, attention=True), LevelConfig(channels=4, up=(4,)))
-    unet = randomised(UNet(small_unet(levels=levels, token_dim=5, norm_groups=2, middle_blocks=0)))
+    unet = randomized(UNet(small_unet(levels=levels, token_dim=5, norm_groups=2, middle_blocks=0)))
     x, cond = torch.randn(2, 3, 8, 8), Conditioning(vector=torch.randn(2, 32), tokens=torch.randn(2, 3, 5))
     compiled = torch.compile(unet, fullgraph=True)
     with torch.no_grad():

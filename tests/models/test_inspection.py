@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import randomised, small_unet, thinned
+from helpers import randomized, small_unet, thinned
 
 from diffunet.models.inspection import describe, features, receptive_field, receptive_fields
 from diffunet.models.meta import on_meta
@@ -9,7 +9,7 @@ from diffunet.models.unet import LevelConfig, UNet, UNetConfig
 
 
 def test_features_are_named_by_level():
-    unet = randomised(UNet(small_unet()))
+    unet = randomized(UNet(small_unet()))
     x = torch.randn(2, 3, 8, 8)
     found = features(unet, x)
     assert {name: tuple(feature.shape) for name, feature in found.items()} == {
@@ -45,7 +45,7 @@ def test_gradients_reach_exactly_the_receptive_field(name, padding):
     config = thinned(UNetConfig(preset=name, **changes), 32)
     levels = tuple(level.model_copy(update={"attention": False, "blocks": 1}) for level in config.levels)
     config = config.model_copy(update={"levels": levels})
-    unet = randomised(UNet(config)).double()
+    unet = randomized(UNet(config)).double()
     for parameter in unet.parameters():
         torch.nn.init.uniform_(parameter, 0.1, 0.2)         # positive, so that nothing cancels and no ReLU hides
     field, period = receptive_field(config), 2 ** (len(levels) - 1)

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomised
+from helpers import randomized
 
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.layers import (
@@ -85,7 +85,7 @@ def test_transposed_convolution_doubles_and_valid_omits_the_border(dims):
 
 def test_plain_blocks_are_modulated_between_convolution_and_relu():
     modulated = partial(Modulated, vector_dim=5, norm=norm, modulation="scale_shift")
-    block = randomised(PlainBlock(4, 8, partial(convolution, 2, "same"), norm, modulated, dropout=0.0))
+    block = randomized(PlainBlock(4, 8, partial(convolution, 2, "same"), norm, modulated, dropout=0.0))
     x, vector = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
     h = F.group_norm(F.conv2d(x, block.conv.weight, block.conv.bias, padding=1), 4, *block.modulated.norm.parameters())
     scale, shift = block.modulated.project(F.silu(vector)).chunk(2, dim=1)
@@ -108,7 +108,7 @@ def test_end_padding_starts_at_the_first_position():
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)])
 def test_self_attention_matches_torch(shape):
     """The same projections in torch's own multi-head attention, over the flattened positions."""
-    layer = randomised(SelfAttention(8, heads=2, norm=norm))
+    layer = randomized(SelfAttention(8, heads=2, norm=norm))
     oracle = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
     oracle.in_proj_weight.data, oracle.in_proj_bias.data = layer.to_qkv.weight.data, layer.to_qkv.bias.data
     oracle.out_proj.load_state_dict(layer.to_out.state_dict())
@@ -119,7 +119,7 @@ def test_self_attention_matches_torch(shape):
 
 
 def test_cross_attention_is_a_softmax_over_the_tokens():
-    layer = randomised(CrossAttention(8, heads=1, norm=norm, token_dim=5))
+    layer = randomized(CrossAttention(8, heads=1, norm=norm, token_dim=5))
     x, tokens = torch.randn(2, 8, 3, 3), torch.randn(2, 4, 5)
     q = layer.to_q(layer.norm(x).flatten(2).transpose(1, 2))
     k, v = layer.to_kv(tokens).chunk(2, dim=-1)

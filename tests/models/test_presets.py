@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from diffusers import UNet2DModel
-from helpers import randomised, thinned
+from helpers import randomized, thinned
 
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.denoiser import Denoiser, LabelConfig, TimeConfig
@@ -136,7 +136,7 @@ EVERY = [(name, dims, padding) for name in PRESETS for dims in (1, 2, 3) for pad
 @pytest.mark.parametrize(("name", "dims", "padding"), EVERY)
 def test_every_preset_trains_compiles_and_round_trips(name, dims, padding, tmp_path):
     config = trainable(name, dims, padding)
-    unet = randomised(UNet(config)).train()
+    unet = randomized(UNet(config)).train()
     side = unet.min_input_size if padding == "valid" else 2 ** len(config.levels)
     x = torch.randn(2 if padding == "same" else 1, config.in_channels, *[side] * dims)
     cond = Conditioning(vector=torch.randn(1, config.vector_dim)) if config.vector_dim else Conditioning()

@@ -5,7 +5,7 @@ import sys
 import numpy
 import pytest
 import torch
-from helpers import randomised, thinned
+from helpers import randomized, thinned
 
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.tiling import Tiled, valid_tile_sizes
@@ -60,7 +60,7 @@ def test_tiles_equal_the_whole_volume():
 def test_tiles_equal_the_whole_for_every_resampling(block, resampling):
     levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1), LevelConfig(channels=8, blocks=1)]
     kind = {"block": block, "resampling": resampling, "padding": "valid", "norm": "none", "middle_attention": False}
-    unet = randomised(UNet(UNetConfig(levels=levels, plane_channels=1, dims=1, **kind)))
+    unet = randomized(UNet(UNetConfig(levels=levels, plane_channels=1, dims=1, **kind)))
     x, planes = torch.randn(2, 3, 333), torch.randn(2, 1, 333)
     tile = valid_tile_sizes(unet, 1, 500)[3]
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_tiles_equal_the_whole_for_every_resampling(block, resampling):
 def test_overlapping_tiles_with_same_borders_approach_the_whole():
     torch.manual_seed(1)
     levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1)]
-    unet = randomised(UNet(UNetConfig(levels=levels, dims=1, norm="none", middle_attention=False)))
+    unet = randomized(UNet(UNetConfig(levels=levels, dims=1, norm="none", middle_attention=False)))
     x = torch.randn(1, 3, 400)
     with torch.no_grad():
         expected = unet(x)
@@ -89,7 +89,7 @@ def test_the_last_tile_with_same_borders_ends_at_the_image_edge(side):
     """There the network pads, the whole image as the tile; images smaller than a tile are one tile."""
     levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1)]
     kind = {"dims": 1, "norm": "none", "middle_attention": False, "plane_channels": 1}
-    unet = randomised(UNet(UNetConfig(levels=levels, **kind)))
+    unet = randomized(UNet(UNetConfig(levels=levels, **kind)))
     x, cond = torch.randn(2, 3, side), Conditioning(planes=torch.randn(2, 1, side))
     with torch.no_grad():
         found, expected = Tiled(unet, 128)(x, cond), unet(x, cond)

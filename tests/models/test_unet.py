@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.core.settings import read_yaml
 from diffunet.interop.diffusers import from_diffusers_tensors, to_diffusers_tensors
@@ -45,7 +45,7 @@ PARITY = {
 @pytest.mark.parametrize("classes", [0, 3])
 def test_equals_unet2dmodel_with_the_same_weights(changes, classes):
     unet = UNetConfig(levels=WIDE, vector_dim=64, norm_groups=8, **changes[0])
-    theirs = randomised(UNet2DModel(**{**THEIRS, **changes[1]}, num_class_embeds=classes + 1 if classes else None))
+    theirs = randomized(UNet2DModel(**{**THEIRS, **changes[1]}, num_class_embeds=classes + 1 if classes else None))
     conditions = {"label": LabelConfig(num_classes=classes)} if classes else {}
     ours = Denoiser.from_config(unet, conditions, TimeConfig(freq_shift=1)).eval()
     ours.load_state_dict(from_diffusers_tensors(theirs.state_dict(), unet))
@@ -73,7 +73,7 @@ def test_shipped_cifar10_config_is_the_network_of_ddpm(request):
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_output_has_the_size_of_the_input(dims):
-    unet = randomised(UNet(small_unet(dims=dims, in_channels=2, out_channels=1)))
+    unet = randomized(UNet(small_unet(dims=dims, in_channels=2, out_channels=1)))
     for size in ((8, 8, 8), (5, 7, 9), (1, 2, 3)):
         assert unet(torch.randn(2, 2, *size[:dims])).shape == (2, 1, *size[:dims])
 
@@ -87,7 +87,7 @@ def test_valid_borders_are_translation_equivariant(dims):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.GroupNorm):
                 setattr(module, name, torch.nn.Identity())
-    randomised(unet)
+    randomized(unet)
     x = torch.randn(1, 3, *[96] * dims)
     whole = unet(x)
     part = unet(x[(..., *[slice(2, 94)] * dims)])
@@ -102,7 +102,7 @@ def test_initial_output_is_zero_and_every_parameter_has_a_gradient():
     x = torch.randn(2, 3, 8, 8)
     cond = Conditioning(vector=torch.randn(2, 32), tokens=torch.randn(2, 4, 5), planes=torch.randn(2, 1, 8, 8))
     assert not unet(x, cond).any()
-    randomised(unet)(x, cond).square().mean().backward()
+    randomized(unet)(x, cond).square().mean().backward()
     for name, parameter in unet.named_parameters():
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any() or "to_qkv.bias" in name or "to_kv.bias" in name, name
@@ -110,7 +110,7 @@ def test_initial_output_is_zero_and_every_parameter_has_a_gradient():
 
 @pytest.mark.parametrize("route", ["vector", "tokens", "planes"])
 def test_each_route_changes_the_output(route):
-    unet = randomised(UNet(small_unet(token_dim=5, plane_channels=1)))
+    unet = randomized(UNet(small_unet(token_dim=5, plane_channels=1)))
     x = torch.randn(2, 3, 8, 8)
     given = {"vector": torch.randn(2, 32), "tokens": torch.randn(2, 4, 5), "planes": torch.randn(2, 1, 8, 8)}
     other = given | {route: given[route] + 1}
@@ -118,12 +118,12 @@ def test_each_route_changes_the_output(route):
 
 
 def test_unconditional_without_a_vector():
-    unet = randomised(UNet(small_unet(vector_dim=0)))
+    unet = randomized(UNet(small_unet(vector_dim=0)))
     assert unet(torch.randn(1, 3, 8, 8)).shape == (1, 3, 8, 8)
 
 
 def test_inner_level_is_a_unet_itself():
-    unet = randomised(UNet(small_unet()))
+    unet = randomized(UNet(small_unet()))
     inner = unet.levels[1]
     assert inner is unet.body.inner
     assert inner(torch.randn(1, 8, 8, 8), Conditioning()).shape == (1, 16, 8, 8)
@@ -133,7 +133,7 @@ def test_gradient_checkpointing_changes_only_the_memory():
     plain = UNet(small_unet(dropout=0.5))
     levels = tuple(level.model_copy(update={"gradient_checkpointing": True}) for level in plain.config.levels)
     saving = UNet(small_unet(dropout=0.5, levels=levels))
-    randomised(plain)
+    randomized(plain)
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 8, 8)
     kept = {}

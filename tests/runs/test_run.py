@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.core.errors import UserError
 from diffunet.core.storage import load_tensors, save_tensors
@@ -15,7 +15,7 @@ CONFIG = Config(unet=small_unet(), conditions={"label": LabelConfig(num_classes=
 def run(tmp_path):
     run = Run(tmp_path / "run")
     run.create(CONFIG)
-    run.publish(randomised(Denoiser.from_config(CONFIG.unet, CONFIG.conditions, CONFIG.time)))
+    run.publish(randomized(Denoiser.from_config(CONFIG.unet, CONFIG.conditions, CONFIG.time)))
     return run
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.core.errors import UserError
 from diffunet.core.runtime import RuntimeConfig
@@ -17,7 +17,7 @@ def sampler_of(**class_names: tuple[str, ...]) -> Sampler:
     """Return a sampler of a random network with these label conditions."""
     torch.manual_seed(0)
     conditions = {name: LabelConfig(num_classes=len(names)) for name, names in class_names.items()}
-    denoiser = randomised(Denoiser.from_config(small_unet(in_channels=1, out_channels=1), conditions))
+    denoiser = randomized(Denoiser.from_config(small_unet(in_channels=1, out_channels=1), conditions))
     return Sampler(denoiser, COSINE, (1, 8, 6), 8, class_names)
 
 
@@ -91,7 +91,7 @@ def test_the_guide_leads_away_from_its_own_prediction(sampler):
     plain = sampled(sampler, num_images=2)[0]
     sampler.guide = sampler.denoiser
     assert (sampled(sampler, num_images=2, guidance_scale=3.0)[0].int() - plain.int()).abs().max() <= 1
-    sampler.guide = randomised(sampler_of(label=NAMES).denoiser)
+    sampler.guide = randomized(sampler_of(label=NAMES).denoiser)
     assert not torch.equal(sampled(sampler, num_images=2, guidance_scale=3.0)[0], plain)
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import randomised, small_unet
+from helpers import randomized, small_unet
 
 from diffunet.models.denoiser import Denoiser, LabelConfig
 from diffunet.sampling.guidance import Guided
@@ -10,7 +10,7 @@ LABEL = torch.tensor([0, 1, 2, 0])
 
 
 def conditional() -> Denoiser:
-    return randomised(Denoiser.from_config(small_unet(), {"label": LabelConfig(num_classes=3)}))
+    return randomized(Denoiser.from_config(small_unet(), {"label": LabelConfig(num_classes=3)}))
 
 
 @pytest.fixture
