@@ -1,6 +1,6 @@
 """Train a small class-conditional U-Net with DDPM on 8×8 digits and sample a grid, without a run folder.
 
-    python examples/minimal.py [STEPS] [FILE]          # 500 steps, about a minute on two CPU cores; digits.png
+python examples/minimal.py [STEPS] [FILE]          # 500 steps, about a minute on two CPU cores; digits.png
 """
 
 import copy
@@ -16,8 +16,8 @@ from diffunet import DDPM, DDPMConfig, Denoiser, Guided, LabelConfig, LevelConfi
 def main(steps: int = 500, file: str = "digits.png") -> torch.Tensor:
     torch.manual_seed(0)
     digits = load_digits()
-    image = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1         # (1797, 1, 8, 8) in [-1, 1]
-    label = torch.tensor(digits.target)                                               # (1797,)
+    image = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1  # (1797, 1, 8, 8) in [-1, 1]
+    label = torch.tensor(digits.target)  # (1797,)
 
     levels = [LevelConfig(channels=32, blocks=1), LevelConfig(channels=32, blocks=1, attention=True)]
     unet = UNetConfig(levels=levels, in_channels=1, out_channels=1, vector_dim=128, norm_groups=8)
@@ -43,7 +43,7 @@ def main(steps: int = 500, file: str = "digits.png") -> torch.Tensor:
     guided = Guided(ema, guidance_scale=1.3)
     noise = torch.randn(100, 1, 8, 8)
     samples = sample(guided, ddpm.sampler("dpm++", steps=20), noise, label=torch.arange(10).repeat(10))
-    grid = samples.reshape(10, 10, 8, 8).transpose(1, 2).reshape(80, 80)              # column k shows digit k
+    grid = samples.reshape(10, 10, 8, 8).transpose(1, 2).reshape(80, 80)  # column k shows digit k
     pixels = (grid * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     Image.fromarray(pixels).resize((640, 640), Image.Resampling.BICUBIC).save(file)
     print(f"{len(samples)} samples: {file}")

@@ -1,6 +1,6 @@
 """Condition a diffusion model on a quantity of your own: here the ink of a digit, a number from 0 to 1.
 
-    python examples/your_own_condition.py [STEPS]      # 500 steps, about a minute on two CPU cores
+python examples/your_own_condition.py [STEPS]      # 500 steps, about a minute on two CPU cores
 """
 
 import sys
@@ -23,7 +23,7 @@ class InkEmbedding(torch.nn.Module):
         """ink: (B,) or None. keep_mask: (B,) bool, False drops the condition of that example."""
         if ink is None:
             return Conditioning(vector=self.null_embedding)
-        vector = self.mlp(4 * ink[:, None] - 2)                                       # (B, vector_dim)
+        vector = self.mlp(4 * ink[:, None] - 2)  # (B, vector_dim)
         if keep_mask is not None:
             vector = torch.where(keep_mask[:, None], vector, self.null_embedding)
         return Conditioning(vector=vector)
@@ -32,7 +32,7 @@ class InkEmbedding(torch.nn.Module):
 def main(steps: int = 500) -> list[float]:
     torch.manual_seed(0)
     image = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1  # (1797, 1, 8, 8) in [-1, 1]
-    ink = (image.mean((1, 2, 3)) + 1) / 2                                             # (1797,)
+    ink = (image.mean((1, 2, 3)) + 1) / 2  # (1797,)
 
     levels = [LevelConfig(channels=32, blocks=1), LevelConfig(channels=32, blocks=1)]
     unet = UNet(UNetConfig(levels=levels, in_channels=1, out_channels=1, vector_dim=128, norm_groups=8))

@@ -1,7 +1,7 @@
 """Run all stress tests one after the other: kills, bad input, several machines. About an hour on two cores.
 
-    python -m stress
-    python -m stress --only crash inputs --kills 5 --cases 25          some of them, and shorter
+python -m stress
+python -m stress --only crash inputs --kills 5 --cases 25          some of them, and shorter
 """
 
 import argparse

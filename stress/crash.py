@@ -72,7 +72,7 @@ def _kill(process: subprocess.Popen, run: Path, target: str, rng: random.Random,
         while process.poll() is None and time.monotonic() < ends:
             time.sleep(0.001)
     else:
-        passes = rng.randrange(3)                           # kill during one of the first saves
+        passes = rng.randrange(3)  # kill during one of the first saves
         while process.poll() is None and time.monotonic() < deadline:
             if marks[target]():
                 if passes == 0:

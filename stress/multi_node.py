@@ -136,7 +136,7 @@ def wait_for_end(process: subprocess.Popen, within: float = MINUTE) -> tuple[flo
     """Return the seconds until a process and all its children have ended, and their output."""
     began = time.monotonic()
     try:
-        output = process.communicate(timeout=within)[0]        # returns when no child holds the pipe
+        output = process.communicate(timeout=within)[0]  # returns when no child holds the pipe
     except subprocess.TimeoutExpired:
         kill_all(process, signal.SIGKILL)
         raise CheckFailed(f"still running after {within:.0f} s:\n{process.communicate()[0][-3000:]}") from None

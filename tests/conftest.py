@@ -10,7 +10,7 @@ from stress.program import SMALL_RUN
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)                               # as many processes as cores already
+    torch.set_num_threads(1)  # as many processes as cores already
 
 
 @pytest.fixture(autouse=True)

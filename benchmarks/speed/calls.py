@@ -118,5 +118,5 @@ def peak_memory(name: str, shape: Shape, batch: int, device: torch.device) -> in
         call()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()             # getrusage includes the parent's
+    status = Path("/proc/self/status").read_text()  # getrusage includes the parent's
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])

@@ -127,7 +127,7 @@ class Bench:
                 for _ in range(WARM_UP[self.device.type]):
                     call()
                 calls[name, setting] = call
-            except Exception as error:                         # one failure must not cost the others' table
+            except Exception as error:  # one failure must not cost the others' table
                 reason = (str(error).strip().splitlines() or [""])[0]
                 refused.append(f"{name}, {setting}: {type(error).__name__}: {reason}.")
         gflop = {row: self.gflop[row[0]] * network_calls * batch for row in calls}
@@ -228,7 +228,7 @@ def main() -> None:
         names=[name for name in CONTENDERS if name in {*args.contenders, "diffusers"}],
         peak=args.peak,
     )
-    torch._dynamo.config.recompile_limit = 1000                # the networks share their code
+    torch._dynamo.config.recompile_limit = 1000  # the networks share their code
     report = []
 
     def add_text(text: str) -> None:
@@ -239,7 +239,7 @@ def main() -> None:
 
     def part(title: str, key: str | None, rows: str) -> None:
         add_text("\n\n".join([f"## {title}", *([WORDS[key]] if key else []), rows]))
-        torch._dynamo.reset()                                  # frees networks that are no longer needed
+        torch._dynamo.reset()  # frees networks that are no longer needed
         gc.collect()
         torch.cuda.empty_cache()
 

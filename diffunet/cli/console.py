@@ -20,14 +20,14 @@ def user_friendly(command: Callable[[list[str]], int]) -> Callable[[list[str] | 
 
     @wraps(command)
     def wrapped(argv: list[str] | None = None) -> None:
-        for stream in (sys.stdout, sys.stderr):            # file names need not be valid text
+        for stream in (sys.stdout, sys.stderr):  # file names need not be valid text
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
             _exit(command(sys.argv[1:] if argv is None else argv))
         except UserError as mistake:
             _fail(str(mistake))
-        except BrokenPipeError:                                               # the reader of a pipe, such as head, left
+        except BrokenPipeError:  # the reader of a pipe, such as head, left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except OSError as error:

@@ -81,7 +81,7 @@ def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tup
         default = config.data.size if config.data.resolution else (64, 64)
         config = config.resolve_model(sides or default, config.data.channels or 3)
         known = {n: c for n, c in config.conditions.items() if getattr(c, "num_classes", 1)}
-        config = config.model_copy(update={"conditions": known})               # classes are found in the data
+        config = config.model_copy(update={"conditions": known})  # classes are found in the data
     sides = sides or default
     return config, sides * config.unet.dims if len(sides) == 1 else sides
 

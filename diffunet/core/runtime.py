@@ -42,7 +42,7 @@ def precision(requested: str, device: torch.device) -> str:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}    # since torch 2.10
+    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # since torch 2.10
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 

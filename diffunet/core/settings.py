@@ -40,7 +40,9 @@ MAX_VALUES, MAX_DEPTH = 100_000, 30
 
 
 def settings_from(
-    source: Path | S, settings: type[S], overrides: Mapping[str, str] = {},
+    source: Path | S,
+    settings: type[S],
+    overrides: Mapping[str, str] = {},
     transform: Callable[[dict], dict] | None = None,
 ) -> S:
     """Return settings read from a YAML file, or copied from existing ones, with overrides applied.
@@ -106,7 +108,7 @@ def find_field(settings: type[Settings], key: Key) -> FieldInfo | None:
         if field is None:
             return None
         inner = mapping_of(field)
-        if inner is not None and next(names, None) is not None:        # skips the name of the entry
+        if inner is not None and next(names, None) is not None:  # skips the name of the entry
             field = FieldInfo(annotation=inner)
         candidates = list(filter(_is_settings, union_members(field.annotation)))
     return field
@@ -214,14 +216,14 @@ def _override(values: dict, places: dict[Key, str], settings: type[Settings], do
     if field is None:
         raise UserError(f"--{printable(dotted)}: unknown key")
     value = _parse_flag(word, field, dotted)
-    if variants_of(field.annotation) and isinstance(value, str):               # --objective edm
+    if variants_of(field.annotation) and isinstance(value, str):  # --objective edm
         key, value = (*key, TAG), value
     section: Any = values
     for name in key[:-1]:
         section = section.setdefault(name, {}) if isinstance(section, dict) else section
-    if not isinstance(section, dict):                      # the file has no keys there, which is reported later
+    if not isinstance(section, dict):  # the file has no keys there, which is reported later
         return
-    if key[-1] == TAG and section.get(TAG) != value:       # drop the keys that only the former type has
+    if key[-1] == TAG and section.get(TAG) != value:  # drop the keys that only the former type has
         variants = variants_of(getattr(find_field(settings, key[:-1]), "annotation", None))
         known = variants[value].model_fields if value in variants else section
         for name in [name for name in section if name not in known]:
@@ -253,7 +255,7 @@ def _validated(settings: type[S], values: dict, places: dict[Key, str], default_
             key, candidates = _locate(settings, error["loc"])
             if error["type"].startswith("union_tag"):
                 key = (*key, TAG)
-            while places and len(key) > 1 and key not in places:    # pydantic names union members after the key
+            while places and len(key) > 1 and key not in places:  # pydantic names union members after the key
                 key = key[:-1]
             below = (place for other, place in places.items() if key and other[: len(key)] == key)
             place = places.get(key) or next(below, default_place)

@@ -124,7 +124,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         # A single entry: safetensors writes several in random order, and equal contents must be equal bytes.
         save_file(tensors, path, metadata={"sha256": sha256_of_tensors(tensors)})
-    except safetensors.SafetensorError as error:                               # holds an OSError as text
+    except safetensors.SafetensorError as error:  # holds an OSError as text
         found = re.search(r"os error (\d+)", str(error))
         code = int(found[1]) if found else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error

@@ -45,7 +45,7 @@ def distort(image: Tensor, probability: float, rng: BatchRNG) -> tuple[Tensor, T
     # affine_grid takes the inverse transformation, in units of half a side.
     width = (1 - 2 * flip_x) * 2 ** (-SCALE_STD * (scale + anisotropy))
     height = (1 - 2 * flip_y) * 2 ** (-SCALE_STD * (scale - anisotropy))
-    ratio = image.shape[-2] / image.shape[-1]              # a rotation keeps shapes in images that are not square
+    ratio = image.shape[-2] / image.shape[-1]  # a rotation keeps shapes in images that are not square
     rows = [
         torch.stack([width * angle.cos(), -width * angle.sin() * ratio, 2 * SHIFT_STD * shift_x], dim=1),
         torch.stack([height * angle.sin() / ratio, height * angle.cos(), 2 * SHIFT_STD * shift_y], dim=1),

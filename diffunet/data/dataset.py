@@ -137,7 +137,9 @@ class ImageDataset:
 
 
 def load_images(
-    config: DataConfig, labels: Mapping[str, str | None] = {}, log: Callable[[str], None] = print,
+    config: DataConfig,
+    labels: Mapping[str, str | None] = {},
+    log: Callable[[str], None] = print,
     progress: Callable = no_progress,
 ) -> ImageDataset:
     """Return the images of a config, with the classes of each label condition: {name: column, or None for its name}.
@@ -230,11 +232,11 @@ def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -
         try:
             with open_image(row) as image:
                 kind = channels_of(image), depth_of(image), image.mode
-                rotated = image.getexif().get(0x0112, 1) >= 5          # may decode, after which the depth is lost
+                rotated = image.getexif().get(0x0112, 1) >= 5  # may decode, after which the depth is lost
                 kinds[kind] += 1
                 sizes[image.size if rotated else image.size[::-1]] += 1
         except UNREADABLE as error:
-            broken.append(describe_unreadable(row, index, error))      # logged when it is decoded
+            broken.append(describe_unreadable(row, index, error))  # logged when it is decoded
     if not kinds:
         inspected = f"{len(surveyed)} inspected of {len(files)}" if len(surveyed) < len(files) else f"{len(files)}"
         raise UserError(f"data.path: none of the {inspected} images in {config.path} is readable: {broken[0]}")

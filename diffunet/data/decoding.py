@@ -44,7 +44,7 @@ def file_of(row: dict | None) -> io.BytesIO | str:
     if row["path"].startswith("zip://"):
         raise ValueError("packed in an archive; unpack it")
     if os.path.exists(row["path"]) and not os.path.isfile(row["path"]):
-        raise ValueError("not a regular file")             # reading a pipe could block forever
+        raise ValueError("not a regular file")  # reading a pipe could block forever
     return row["path"]
 
 

@@ -51,7 +51,7 @@ def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
         raise UserError(f"data.path: {printable(path)} is neither a path nor a dataset on the hub") from None
     except (datasets.data_files.EmptyDatasetError, datasets.exceptions.DataFilesNotFoundError):
         raise UserError(f"data.path: {path} contains no images") from None
-    except Exception as error:                             # pandas, pyarrow and fsspec raise their own
+    except Exception as error:  # pandas, pyarrow and fsspec raise their own
         raise UserError(f"data.path: {printable(path)}, split {printable(split)}: {reason_of(error)}") from error
     if not len(rows):
         raise UserError(f"data.path: {path} contains no images")
@@ -226,7 +226,7 @@ def fingerprint(number: int, labels: Mapping[str, Tensor], rows: Iterable[dict])
         try:
             length, head = _length_and_head(row)
         except (OSError, ValueError):
-            length, head = -1, b""                         # logged when it is decoded
+            length, head = -1, b""  # logged when it is decoded
         digest.update(b"%d:" % length + head)
     return digest.hexdigest()
 

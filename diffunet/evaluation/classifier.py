@@ -71,7 +71,7 @@ def random_shift(image: Tensor, rng: BatchRNG) -> Tensor:
     def shifted(side: int) -> Tensor:
         shift = ((2 * rng.uniform_like(image) - 1) * (side // 8 + 1)).long()
         index = torch.arange(side, device=image.device) + shift[:, None]
-        return (side - 1 - (index.abs() - (side - 1)).abs()).clamp(min=0)          # reflected, (B, side)
+        return (side - 1 - (index.abs() - (side - 1)).abs()).clamp(min=0)  # reflected, (B, side)
 
     rows, columns = map(shifted, image.shape[-2:])
     batch = torch.arange(len(image), device=image.device)

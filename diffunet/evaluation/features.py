@@ -181,7 +181,7 @@ def _inception(weights: str | None, device: torch.device) -> NetworkFeatures:
     if not file.is_file():
         raise UserError(f"--weights: {file} does not exist; download {INCEPTION_URL}")
     try:
-        torch.load(file, weights_only=True)                # torch-fidelity would execute the pickle of a hostile file
+        torch.load(file, weights_only=True)  # torch-fidelity would execute the pickle of a hostile file
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file))
     except Exception as error:
         reason = str(error).splitlines()[0]

@@ -85,10 +85,10 @@ def prdc(samples: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
     images with a sample in their ball (Naeem et al. 2020, more robust). All but the density are in [0, 1].
     """
     k = min(k, len(samples) - 1, len(real) - 1)
-    (real_radius, _), (sample_radius, _) = (nearest_neighbors(x, x, k + 1) for x in (real, samples))   # 1st: itself
+    (real_radius, _), (sample_radius, _) = (nearest_neighbors(x, x, k + 1) for x in (real, samples))  # 1st: itself
     balls, (recalled, covered) = [], torch.zeros(2, len(real), dtype=torch.bool)
     for distance, radius in zip(pairwise_distances(samples, real), sample_radius.split(CHUNK), strict=True):
-        in_real_ball = distance <= real_radius                                    # (chunk, M)
+        in_real_ball = distance <= real_radius  # (chunk, M)
         balls.append(in_real_ball.sum(dim=1))
         recalled |= (distance <= radius[:, None]).any(dim=0)
         covered |= in_real_ball.any(dim=0)
@@ -118,7 +118,7 @@ def memorization(images: Tensor, trained: Tensor, threshold: float) -> tuple[flo
     It is 1 for copies, and about the `share` of `copy_threshold` for new images from the same source.
     """
     share = float((nearest_distances(images, trained) < threshold).double().mean())
-    number = len(images) + 4                                   # Agresti & Coull: no error of 0 at a share of 0 or 1
+    number = len(images) + 4  # Agresti & Coull: no error of 0 at a share of 0 or 1
     adjusted = (share * len(images) + 2) / number
     return share, float(np.sqrt(adjusted * (1 - adjusted) / number))
 

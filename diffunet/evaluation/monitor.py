@@ -51,7 +51,7 @@ class Monitor:
         """Return the losses, or nothing without held-out images."""
         if not len(self.held_out["image"]):
             return {}
-        by_noise = self._errors(model, self.held_out, device)                     # (NOISE_BINS, N)
+        by_noise = self._errors(model, self.held_out, device)  # (NOISE_BINS, N)
         val, train = by_noise.mean(0), self._errors(model, self.trained, device).mean(0)
         found = {"val_loss": float(val.mean())}
         middles = (torch.arange(NOISE_BINS) + 0.5) / NOISE_BINS

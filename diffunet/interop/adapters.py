@@ -1,7 +1,7 @@
 """Adapters that let other libraries' training loops and pipelines drive a denoiser.
 
-    DDPMPipeline(DiffusersUNet(model, channels=3, size=32), DDPMScheduler())        # and DDIMPipeline
-    GaussianDiffusion(LucidrainsUNet(model, channels=3), image_size=32)             # denoising-diffusion-pytorch
+DDPMPipeline(DiffusersUNet(model, channels=3, size=32), DDPMScheduler())        # and DDIMPipeline
+GaussianDiffusion(LucidrainsUNet(model, channels=3), image_size=32)             # denoising-diffusion-pytorch
 """
 
 from types import SimpleNamespace

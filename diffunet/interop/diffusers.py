@@ -228,7 +228,7 @@ def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
                 folder, subfolder="unet", use_safetensors=True, output_loading_info=True
             )
             scheduler = DDPMScheduler.load_config(folder, subfolder="scheduler")
-    except Exception as error:                             # a damaged folder fails in many ways
+    except Exception as error:  # a damaged folder fails in many ways
         raise UserError(f"{folder}: not a DDPMPipeline folder with safetensors ({printable(repr(error))})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(problem):
@@ -241,7 +241,7 @@ def load_diffusers(folder: str) -> tuple[Config, Denoiser]:
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder}: invalid configuration ({printable(error)})") from error
     tensors = from_diffusers_tensors(model.state_dict(), config.unet)
-    if not model.config.flip_sin_to_cos:                   # sines first there, cosines first here
+    if not model.config.flip_sin_to_cos:  # sines first there, cosines first here
         tensors["time.mlp.0.weight"] = torch.cat(tensors["time.mlp.0.weight"].chunk(2, dim=1)[::-1], dim=1)
     naming.add_null_class(tensors, "label", model.config.num_class_embeds or 0)
     denoiser = Denoiser.from_config(config.unet, config.conditions, config.time)

@@ -84,7 +84,7 @@ def from_guided_diffusion_tensors(
 
     def convert(name: str, tensor: Tensor) -> Tensor:
         if tensor.ndim == 3 and ".to_" in name:
-            tensor = tensor.flatten(1)                     # a convolution of kernel size 1
+            tensor = tensor.flatten(1)  # a convolution of kernel size 1
         if attention_order == "legacy" and ".to_qkv." in name:
             heads = unet.heads or len(tensor) // 3 // (unet.head_channels or len(tensor) // 3)
             return rearrange(tensor, "(heads three d) ... -> (three heads d) ...", three=3, heads=heads)
@@ -118,7 +118,7 @@ def load_guided_diffusion(
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception as error:                             # a damaged file fails in many ways
+    except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"{path}: not a file of tensors ({printable(repr(error))})") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{path}: expected tensors by name, as guided-diffusion saves them")
@@ -173,7 +173,7 @@ def save_guided_diffusion(denoiser: Denoiser, path: str | Path) -> dict:
     label = naming.label_name(denoiser, OTHER)
     table = tensors.get(naming.table_key(label))
     if table is not None and not table[-1].any():
-        table = tensors[naming.table_key(label)] = table[:-1].clone()          # a slice would be saved whole
+        table = tensors[naming.table_key(label)] = table[:-1].clone()  # a slice would be saved whole
     with atomic_write(Path(path)) as file:
         torch.save(to_guided_diffusion_tensors(tensors, unet, label), file)
     width = unet.levels[0].channels

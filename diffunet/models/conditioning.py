@@ -67,15 +67,15 @@ class TimeEmbedding(nn.Module):
     def __init__(self, vector_dim: int, channels: int, freq_shift: int = 0):
         super().__init__()
         half = channels // 2
-        exponent = torch.arange(half, device="cpu") / (half - freq_shift)         # as a meta tensor it costs seconds
+        exponent = torch.arange(half, device="cpu") / (half - freq_shift)  # as a meta tensor it costs seconds
         frequencies = torch.exp(-math.log(10000) * exponent).to(torch.get_default_device())
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = _mlp(channels, vector_dim)
 
     def forward(self, t: Tensor) -> Conditioning:
         """t: (B,), or one number for the whole batch."""
-        angle = t.reshape(-1, 1).float() * self.frequencies                       # (B, C/2)
-        sinusoids = torch.cat([angle.cos(), angle.sin()], dim=1)                  # (B, C)
+        angle = t.reshape(-1, 1).float() * self.frequencies  # (B, C/2)
+        sinusoids = torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, C)
         return Conditioning(vector=self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype)))
 
 
@@ -103,7 +103,7 @@ class VectorEmbedding(nn.Module):
     def __init__(self, vector_dim: int, width: int):
         super().__init__()
         self.mlp = _mlp(width, vector_dim)
-        self.nothing = nn.Parameter(torch.zeros(1, vector_dim))                   # the null embedding
+        self.nothing = nn.Parameter(torch.zeros(1, vector_dim))  # the null embedding
 
     def forward(self, numbers: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
         """numbers: (B, width), of about unit scale. keep_mask: (B,) bool, False drops them."""
@@ -167,7 +167,7 @@ class PlaneEmbedding(nn.Module):
             return Conditioning(planes=self.null_planes)
         planes = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
         if keep_mask is not None:
-            planes = planes * keep_mask.reshape(-1, *[1] * (planes.ndim - 1))     # (B, 1, 1, ...)
+            planes = planes * keep_mask.reshape(-1, *[1] * (planes.ndim - 1))  # (B, 1, 1, ...)
         return Conditioning(planes=planes)
 
 

@@ -236,7 +236,7 @@ def output_side(config: UNetConfig, side: int) -> int:
     if config.padding == "same":
         return side
     plan = config.plan()
-    per_block, ends = (4, 2) if config.block == "residual" else (2, 0)            # a 3-convolution takes 2
+    per_block, ends = (4, 2) if config.block == "residual" else (2, 0)  # a 3-convolution takes 2
     halved, doubled = RESIZED[config.resampling]
     side -= ends
     for depth, level in enumerate(plan):

@@ -57,7 +57,9 @@ class Denoiser(nn.Module):
 
     @classmethod
     def from_config(
-        cls, unet: UNetConfig, conditions: Mapping[str, LabelConfig | AugmentationConfig] = {},
+        cls,
+        unet: UNetConfig,
+        conditions: Mapping[str, LabelConfig | AugmentationConfig] = {},
         time: TimeConfig = TimeConfig(),
     ) -> "Denoiser":
         """Return a denoiser with fresh weights; the time has as many sinusoids as the finest level has channels.

@@ -75,7 +75,7 @@ def receptive_fields(config: UNetConfig) -> dict[str, int]:
 def _widest(reach: Tensor, period: int, positions: int) -> int:
     """Return the largest field. reach: (poisoned phase, position) bool, with `positions` to each `period` of inputs."""
     phase, position = reach.nonzero().unbind(dim=1)
-    offset = phase - position // positions * period                               # from the first of this kind
+    offset = phase - position // positions * period  # from the first of this kind
     fields = [offset[position % positions == like] for like in range(positions)]
     return int(max(field.max() - field.min() for field in fields)) + 1
 
@@ -90,7 +90,7 @@ def build_probe(config: UNetConfig) -> UNet:
     levels = [LevelConfig(channels=1, down=(1,) * down, up=(1,) * up) for down, up in counts]
     kept = {name: getattr(config, name) for name in ("padding", "block", "skips", "resampling", "middle_blocks")}
     minimal = {"in_channels": 1, "out_channels": 1, "dims": 1, "norm": "none", "middle_attention": False}
-    with torch.device("cpu"), torch.random.fork_rng([]):                          # leaves the global generator as it is
+    with torch.device("cpu"), torch.random.fork_rng([]):  # leaves the global generator as it is
         return UNet(UNetConfig.model_validate({"levels": levels, **minimal, **kept})).double()
 
 

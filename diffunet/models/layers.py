@@ -101,7 +101,7 @@ def join(x: Tensor, skip: Tensor) -> Tensor:
 
 
 def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
-    return vector.reshape(*vector.shape, *[1] * (like.ndim - 2))               # (B, C, 1, ...)
+    return vector.reshape(*vector.shape, *[1] * (like.ndim - 2))  # (B, C, 1, ...)
 
 
 class Modulated(nn.Module):
@@ -138,7 +138,13 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float,
+        self,
+        in_channels: int,
+        out_channels: int,
+        conv: Conv,
+        norm: Norm,
+        modulated: Norm,
+        dropout: float,
         resize: nn.Module | None = None,
     ):
         super().__init__()
@@ -234,7 +240,7 @@ class CrossAttention(nn.Module):
         k, v = k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)
         if cond.token_mask is None:
             return x + _attention(q, k, v, self.to_out, x)
-        any_token = cond.token_mask.any(dim=1)                                    # a softmax over no token is NaN
+        any_token = cond.token_mask.any(dim=1)  # a softmax over no token is NaN
         mask = rearrange(cond.token_mask | ~any_token[:, None], "b m -> b 1 1 m")
         return x + _attention(q, k, v, self.to_out, x, mask) * _per_channel(any_token[:, None], x)
 

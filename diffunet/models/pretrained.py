@@ -1,7 +1,7 @@
 """Pretrained encoders (Iglovikov & Shvets 2018).
 
-    unet = UNet(UNetConfig(preset="ternaus11"))
-    copy_encoder(unet, torchvision.models.vgg11(weights="DEFAULT").features)
+unet = UNet(UNetConfig(preset="ternaus11"))
+copy_encoder(unet, torchvision.models.vgg11(weights="DEFAULT").features)
 """
 
 from torch import nn

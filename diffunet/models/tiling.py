@@ -1,6 +1,6 @@
 """Inference on images larger than memory, tile by tile (Ronneberger et al. 2015, figure 2).
 
-    Tiled(unet, tile=572)(image)                    # an output for every position of an image of any size
+Tiled(unet, tile=572)(image)                    # an output for every position of an image of any size
 """
 
 from collections.abc import Callable, Sequence
@@ -76,7 +76,7 @@ class Tiled(nn.Module):
         output, step = self.output_size[axis], self.step[axis]
         if self.reflects:
             return list(range(0, max(side - output, 0) + step, step)), output
-        side = -(-side // self.grid) * self.grid                                  # as the network pads it
+        side = -(-side // self.grid) * self.grid  # as the network pads it
         output = min(output, side)
         return [min(start, side - output) for start in range(0, side - output + step, step)], output
 
@@ -128,7 +128,7 @@ def _is_even(unet: UNet, side: int) -> bool:
     if unet.config.padding == "same":
         return side % grid == 0
     output, shorter = output_side(unet.config, side), output_side(unet.config, side - 1)
-    return output >= grid and output > max(shorter, 0)                            # else the last position is unused
+    return output >= grid and output > max(shorter, 0)  # else the last position is unused
 
 
 def _check_even(unet: UNet, side: int) -> None:

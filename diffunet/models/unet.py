@@ -34,7 +34,12 @@ class Level(nn.Module):
     """
 
     def __init__(
-        self, enter: nn.Module, down: Sequence[nn.Module], inner: nn.Module, up: Sequence[nn.Module], exit: nn.Module,
+        self,
+        enter: nn.Module,
+        down: Sequence[nn.Module],
+        inner: nn.Module,
+        up: Sequence[nn.Module],
+        exit: nn.Module,
         run: Callable[..., Any] = call,
     ):
         super().__init__()

@@ -78,7 +78,7 @@ class DDPM(Objective):
 
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
         t = (u * self.config.num_train_timesteps).long()
-        x_t = self.scheduler.add_noise(image, noise, t)                        # equation 4
+        x_t = self.scheduler.add_noise(image, noise, t)  # equation 4
         return NoisyBatch(x_t, t, self._target(image, noise, t), self._weight(t))
 
     def timestep_at(self, u: float) -> float:
@@ -98,7 +98,7 @@ class DDPM(Objective):
         snr = alpha_bar / (1 - alpha_bar)
         match self.config.prediction_type:
             case "epsilon":
-                return (gamma / snr).clamp(max=1)             # finite at SNR 0, unlike min(SNR, gamma) / SNR
+                return (gamma / snr).clamp(max=1)  # finite at SNR 0, unlike min(SNR, gamma) / SNR
             case "sample":
                 return snr.clamp(max=gamma)
             case "v_prediction":
@@ -118,7 +118,7 @@ class DDPM(Objective):
             raise UserError("sampler: euler-a does not support epsilon with cosine noise; use sde-dpm++")
         sampler = self.config.scheduler(class_name, **options)
         sampler.set_timesteps(steps)
-        if name == "unipc":                                    # its own even timesteps miss the spread by up to half
+        if name == "unipc":  # its own even timesteps miss the spread by up to half
             sigmas = ((1 - sampler.alphas_cumprod) / sampler.alphas_cumprod).sqrt()
             sampler.timesteps = _even_in_log_snr(sigmas, steps)
             sampler.sigmas = torch.cat([sigmas[sampler.timesteps], torch.zeros(1)])

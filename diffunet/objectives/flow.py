@@ -19,7 +19,7 @@ MULTISTEP = {
     "use_flow_sigmas": True,
     "num_train_timesteps": TIME_SCALE,
     "final_sigmas_type": "zero",
-    "flow_shift": 0.4,                                         # even steps of s for data of this standard deviation
+    "flow_shift": 0.4,  # even steps of s for data of this standard deviation
 }
 
 

@@ -37,7 +37,7 @@ def save_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = 
     scale = max(1, MIN_TILE // min(pixels.shape[-2:]))
     pixels = pixels.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
     columns = min(columns or math.isqrt(len(pixels) - 1) + 1, len(pixels))
-    tiles = F.pad(pixels, (GAP, 0, GAP, 0))                                       # each with its left and upper gap
+    tiles = F.pad(pixels, (GAP, 0, GAP, 0))  # each with its left and upper gap
     empty = tiles.new_zeros(-len(tiles) % columns, *tiles.shape[1:])
     grid = rearrange(torch.cat([tiles, empty]), "(row column) c h w -> c (row h) (column w)", column=columns)
     grid = F.pad(grid, (0, GAP, 0, GAP))
@@ -52,7 +52,7 @@ def save_timeline(folder: Path, size: tuple[int, int]) -> None:
     row_height = size[0] * max(1, MIN_TILE // min(size)) + GAP
     rows = []
     for path in chosen:
-        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as grid:             # one may be damaged
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as grid:  # one may be damaged
             first_row = grid.convert("RGB").crop((0, 0, grid.width, row_height))
             rows.append((path.stem.removeprefix("step_").lstrip("0"), first_row))
     if not rows:

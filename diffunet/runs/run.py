@@ -114,7 +114,7 @@ class Run:
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             raise UserError(f"{self.folder}: another process is training here; stop it first") from None
-        except NotImplementedError:                            # a file system without locks
+        except NotImplementedError:  # a file system without locks
             pass
         try:
             yield
@@ -138,7 +138,7 @@ class Run:
         for file in self.files() if overwrite else []:
             if file.is_dir():
                 shutil.rmtree(file)
-            elif file.name != "config.yaml":                   # without it, an interrupted removal would be no run
+            elif file.name != "config.yaml":  # without it, an interrupted removal would be no run
                 file.unlink()
         migrate_folder(self.folder)
         texts = {"run.json": json.dumps({"format": FORMAT, "task": config.task}), "config.yaml": config.to_yaml()}
@@ -219,7 +219,7 @@ def _denoiser_with(tensors: dict[str, Tensor], model: Path, source: Path) -> Den
     """Return the denoiser of a model/ folder with tensors that were read from `source`, in evaluation mode."""
     config = settings_from(model / "config.json", ModelConfig, transform=migrate_model)
     try:
-        with on_meta():                                        # refuses an absurd size before it is allocated
+        with on_meta():  # refuses an absurd size before it is allocated
             check_state_dict(config.build_denoiser().state_dict(), tensors, source)
     except ValueError as impossible:
         raise UserError(f"{model / 'config.json'}: {impossible}") from None

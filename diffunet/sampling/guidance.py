@@ -18,8 +18,11 @@ class Guided(nn.Module):
     """
 
     def __init__(
-        self, model: Callable[..., Tensor], guidance_scale: float,
-        interval: tuple[float, float] = (float("-inf"), float("inf")), guide: Callable[..., Tensor] | None = None,
+        self,
+        model: Callable[..., Tensor],
+        guidance_scale: float,
+        interval: tuple[float, float] = (float("-inf"), float("inf")),
+        guide: Callable[..., Tensor] | None = None,
     ):
         super().__init__()
         self.model = model

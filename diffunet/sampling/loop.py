@@ -16,8 +16,11 @@ STEP_OPTIONS = {"DDIMScheduler": {"use_clipped_model_output": True}}
 
 @torch.no_grad()
 def sample(
-    model: Callable[..., Tensor], sampler: Any, noise: Tensor,
-    generator: torch.Generator | list[torch.Generator] | None = None, progress: Callable = no_progress,
+    model: Callable[..., Tensor],
+    sampler: Any,
+    noise: Tensor,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    progress: Callable = no_progress,
     **conditions: Tensor,
 ) -> Tensor:
     """Return images (B, C, *S), about in [-1, 1], from standard normal noise of that shape.
@@ -33,6 +36,6 @@ def sample(
     x = noise * sampler.init_noise_sigma
     for t in progress(sampler.timesteps):
         prediction = model(sampler.scale_model_input(x, t), t.to(x.device), **conditions).float()
-        prediction = prediction[:, : x.shape[1]]               # ADM's learned variance follows; no sampler uses it
+        prediction = prediction[:, : x.shape[1]]  # ADM's learned variance follows; no sampler uses it
         x = sampler.step(prediction, t, x, **options).prev_sample
     return x

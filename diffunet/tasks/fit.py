@@ -137,7 +137,7 @@ def _log_beginning(task: Task, trainer: Trainer) -> None:
         f"{config.output}: {task.summary}, {parameters / 1e6:.1f} million parameters, "
         f"{accelerator.num_processes} × {accelerator.device.type}, precision {accelerator.mixed_precision}"
     )
-    if (snapshots := config.snapshots * 2 * 2 * parameters) > 2**30:           # two averages, in 16 bits
+    if (snapshots := config.snapshots * 2 * 2 * parameters) > 2**30:  # two averages, in 16 bits
         accelerator.print(f"train.snapshots: {config.snapshots} of them will take {snapshots / 2**30:.1f} GiB")
 
 

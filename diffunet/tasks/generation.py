@@ -121,7 +121,7 @@ class Preview:
     def __call__(self, step: int, ema: Denoiser) -> dict[str, float]:
         """Return numbers for the log; none if sampling failed. Raise OSError if the folder cannot be written to."""
         config = self.config.sample
-        if config.guide and not list_snapshots(self.run.folder):               # nothing to guide with yet
+        if config.guide and not list_snapshots(self.run.folder):  # nothing to guide with yet
             config = config.model_copy(update={"guide": None, "guidance_scale": 1.0})
         try:
             pixels = SampleBatch.concatenate(self.run.sampler(config, ema).sample(config)).pixels
@@ -136,4 +136,3 @@ class Preview:
         save_grid(pixels, bit_depth, folder / f"step_{step:08d}.png", columns(self.config.class_names))
         save_timeline(folder, self.config.data.size)
         return self.monitor(ema, pixels, self.device)
-

@@ -113,7 +113,7 @@ def loader_throughput(data: TrainingData, batch_size: int, device: torch.device,
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         data.prepare(moved, BatchRNG.at(0, step, whole, batch_size, device))
 
-    prepare(0)                                                 # starts the worker processes
+    prepare(0)  # starts the worker processes
     started, steps = time.monotonic(), 0
     while time.monotonic() < started + seconds or not steps:
         steps += 1
@@ -159,7 +159,7 @@ def largest_batch(trainer_for: TrainerFor, config: TrainConfig, data: TrainingDa
     size = 2 ** int(math.log2(max(1, most)))
     size = int(accelerator.gather(torch.tensor([size], device=device)).min())
     del trainer
-    if device.type != "cpu" and processes == 1:                # of several, one might fail while the others wait
+    if device.type != "cpu" and processes == 1:  # of several, one might fail while the others wait
         while size > 1 and not _fits(trainer_for(_with_micro_batch(config, size), data)):
             size //= 2
     return size * parts
@@ -192,7 +192,7 @@ def bytes_per_image(trainer: Trainer) -> float:
             trainer.objective.loss(trainer.model, rng=BatchRNG(), **data.prepare(batch, BatchRNG()))
         return sum(sizes.values())
 
-    few, more = 2, 4                                           # batch norms need two
+    few, more = 2, 4  # batch norms need two
     return (stored(more) - stored(few)) / (more - few)
 
 
@@ -211,7 +211,7 @@ def memory_peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource
-    except ImportError:                                        # on Windows
+    except ImportError:  # on Windows
         import psutil
 
         return psutil.Process().memory_info().peak_wset

@@ -141,7 +141,7 @@ def _unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim
     """Load the moments that `_pack` returned. Raise UserError if the parameters are not the model's."""
     from torch.distributed.checkpoint import state_dict as dcp
 
-    if not tensors:                                        # saved before the first step that was not skipped
+    if not tensors:  # saved before the first step that was not skipped
         return
     parameters = dict(model.named_parameters())
     if {label.rpartition(":")[0] for label in tensors} != set(parameters):

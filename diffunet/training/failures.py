@@ -11,7 +11,7 @@ from ..core.errors import UserError, ran_out_of_memory
 
 def lost_a_process(error: Exception) -> bool:
     """Return whether a collective operation failed because another process is gone (gloo, NCCL, the store)."""
-    kinds = getattr(torch.distributed, "DistError", ())    # not in every build of torch
+    kinds = getattr(torch.distributed, "DistError", ())  # not in every build of torch
     return isinstance(error, kinds) or any(name in str(error) for name in ("gloo", "NCCL", "TCPStore"))
 
 

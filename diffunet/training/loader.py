@@ -59,7 +59,7 @@ def fetch(
                 batch = [next(micro_batches) for _ in positions]
                 steps, crashes = steps[1:], 0
                 yield batch
-        except UserError as mistake:                           # from a worker it comes with its traceback, as text
+        except UserError as mistake:  # from a worker it comes with its traceback, as text
             line = str(mistake).splitlines()[-1]
             raise UserError(line.partition("UserError: ")[2] or line) from None
         except (RuntimeError, ConnectionError, EOFError) as error:
@@ -83,7 +83,7 @@ def _load(
     loader = DataLoader(
         data,
         batch_sampler=(order.batch(step)[place].tolist() for step in steps for place in positions),
-        collate_fn=dict,                                       # `__getitems__` returns whole batches
+        collate_fn=dict,  # `__getitems__` returns whole batches
         num_workers=data.workers,
         worker_init_fn=_ignore_sigint,
         pin_memory=device.type == "cuda" and data.device.type == "cpu",
@@ -91,7 +91,7 @@ def _load(
     )
     micro_batches = iter(loader)
     if data.workers and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)          # torch's handler raises amid a step; `next` raises too
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises amid a step; `next` raises too
     return micro_batches
 
 

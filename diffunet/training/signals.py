@@ -46,7 +46,7 @@ class GracefulShutdown:
             return
         self.signal, self._received = signal.Signals(number), time.monotonic()
         self.accelerator.set_trigger()
-        if self.accelerator.is_main_process:                   # print() is not reentrant
+        if self.accelerator.is_main_process:  # print() is not reentrant
             text = f"\n{signal.Signals(number).name}: saving a checkpoint after this step ...\n"
             os.write(STDOUT, text.encode())
 

@@ -77,11 +77,11 @@ class Trainer:
             fused=True,
         )
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
-        self._logged = 0                                       # step of the newest line of the log
-        self._seconds = 0.0                                    # spent in steps since then
-        self.spent = {"steps": 0.0, "previews": 0.0}           # seconds in all, of this process
+        self._logged = 0  # step of the newest line of the log
+        self._seconds = 0.0  # spent in steps since then
+        self.spent = {"steps": 0.0, "previews": 0.0}  # seconds in all, of this process
         self._failing_writes: set[str] = set()
-        self._checkpoint_pending = False                       # whether a save failed, in any process
+        self._checkpoint_pending = False  # whether a save failed, in any process
 
     @property
     def skipped(self) -> int:
@@ -117,7 +117,7 @@ class Trainer:
                 stopping = shutdown.requested(self.step)
                 due = config.due_after(self.step, stopping, self._checkpoint_pending)
                 if due.log:
-                    synchronize(self.accelerator.device)       # at no other step, so that the queue stays full
+                    synchronize(self.accelerator.device)  # at no other step, so that the queue stays full
                 self._seconds += time.monotonic() - started
                 if due.log or self.step % NON_FINITE_LIMIT == 0:
                     self._check_finite()
@@ -152,7 +152,7 @@ class Trainer:
             return float(self.accelerator.reduce(median, "mean"))
 
         with explained(self._situation):
-            if median_of(1) > SLOW_STEP:                       # the first step warms up
+            if median_of(1) > SLOW_STEP:  # the first step warms up
                 return median_of(1)
             return median_of(3 + int(seconds / median_of(3)))
 
@@ -230,10 +230,10 @@ class Trainer:
             group["lr"] = config.learning_rate_at(self.step)
         for part, batch in enumerate(micro_batches):
             positions = self._positions(part)
-            torch.manual_seed(seed_for(config.seed, self.step, positions.start, 2))            # for dropout
+            torch.manual_seed(seed_for(config.seed, self.step, positions.start, 2))  # for dropout
             rng = BatchRNG.at(config.seed, self.step, positions, self.batch_size, accelerator.device)
             batch = self.data.prepare(send_to_device(batch, accelerator.device, non_blocking=True), rng)
-            last = part == len(micro_batches) - 1              # only then do processes exchange gradients
+            last = part == len(micro_batches) - 1  # only then do processes exchange gradients
             with nullcontext() if last else accelerator.no_sync(self.model):
                 losses = self.objective.loss(self.model, rng=rng, **batch)
                 accelerator.backward(losses["loss"].mean() / len(micro_batches))
@@ -241,8 +241,8 @@ class Trainer:
                 self.log.count(name, values.detach())
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         broken = ~norm.detach().isfinite()
-        if not accelerator.scaler:                             # which skips by itself, and adapts
-            self.optimizer.optimizer.found_inf = broken.float()    # a fused optimizer skips without a host sync
+        if not accelerator.scaler:  # which skips by itself, and adapts
+            self.optimizer.optimizer.found_inf = broken.float()  # a fused optimizer skips without a host sync
         self.optimizer.step()
         self.optimizer.zero_grad()
         for average in (self.ema, *self.posthoc.values()):
@@ -317,7 +317,7 @@ class Trainer:
             if chosen:
                 newer = [other for other in list_checkpoints(self.folder) if other.name > chosen[0].name]
                 remove(self.folder, newer)
-                self.publish(self.ema.model)                   # a kill may have come between the two
+                self.publish(self.ema.model)  # a kill may have come between the two
         self.accelerator.wait_for_everyone()
 
     def _restore(self, checkpoint: Path, checksum: str, force: bool) -> None:

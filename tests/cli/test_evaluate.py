@@ -24,7 +24,10 @@ def test_evaluate_writes_a_record_and_prints_it(small, capsys):
     assert record["samples"]["weights_sha256"] == sha256_of_tensors(Run("run").denoiser().state_dict())
     assert record["real"] | {"path": "digits", "num_images": 1797, "held_out": 89} == record["real"]
     assert record["features"] == {
-        "name": "64 pixels, 0 to 16", "dimensions": 64, "resize": "none", "weights_sha256": None
+        "name": "64 pixels, 0 to 16",
+        "dimensions": 64,
+        "resize": "none",
+        "weights_sha256": None,
     }
     assert record["diffunet"]["commit"] is None or len(record["diffunet"]["commit"]) >= 40
     assert 0 <= record["class_accuracy"]["value"] <= 1
@@ -91,7 +94,7 @@ def test_an_ema_length_is_chosen_after_the_training(small, capsys):
     def distance(tensors: dict) -> float:
         return sum(float((tensors[name] - tensor).abs().sum()) for name, tensor in kept.items())
 
-    assert distance(chosen) < 0.2 * distance(trained)                                  # snapshots are in half precision
+    assert distance(chosen) < 0.2 * distance(trained)  # snapshots are in half precision
     capsys.readouterr()
     assert run(commands.ema, "run", "0.05", "0.2", "--num_images", "10", "--steps", "2") == 0
     record = json.loads(Path("run/model/ema.json").read_text())
@@ -100,7 +103,7 @@ def test_an_ema_length_is_chosen_after_the_training(small, capsys):
     assert set(distances) == {"0.05", "0.2"}
     assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
     assert run(commands.train, "--resume", "run", "--train.steps", "14") == 0
-    assert not Path("run/model/ema.json").exists()                             # the EMA of train.ema_decay again
+    assert not Path("run/model/ema.json").exists()  # the EMA of train.ema_decay again
     assert "LENGTH: 0.9 is not a number from 0.02 to 0.25; try 0.1" in mistake(capsys, commands.ema, "run", "0.9")
     train_small("--train.output", "without", "--train.snapshots", "0", "--train.steps", "2")
     assert "no snapshots; train with --train.snapshots 16" in mistake(capsys, commands.ema, "without", "0.1")
@@ -117,7 +120,7 @@ def test_an_early_snapshot_is_a_guide(small):
         assert run(commands.sample, "run", *how, *flags, "--output", name) == 0
     assert Path("alone/00001.png").read_bytes() != Path("guided/00001.png").read_bytes()
     train_small("--train.output", "guided-run", "--sample.guide", "0.25", "--train.preview_every", "1")
-    assert len(list(Path("guided-run/samples").glob("step_*.png"))) == 12       # also before the first snapshot
+    assert len(list(Path("guided-run/samples").glob("step_*.png"))) == 12  # also before the first snapshot
     assert run(commands.sample, "guided-run") == 0
     grid, preview = "guided-run/images/000/grid.png", "guided-run/samples/step_00000012.png"
     assert Path(grid).read_bytes() == Path(preview).read_bytes()
@@ -185,7 +188,7 @@ def test_a_classifier_is_trained_and_its_features_are_used(small, capsys):
         capsys, commands.classifier, *argv, "--blocks", "[2, 2, 2, 2]"
     )
     weights = Path("classifier/classifier.safetensors").read_bytes()
-    assert run(commands.classifier, *argv, *quick) == 0                        # complete already
+    assert run(commands.classifier, *argv, *quick) == 0  # complete already
     assert Path("classifier/classifier.safetensors").read_bytes() == weights
     train_small("--train.steps", "2")
     how = ["--num_images", "10", "--steps", "2", "--features", "classifier"]

@@ -163,7 +163,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(small, capsys):
     train_small("--train.steps", "4")
     expected = checkpoint(Path("run"), 4)
     shutil.rmtree("run/checkpoints")
-    line = mistake(capsys, commands.train, "--resume", "run")                  # weights, but no checkpoint
+    line = mistake(capsys, commands.train, "--resume", "run")  # weights, but no checkpoint
     assert line == "run: no checkpoint to resume from"
     WEIGHTS.unlink()
     assert run(commands.train, "--resume", "run") == 0
@@ -248,5 +248,3 @@ def test_a_run_is_replaced_only_with_overwrite(small, capsys):
     assert checkpoint(Path("run"), 2) == before
     train_small("--train.steps", "3", "--overwrite")
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step_00000003"]
-
-

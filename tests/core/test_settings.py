@@ -227,9 +227,7 @@ def test_a_condition_name_that_is_not_an_identifier_is_an_error(tmp_path):
 
 def test_mistakes_in_an_entry_are_at_its_line(tmp_path):
     text = "conditions:\n  digit:\n    type: label\n    colum: x"
-    assert error(tmp_path, text).endswith(
-        "some.yaml:4: conditions.digit.colum: unknown key; did you mean column?"
-    )
+    assert error(tmp_path, text).endswith("some.yaml:4: conditions.digit.colum: unknown key; did you mean column?")
     assert "--conditions.digit.type: labl is not one of label" in error(
         tmp_path, "", ["--conditions.digit.type", "labl"]
     )

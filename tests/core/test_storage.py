@@ -25,7 +25,7 @@ def test_a_directory_is_complete_or_absent(tmp_path):
     with atomic_directory(tmp_path / "step") as folder:
         (folder / "new").write_text("1")
     with atomic_directory(tmp_path / "step") as folder:
-        assert (tmp_path / "step" / "new").read_text() == "1"                  # until the new one is complete
+        assert (tmp_path / "step" / "new").read_text() == "1"  # until the new one is complete
         (folder / "newer").write_text("2")
     assert {path.name for path in (tmp_path / "step").iterdir()} == {"newer", CHECKSUMS}
     assert [path.name for path in tmp_path.iterdir()] == ["step"]

@@ -25,7 +25,7 @@ def test_images_with_a_zero_label_are_unchanged():
 def test_each_kind_has_the_configured_probability():
     _, augment_labels = augment(0.3, torch.zeros(20_000, 1, 4, 4))
     rates = (augment_labels != 0).float().mean(0)
-    expected = [0.15, 0.15, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]            # a chosen flip is applied half the time
+    expected = [0.15, 0.15, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]  # a chosen flip is applied half the time
     assert rates.tolist() == pytest.approx(expected, abs=0.02)
     spread = augment_labels[augment_labels[:, 6] != 0, 6].std()
     assert spread == pytest.approx(1, abs=0.05)

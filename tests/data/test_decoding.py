@@ -51,7 +51,7 @@ def test_16_bit_color_is_kept(tmp_path):
 
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6                                                           # a quarter turn
+    exif[0x0112] = 6  # a quarter turn
     write_image(tmp_path / "rotated.jpg", "RGB", (24, 16), exif=exif)
     assert load(tmp_path)[0].config.size == (24, 16)
 

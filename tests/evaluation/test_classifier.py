@@ -40,7 +40,7 @@ def test_accuracy():
 def test_shifts_are_whole_pixels_reflected_at_the_border():
     image = torch.arange(16.0).reshape(1, 1, 1, 16).expand(500, 1, 16, 16)
     found = random_shift(image, BatchRNG(torch.Generator().manual_seed(0)))[:, 0]
-    assert (found == found[:, :1]).all()                                       # rows of this image are equal
+    assert (found == found[:, :1]).all()  # rows of this image are equal
     shifts = found[:, 0, 8] - 8
     assert shifts.unique().tolist() == [-2, -1, 0, 1, 2]
     left = found[shifts == -2][0, 0]

@@ -52,7 +52,7 @@ def test_inception_matches_torch_fidelity(inception):
     torch.testing.assert_close(gray, network(PIXELS[:, :1].repeat(1, 3, 1, 1))[0])
     torch.testing.assert_close(features(torch.cat([PIXELS, PIXELS[:, :1]], dim=1)), network(PIXELS)[0])
     assert features.weights == sha256_of_file(file)
-    assert frechet_name(features, 50_000, 50_000) == "frechet_distance"       # random weights, so not FID
+    assert frechet_name(features, 50_000, 50_000) == "frechet_distance"  # random weights, so not FID
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_dinov2_matches_transformers_and_its_preprocessing(tmp_path):
     values = processor(images, return_tensors="pt", image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
     with torch.no_grad():
         expected = network(values["pixel_values"]).last_hidden_state[:, 0]
-    torch.testing.assert_close(features(PIXELS), expected, atol=0.03, rtol=0)    # Pillow resizes in 8 bits
+    torch.testing.assert_close(features(PIXELS), expected, atol=0.03, rtol=0)  # Pillow resizes in 8 bits
     assert features.name == "dinov2 class token"
     with pytest.raises(UserError, match=r"--features dinov2: cannot load .*https://huggingface.co/facebook"):
         load_features("dinov2", str(tmp_path / "nowhere"), 8, CPU)

@@ -200,7 +200,7 @@ def test_metrics_match_torch_fidelity():
     statistics = [fid_features_to_statistics(features.double()) for features in (samples, real)]
     fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert frechet_distance(samples, real) == pytest.approx(fid, abs=1e-4)
-    same = samples[:300].double().numpy(), real[:300].double().numpy()             # theirs needs as many of each
+    same = samples[:300].double().numpy(), real[:300].double().numpy()  # theirs needs as many of each
     pairs = ((a, b) for a, b in ((same[0], same[0]), same, (same[1], same[1])))
     kernels = [kernel_poly(a, b, kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1) for a, b in pairs]
     assert kernel_distance(samples, real[:300]) == pytest.approx(mmd2(*kernels), abs=1e-4)

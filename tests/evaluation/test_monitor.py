@@ -43,7 +43,7 @@ def test_a_memorizing_model_has_a_higher_validation_loss():
         away = (x_t.flatten(1)[:, None] - (1 - s[..., None]) * images.flatten(1)).square().sum(-1)
         weights = (-away / (2 * s**2)).softmax(1)
         x_0 = (weights @ images.flatten(1)).reshape(x_t.shape)
-        return (x_t - x_0) / (t / 1000 + 0.1)[:, None, None, None]              # finite where there is no noise
+        return (x_t - x_0) / (t / 1000 + 0.1)[:, None, None, None]  # finite where there is no noise
 
     found = monitor.losses(memorizing, CPU)
     assert found["val_loss"] - found["train_eval_loss"] > 5 * found["val_loss_error"]

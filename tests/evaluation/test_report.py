@@ -68,7 +68,7 @@ def test_class_accuracy_and_distances_of_digits(digits, features):
     assert "class_accuracy" not in evaluate_images(images[:3], {"label": [None] * 3}, digits, features)
     assert "class_accuracy" not in evaluate_images(images[:3], {"style": labels[:3].tolist()}, digits, features)
     found = right["metrics"]["frechet_distance"]
-    assert found["floor"] == pytest.approx(35, abs=8)                            # 300 are few
+    assert found["floor"] == pytest.approx(35, abs=8)  # 300 are few
     noise = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
     far = record_of(noise, digits, features)["metrics"]["frechet_distance"]
     assert far["value"] > 10 * found["value"]
@@ -144,14 +144,17 @@ def test_evaluation_adds_the_source_and_prints_a_table(digits, features):
     assert record["diffunet"].keys() == {"version", "commit"}
     closest = evaluation.closest()
     assert closest.keys() == {"pixels"}
-    assert torch.equal(closest["pixels"][::2], closest["pixels"][1::2])         # each is its own nearest image
+    assert torch.equal(closest["pixels"][::2], closest["pixels"][1::2])  # each is its own nearest image
     lines = format_record(record).splitlines()
     assert lines[0] == "40 samples (dpm++, 25 steps, seed 3) against 1,797 real images of digits"
     assert lines[1] == "features: 64 pixels, 0 to 16 (64 dimensions)"
     distance = record["metrics"]["frechet_distance"]
     table = {line[:26].strip(): line[26:].split() for line in lines[4:-1]}
     assert table["frechet distance"] == [
-        f"{distance['value']:.4g}", "±", f"{distance['error']:.2g}", f"{distance['floor']:.4g}"
+        f"{distance['value']:.4g}",
+        "±",
+        f"{distance['error']:.2g}",
+        f"{distance['floor']:.4g}",
     ]
     assert {"kernel distance", "precision", "memorization, in features", "class accuracy"} < table.keys()
     assert lines[-1].startswith("MEMORIZED")

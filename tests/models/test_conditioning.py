@@ -93,7 +93,7 @@ def test_keep_mask_selects_present_or_absent_per_example(route):
 
 def test_masked_tokens_have_no_effect():
     embedding, tokens = TokenEmbedding(6, width=5), 30 * torch.randn(2, 4, 5)
-    attention_mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])                   # as tokenizers write it
+    attention_mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])  # as tokenizers write it
     levels = (LevelConfig(channels=8, blocks=1, attention=True),)
     unet = randomized(UNet(UNetConfig(levels=levels, token_dim=6, in_channels=1)))
     x, other = torch.randn(2, 1, 4, 4), torch.where(attention_mask[..., None] > 0, tokens, 99.0)

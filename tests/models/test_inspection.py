@@ -47,7 +47,7 @@ def test_gradients_reach_exactly_the_receptive_field(name, padding):
     config = config.model_copy(update={"levels": levels})
     unet = randomized(UNet(config)).double()
     for parameter in unet.parameters():
-        torch.nn.init.uniform_(parameter, 0.1, 0.2)         # positive, so that nothing cancels and no ReLU hides
+        torch.nn.init.uniform_(parameter, 0.1, 0.2)  # positive, so that nothing cancels and no ReLU hides
     field, period = receptive_field(config), 2 ** (len(levels) - 1)
     side = next(n for n in range(4 * field, 10**6, period) if n >= unet.min_input_size)
     x = torch.rand(1, config.in_channels, side, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_gradients_reach_exactly_the_receptive_field(name, padding):
         widest = int(reached.max() - reached.min()) + 1
         assert widest <= field
         reach[0] |= widest == field
-    if config.resampling not in ("pool", "pool_relu"):      # a max-pool passes a gradient to one of its positions only
+    if config.resampling not in ("pool", "pool_relu"):  # a max-pool passes a gradient to one of its positions only
         assert reach[0]
 
 
@@ -83,7 +83,7 @@ def test_parts_of_a_description_add_up():
         ("middle", (4, 4), 256, True),
         ("stem, head", (32, 32), 3, False),
     ]
-    by_hand = 2 * 9 * 32 * 32 * 3 * 128 * 2                 # the two outer convolutions, nothing else
+    by_hand = 2 * 9 * 32 * 32 * 3 * 128 * 2  # the two outer convolutions, nothing else
     assert parts[-1].flops == by_hand
 
 

@@ -134,6 +134,6 @@ def test_cross_attention_is_a_softmax_over_the_tokens():
     expected = x[:1] + layer.to_out(read).transpose(1, 2).reshape(x[:1].shape)
     masked = layer(x, Conditioning(tokens=tokens, token_mask=mask))
     torch.testing.assert_close(masked[:1], expected, atol=1e-5, rtol=0)
-    assert torch.equal(masked[1], x[1])                    # no token to attend to, and no NaN
+    assert torch.equal(masked[1], x[1])  # no token to attend to, and no NaN
     masked.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())

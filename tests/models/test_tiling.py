@@ -47,7 +47,7 @@ def test_tiles_equal_the_whole_volume():
     unet = UNet(thinned(UNetConfig(preset="unet3d"), 16)).eval()
     for module in unet.modules():
         if isinstance(module, torch.nn.BatchNorm3d):
-            module.running_mean.normal_()                  # a trained norm, not the identity of a new one
+            module.running_mean.normal_()  # a trained norm, not the identity of a new one
             module.running_var.uniform_(0.5, 2)
     x = torch.randn(1, 3, 41, 30, 57)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_overlapping_tiles_with_same_borders_approach_the_whole():
         expected = unet(x)
         errors = [(Tiled(unet, 128, overlap)(x) - expected).abs().mean().item() for overlap in (0, 32, 64)]
         torch.testing.assert_close(Tiled(unet, 400)(x), expected, atol=1e-6, rtol=1e-5)
-        inside = Tiled(unet, 128, 0)(x)[..., 40:88]         # half the receptive field away from any tile's edge
+        inside = Tiled(unet, 128, 0)(x)[..., 40:88]  # half the receptive field away from any tile's edge
     assert errors[0] > errors[1] > errors[2] > 0
     torch.testing.assert_close(inside, expected[..., 40:88], atol=1e-6, rtol=1e-5)
 
@@ -94,7 +94,7 @@ def test_the_last_tile_with_same_borders_ends_at_the_image_edge(side):
     with torch.no_grad():
         found, expected = Tiled(unet, 128)(x, cond), unet(x, cond)
     assert found.shape == expected.shape
-    exact = slice(-8, None) if side > 128 else slice(None)                        # only the last tile covers these
+    exact = slice(-8, None) if side > 128 else slice(None)  # only the last tile covers these
     torch.testing.assert_close(found[..., exact], expected[..., exact], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found[..., :40], expected[..., :40], atol=1e-6, rtol=1e-5)
 

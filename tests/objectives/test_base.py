@@ -46,7 +46,7 @@ def test_a_larger_u_is_more_noise_and_a_later_timestep(objective):
     assert (ratio.diff() > 0).all()
     assert (noisy.t.diff() > 0).all()
     times = torch.tensor([objective.timestep_at(float(quantile)) for quantile in u])
-    torch.testing.assert_close(times, noisy.t.float(), atol=1.0, rtol=1e-4)    # DDPM's are integers
+    torch.testing.assert_close(times, noisy.t.float(), atol=1.0, rtol=1e-4)  # DDPM's are integers
 
 
 def test_timesteps_of_samplers_lie_between_the_ends_of_the_axis(objective):
@@ -68,7 +68,7 @@ def test_all_conditions_of_an_example_are_dropped_together_at_their_rate(objecti
     for _ in range(50):
         objective.loss(model, torch.zeros(64, 1, 2, 2), label=torch.zeros(64), caption=torch.zeros(64))
     assert 1 - torch.cat(masks).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    objective.loss(lambda x_t, t: x_t, torch.zeros(4, 1, 2, 2))                # no conditions, no masks
+    objective.loss(lambda x_t, t: x_t, torch.zeros(4, 1, 2, 2))  # no conditions, no masks
     objective.config = objective.config.model_copy(update={"condition_dropout": 0.0})
     objective.loss(lambda x_t, t, label: x_t, torch.zeros(4, 1, 2, 2), label=torch.zeros(4))
 

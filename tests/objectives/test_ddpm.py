@@ -19,9 +19,7 @@ def schedules():
     """Yield every prediction type with every noise schedule that it allows."""
     for prediction, betas, zero_snr in itertools.product(PREDICTIONS, ("linear", "cosine"), (False, True)):
         if not (zero_snr and prediction == "epsilon"):
-            yield DDPMConfig(
-                prediction_type=prediction, beta_schedule=betas, rescale_betas_zero_snr=zero_snr
-            )
+            yield DDPMConfig(prediction_type=prediction, beta_schedule=betas, rescale_betas_zero_snr=zero_snr)
 
 
 def name(config: DDPMConfig) -> str:
@@ -53,7 +51,7 @@ def first_order_spread(config: DDPMConfig, sampler: str, steps: int, std: float)
     levels = [*alpha_bar[torch.arange(1000, 0, -1000 // steps) - 1].tolist(), 1.0]
     variance = 1.0
     for a, before in itertools.pairwise(levels):
-        per_x = std**2 * a**0.5 / (a * std**2 + 1 - a)                         # d x_0 / d x_t
+        per_x = std**2 * a**0.5 / (a * std**2 + 1 - a)  # d x_0 / d x_t
         if sampler == "ddim":
             slope, added = before**0.5 * per_x + (1 - before) ** 0.5 * (1 - a**0.5 * per_x) / (1 - a) ** 0.5, 0.0
         else:
@@ -176,7 +174,7 @@ def test_the_exact_network_has_the_least_loss(config):
     image = MEAN + SPREAD * torch.randn(4000, 1, 4, 4, generator=generator)
     exact = GaussianDenoiser(config)
     a = exact.alpha_bar
-    remaining = SPREAD**2 * (1 - a) / (a * SPREAD**2 + 1 - a)                  # variance of x_0 given x_t
+    remaining = SPREAD**2 * (1 - a) / (a * SPREAD**2 + 1 - a)  # variance of x_0 given x_t
     factor = {"epsilon": a / (1 - a), "sample": torch.ones_like(a), "v_prediction": 1 / (1 - a)}
     expected = (remaining * factor[config.prediction_type]).mean().item()
     found = objective.loss(exact, image, BatchRNG(generator))["loss"].mean().item()

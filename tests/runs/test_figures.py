@@ -35,7 +35,7 @@ def test_a_grid_has_every_image_enlarged(tmp_path):
 def test_the_timeline_has_the_first_row_of_each_preview(tmp_path):
     for step, value in ((5, 40), (10, 90), (2000, 200)):
         grid = torch.full((6, 1, 8, 8), value, dtype=torch.uint8)
-        grid[3:] = 250                                                         # the second row
+        grid[3:] = 250  # the second row
         save_grid(grid, 8, tmp_path / f"step_{step:08d}.png", columns=3)
         save_timeline(tmp_path, (8, 8))
     strip = np.array(Image.open(tmp_path / "strip.png"))
@@ -43,7 +43,7 @@ def test_the_timeline_has_the_first_row_of_each_preview(tmp_path):
     assert [strip[18 + 34 * row, 64 + 18 + 34 * column, 0] for row in range(3) for column in range(3)] == [
         value for value in (40, 90, 200) for _ in range(3)
     ]
-    assert (strip[:, :64] < 128).any()                                         # the margin has the step
+    assert (strip[:, :64] < 128).any()  # the margin has the step
     for step in range(100):
         save_grid(torch.full((3, 1, 8, 8), step, dtype=torch.uint8), 8, tmp_path / "many" / f"step_{step:08d}.png", 3)
     save_timeline(tmp_path / "many", (8, 8))
@@ -53,7 +53,7 @@ def test_the_timeline_has_the_first_row_of_each_preview(tmp_path):
 
 
 def test_curves_of_the_log(tmp_path):
-    plot_curves(tmp_path)                                                      # no log, no image, no error
+    plot_curves(tmp_path)  # no log, no image, no error
     assert not (tmp_path / "curves.png").exists()
     lines = [{"step": n, "loss": 1 / n, "loss_noise0-50": 0.5, "loss_noise50-100": 2 / n} for n in (1, 2, 3)]
 

@@ -81,7 +81,7 @@ def test_a_resumed_run_has_the_former_weights_and_is_of_format_2(old, capsys):
     assert any((tensor != load_tensors(FIXTURES / "format1" / WEIGHTS)[name]).any() for name, tensor in found.items())
     assert json.loads((old / "run.json").read_text()) == {"format": 2, "task": "generation"}
     config = Run("old").config()
-    assert config == settings_from(old / "config.yaml", Config)                # without migration
+    assert config == settings_from(old / "config.yaml", Config)  # without migration
     assert config.train.steps == 40
     assert settings_from(old / "model/config.json", ModelConfig).conditions == config.conditions
     assert not (old / "averages").exists()
@@ -111,7 +111,7 @@ def test_former_images_are_kept_beside_new_ones(old):
 
 def test_resuming_without_more_steps_is_complete(old, capsys):
     assert run(commands.train, "--resume", "old") == 0
-    output = capsys.readouterr().out.strip().splitlines()     # before it, another version of torch
+    output = capsys.readouterr().out.strip().splitlines()  # before it, another version of torch
     assert output[-1] == "old: complete at step 30; a larger --train.steps continues it"
 
 
@@ -127,7 +127,7 @@ def test_ema_is_reconstructed_before_resuming(old):
     assert after.keys() == before.keys()
     assert any((after[name] != before[name]).any() for name in after)
     kept = load_tensors(old / "checkpoints/step_00000030/average_0.1.safetensors")
-    for name, tensor in kept.items():                      # snapshots are in half precision
+    for name, tensor in kept.items():  # snapshots are in half precision
         torch.testing.assert_close(after[name], tensor, atol=2e-3, rtol=0)
 
 
@@ -181,7 +181,7 @@ def test_the_objective_section_becomes_the_objective(in_a_new_folder):
     assert migrated(old).objective == EDMConfig(sigma_data=0.4, P_mean=-1.0, P_std=1.5, condition_dropout=0.2)
     flow = migrated({"objective": "flow", "flow": {"condition_dropout": 0.3}})
     assert (flow.objective.type, flow.objective.condition_dropout) == ("flow", 0.3)
-    ddpm = migrated({"diffusion": {"prediction_type": "epsilon"}})             # the default was diffusion
+    ddpm = migrated({"diffusion": {"prediction_type": "epsilon"}})  # the default was diffusion
     assert (ddpm.objective.type, ddpm.objective.prediction_type) == ("ddpm", "epsilon")
 
 

@@ -44,7 +44,7 @@ def test_an_image_does_not_depend_on_its_batch(sampler, name):
     assert images.float().std() > 10
     for batch_size in (1, 7):
         again, *_ = sampled(sampler, num_images=18, batch_size=batch_size, sampler=name)
-        assert (again.int() - images[:18].int()).abs().max() <= 1              # rounding may differ in the last bit
+        assert (again.int() - images[:18].int()).abs().max() <= 1  # rounding may differ in the last bit
     label = NAMES[conditions["label"][17]]
     alone, *_ = sampled(sampler, num_images=1, seed=17, conditions={"label": label}, sampler=name)
     assert (alone.int() - images[17:18].int()).abs().max() <= 1
@@ -111,7 +111,7 @@ def test_labels_are_parsed_by_name_or_number():
     assert parse_labels("label", "none", NAMES) == [None]
     assert parse_labels("label", "dog,0", NAMES) == [1, 0]
     assert parse_labels("label", 0, NAMES) == [0]
-    assert parse_labels("label", "1", NAMES) == [2]                            # a name takes precedence
+    assert parse_labels("label", "1", NAMES) == [2]  # a name takes precedence
     with pytest.raises(UserError, match=r"label: dgo is not one of the 3 classes: cat, dog, 1; did you mean dog\?"):
         parse_labels("label", "dgo", NAMES)
     with pytest.raises(UserError, match="no classes"):

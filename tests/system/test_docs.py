@@ -11,9 +11,12 @@ from diffunet.cli import main as commands
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "tests" / "fixtures" / "format1"
 """A run with labels, whose conditions are flags of some commands."""
-PAGES = [str(page.relative_to(ROOT)) for page in sorted(
-    [*ROOT.glob("*.md"), *(page for folder in ("docs", "benchmarks") for page in (ROOT / folder).rglob("*.md"))]
-)]
+PAGES = [
+    str(page.relative_to(ROOT))
+    for page in sorted(
+        [*ROOT.glob("*.md"), *(page for folder in ("docs", "benchmarks") for page in (ROOT / folder).rglob("*.md"))]
+    )
+]
 SHORTER = {"range(500)": "range(3)", '"steps": 100': '"steps": 10', '"steps": 120': '"steps": 12'}
 """What is trained for less long here than by the reader."""
 OPTIONS = ("--resume", "--overwrite", "--force", "--benchmark", "--print_config")
@@ -35,7 +38,7 @@ def test_every_snippet_runs(page, in_a_new_folder):
     for line, snippet in snippets:
         for long, short in SHORTER.items():
             snippet = snippet.replace(long, short)
-        code = "\n" * line + snippet                       # so that a traceback has the page's line numbers
+        code = "\n" * line + snippet  # so that a traceback has the page's line numbers
         exec(compile(code, page, "exec"), session)
 
 
@@ -70,7 +73,7 @@ def test_every_command_is_accepted(page, capsys):
     for words in typed_commands(page):
         name = words[0].removesuffix(".py")
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-        if "--train.learing_rate" in flags or "..." in words:                  # the README's example of an error
+        if "--train.learing_rate" in flags or "..." in words:  # the README's example of an error
             continue
         if name == "train" and not flags & set(OPTIONS):
             with pytest.raises(SystemExit) as exit:

@@ -147,7 +147,7 @@ def test_checksums_of_files_elsewhere_are_refused(planted, capsys):
 @pytest.mark.parametrize("file", ["log.jsonl", ".lock", "curves.png", "samples/strip.png", "config.yaml"])
 def test_symbolic_links_are_not_written_through(planted, file):
     link, text = planted / file, Path("precious/file").read_text()
-    if file == "config.yaml":                              # must be read first
+    if file == "config.yaml":  # must be read first
         text = link.read_text()
         Path("precious/file").write_text(text)
     link.unlink(missing_ok=True)

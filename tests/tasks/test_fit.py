@@ -58,7 +58,7 @@ def test_an_automatic_batch_size_is_kept_by_a_resumed_run(small, capsys, monkeyp
     argv = ["--config", "small.yaml", "--train.batch_size", "auto", "--train.steps", "1"]
     assert run(commands.train, *argv, "--train.gradient_accumulation_steps", "1", "--unet.dropout", "0") == 0
     assert settings_from(Path("run/config.yaml"), Config).train.batch_size == 1024
-    monkeypatch.setattr(benchmark, "free_memory", lambda device: 0)            # not measured again
+    monkeypatch.setattr(benchmark, "free_memory", lambda device: 0)  # not measured again
     assert run(commands.train, "--resume", "run", "--train.steps", "2", "--train.batch_size", "auto") == 0
     assert settings_from(Path("run/config.yaml"), Config).train.batch_size == 1024
     assert "--train.batch_size" in mistake(

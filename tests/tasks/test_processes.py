@@ -72,7 +72,7 @@ def test_all_processes_resume_from_one_checkpoint_though_a_newer_one_appears(sma
     with Run("run").lock():
         process = program("resume.py", "--resume", "run", *more, processes=2)
         wait_for(lambda: Path("built_0").exists() and Path("built_1").exists(), process)
-        time.sleep(3)                                      # a rank that does not wait chooses in this time
+        time.sleep(3)  # a rank that does not wait chooses in this time
         assert not list(Path().glob("resumed_*"))
         Path("later").rename(later)
     output = finish(process)
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_ends_all_processes_with_one_line(small):
     output = finish(process)
     assert process.returncode == 1
     assert "model.safetensors: damaged (its SHA-256 is not the one in SHA256SUMS); no earlier" in output
-    assert "Traceback (most recent call last):\n  File \"" + str(ROOT / "train.py") not in output
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "train.py") not in output
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_interrupting_the_imports_is_one_line(in_a_new_folder, arguments):
     arguments = [ROOT / word if word.endswith(".py") else word for word in arguments]
 
     def not_ignored():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)       # background jobs of a shell inherit that it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell inherit that it is ignored
 
     process = program(*arguments, preexec_fn=not_ignored)
     maps = Path(f"/proc/{process.pid}/maps")

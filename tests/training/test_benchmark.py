@@ -41,7 +41,7 @@ def test_the_largest_batch_follows_from_the_free_memory(tmp_path, monkeypatch):
     weights = sum(parameter.nbytes for parameter in trainer(tmp_path).model.parameters())
     for parts in (1, 2):
         config = TrainConfig(gradient_accumulation_steps=parts)
-        for images, expected in ((10, 8), (17, 16), (1000, 32 // parts)):      # of forty examples
+        for images, expected in ((10, 8), (17, 16), (1000, 32 // parts)):  # of forty examples
             used = images * benchmark.ACTIVATION_OVERHEAD * per_image + benchmark.OPTIMIZER_COPIES * weights
             free = used / (1 - benchmark.MEMORY_MARGIN)
             monkeypatch.setattr(benchmark, "free_memory", lambda device, free=free: free)
@@ -65,7 +65,7 @@ def test_loader_throughput_counts_the_prepared_examples():
             return batch
 
     rate = loader_throughput(Counted(), batch_size=8, device=CPU, seconds=0.1)
-    assert rate * 0.1 == pytest.approx(Counted.seen - 8, rel=0.5)              # the first batch only warms up
+    assert rate * 0.1 == pytest.approx(Counted.seen - 8, rel=0.5)  # the first batch only warms up
 
 
 @pytest.mark.parametrize(("limit", "batch_size"), [(1e9, 32), (0.0, 2)])

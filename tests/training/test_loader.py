@@ -72,7 +72,7 @@ def test_crashes_with_batches_in_between_do_not_end_the_training(monkeypatch):
         if step in (1, 15):
             for worker in multiprocessing.active_children():
                 worker.kill()
-            time.sleep(0.3)                                # the duration of a step
+            time.sleep(0.3)  # the duration of a step
         found.append(part["x"].tolist())
     assert found == [order.batch(step).tolist() for step in range(30)]
 

@@ -14,7 +14,7 @@ def test_each_line_has_the_means_since_the_previous_line(tmp_path):
     log.count("unused", torch.tensor([torch.inf]))
     assert log.means(Accelerator(cpu=True)) == {"loss": 4.0}
     log.count("loss", torch.tensor([5.0]))
-    assert log.means(Accelerator(cpu=True)) == {"loss": 5.0}                   # only since the last line
+    assert log.means(Accelerator(cpu=True)) == {"loss": 5.0}  # only since the last line
     log.write({"step": 1, "loss": 4.0, "grad_norm": float("nan")})
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 4.0}]
 

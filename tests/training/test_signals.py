@@ -21,10 +21,10 @@ def test_a_signal_requests_a_shutdown_and_an_immediate_repeat_is_ignored(number,
 
 
 def test_a_later_repeat_ends_the_process_at_once(monkeypatch):
-    signal.signal(signal.SIGINT, signal.default_int_handler)   # background jobs of a shell ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     monkeypatch.setattr(signals, "REPEAT_SECONDS", -1)
     with pytest.raises(KeyboardInterrupt), GracefulShutdown(Accelerator(cpu=True)) as shutdown:
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)                    # another signal does not count as a repeat
+        signal.raise_signal(signal.SIGTERM)  # another signal does not count as a repeat
         assert shutdown.signal == signal.SIGINT
         signal.raise_signal(signal.SIGINT)

@@ -46,7 +46,7 @@ def fit_and_record(run):
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
     trainer(tmp_path / "uninterrupted", preview_every=6).fit()
     first = trainer(tmp_path / "resumed", preview_every=6)
-    first.config = first.config.model_copy(update={"steps": 6})                # as if stopped there
+    first.config = first.config.model_copy(update={"steps": 6})  # as if stopped there
     first.fit()
     second = trainer(tmp_path / "resumed", preview_every=6)
     second.resume()
