@@ -12,12 +12,13 @@ from .models.conditioning import (
     TokenEmbedding,
     VectorEmbedding,
 )
+from .models.config import LevelConfig, UNetConfig
 from .models.denoiser import Denoiser, LabelConfig, TimeConfig
 from .models.inspection import describe, features, receptive_field
 from .models.pretrained import copy_encoder
 from .models.saving import load_unet, save_unet
 from .models.tiling import Tiled
-from .models.unet import LevelConfig, UNet, UNetConfig
+from .models.unet import UNet
 from .objectives.base import Objective
 from .objectives.ddpm import DDPM, DDPMConfig
 from .objectives.edm import EDM, EDMConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffunet.models.unet import LevelConfig, UNetConfig
+from diffunet.models.config import LevelConfig, UNetConfig
 
 
 def small_unet(**changes) -> UNetConfig:

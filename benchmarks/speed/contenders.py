@@ -18,8 +18,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
+from diffunet.models.config import UNetConfig
 from diffunet.models.denoiser import Denoiser, TimeConfig
-from diffunet.models.unet import UNetConfig
 from diffunet.objectives.ddpm import DDPM, DDPMConfig
 from diffunet.sampling.loop import sample
 from diffunet.training.ema import EMA

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import settings_from
+from ..models.config import UNetConfig
 from ..models.inspection import Part
 from ..models.meta import on_meta
 from ..models.presets import PRESETS
 from ..models.tiling import valid_tile_sizes
-from ..models.unet import UNet, UNetConfig
+from ..models.unet import UNet
 from ..runs.config import Config, ModelConfig, config_file
 from ..runs.run import Run
 from .console import check_single_process, user_friendly

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from ..core.errors import UserError, printable
 from ..core.storage import atomic_write, load_strictly
 from ..data.dataset import DataConfig
+from ..models.config import LevelConfig, UNetConfig
 from ..models.denoiser import Denoiser, LabelConfig, TimeConfig
-from ..models.unet import LevelConfig, UNetConfig
 from ..objectives.ddpm import DDPMConfig
 from ..runs.config import Config
 from ..sampling.generate import parse_labels

@@ -20,8 +20,8 @@ from torch import Tensor
 from ..core.errors import UserError, printable
 from ..core.settings import settings_from
 from ..core.storage import atomic_write, load_strictly
+from ..models.config import UNetConfig
 from ..models.denoiser import AugmentationConfig, Denoiser, LabelConfig
-from ..models.unet import UNetConfig
 from ..runs.config import Config, config_file
 from . import naming
 from .naming import Pairs, Tensors, block_names, rename, swapped

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..models.conditioning import AugmentationEmbedding, LabelEmbedding
+from ..models.config import UNetConfig
 from ..models.denoiser import Denoiser, LabelConfig
-from ..models.unet import UNetConfig
 
 Name = str | tuple[str, ...]
 """A module, or the modules among which its tensors are divided."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..core.errors import did_you_mean
 from ..core.settings import Settings
 from .conditioning import AugmentationEmbedding, Conditioning, LabelEmbedding, TimeEmbedding
-from .unet import UNet, UNetConfig
+from .config import UNetConfig
+from .unet import UNet
 
 
 class LabelConfig(Settings):

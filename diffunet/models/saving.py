@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..core.settings import settings_from
 from ..core.storage import atomic_write, load_strictly, load_tensors, save_tensors
-from .unet import UNet, UNetConfig
+from .config import UNetConfig
+from .unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """File name of the weights of any model, the one that diffusers uses."""

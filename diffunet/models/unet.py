@@ -11,10 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from . import layers
 from .conditioning import Conditioning
-from .config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for, min_input_size, output_side
+from .config import LevelPlan, StackPlan, UNetConfig, min_input_size, output_side
 from .layers import Stack, join
-
-__all__ = ["Level", "LevelConfig", "UNet", "UNetConfig", "levels_for", "min_input_size"]
 
 
 def call(block: nn.Module, x: Tensor, cond: Conditioning) -> Tensor:

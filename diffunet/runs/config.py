@@ -10,8 +10,8 @@ from ..core.errors import UserError, did_you_mean
 from ..core.settings import Settings
 from ..data.augmentation import KINDS
 from ..data.dataset import DataConfig, ImageDataset
+from ..models.config import UNetConfig, levels_for
 from ..models.denoiser import AugmentationConfig, ConditionConfig, Denoiser, LabelConfig, TimeConfig
-from ..models.unet import UNetConfig, levels_for
 from ..objectives.base import Objective
 from ..objectives.ddpm import DDPM, DDPMConfig
 from ..objectives.edm import EDM, EDMConfig

@@ -7,8 +7,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from helpers import randomized, small_unet
 
 from diffunet.interop.adapters import DiffusersUNet, LucidrainsUNet
+from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.denoiser import Denoiser
-from diffunet.models.unet import LevelConfig, UNet, UNetConfig
+from diffunet.models.unet import UNet
 from diffunet.sampling.loop import sample
 
 

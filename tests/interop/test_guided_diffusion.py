@@ -20,8 +20,8 @@ from diffunet.interop.guided_diffusion import (
     to_guided_diffusion_tensors,
 )
 from diffunet.models.conditioning import Conditioning
+from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.denoiser import Denoiser, LabelConfig
-from diffunet.models.unet import LevelConfig, UNetConfig
 
 RECORDED = json.loads(Path(__file__).with_name("guided_diffusion.json").read_text())
 NETWORKS = {

@@ -11,7 +11,8 @@ from diffunet.models.conditioning import (
     TokenEmbedding,
     VectorEmbedding,
 )
-from diffunet.models.unet import LevelConfig, UNet, UNetConfig
+from diffunet.models.config import LevelConfig, UNetConfig
+from diffunet.models.unet import UNet
 
 
 def test_sum_adds_vectors_and_concatenates_tokens():

@@ -5,8 +5,9 @@ import torch
 from helpers import randomized, small_unet
 
 from diffunet.models.conditioning import Conditioning, LabelEmbedding, PlaneEmbedding, TimeEmbedding, TokenEmbedding
+from diffunet.models.config import LevelConfig
 from diffunet.models.denoiser import Denoiser
-from diffunet.models.unet import LevelConfig, UNet
+from diffunet.models.unet import UNet
 
 
 @pytest.fixture(params=[2, 3])

@@ -2,10 +2,11 @@ import pytest
 import torch
 from helpers import randomized, small_unet, thinned
 
+from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.inspection import describe, features, receptive_field, receptive_fields
 from diffunet.models.meta import on_meta
 from diffunet.models.presets import PRESETS
-from diffunet.models.unet import LevelConfig, UNet, UNetConfig
+from diffunet.models.unet import UNet
 
 
 def test_features_are_named_by_level():

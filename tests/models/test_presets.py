@@ -10,11 +10,12 @@ from diffusers import UNet2DModel
 from helpers import randomized, thinned
 
 from diffunet.models.conditioning import Conditioning
+from diffunet.models.config import UNetConfig
 from diffunet.models.denoiser import Denoiser, LabelConfig, TimeConfig
 from diffunet.models.meta import on_meta
 from diffunet.models.presets import PRESETS
 from diffunet.models.saving import load_unet, save_unet
-from diffunet.models.unet import UNet, UNetConfig
+from diffunet.models.unet import UNet
 
 
 def preset(name, **changes) -> UNetConfig:

@@ -3,10 +3,11 @@ import torch
 from helpers import thinned
 from torchvision.models import vgg11, vgg11_bn, vgg13
 
+from diffunet.models.config import UNetConfig
 from diffunet.models.inspection import features
 from diffunet.models.meta import on_meta
 from diffunet.models.pretrained import copy_encoder
-from diffunet.models.unet import UNet, UNetConfig
+from diffunet.models.unet import UNet
 
 
 def test_features_of_the_way_down_match_vgg11():

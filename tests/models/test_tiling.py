@@ -8,8 +8,9 @@ import torch
 from helpers import randomized, thinned
 
 from diffunet.models.conditioning import Conditioning
+from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.tiling import Tiled, valid_tile_sizes
-from diffunet.models.unet import LevelConfig, UNet, UNetConfig
+from diffunet.models.unet import UNet
 from stress.program import program
 
 

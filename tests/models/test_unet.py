@@ -8,10 +8,10 @@ from helpers import randomized, small_unet
 from diffunet.core.settings import read_yaml
 from diffunet.interop.diffusers import from_diffusers_tensors, to_diffusers_tensors
 from diffunet.models.conditioning import Conditioning
-from diffunet.models.config import LevelPlan, StackPlan
+from diffunet.models.config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for
 from diffunet.models.denoiser import Denoiser, LabelConfig, TimeConfig
 from diffunet.models.inspection import build_probe
-from diffunet.models.unet import LevelConfig, UNet, UNetConfig, levels_for
+from diffunet.models.unet import UNet
 
 WIDE = (
     LevelConfig(channels=16, blocks=2),
