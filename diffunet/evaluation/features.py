@@ -4,6 +4,7 @@ A feature extractor maps integers (N, C, H, W) to features (N, D). Its name, how
 weights go into the record of an evaluation, which makes the figures reproducible.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ BATCH = 256
 CHUNK = 1024
 
 
-class FeatureExtractor:
+class FeatureExtractor(ABC):
     """Features of images, and with some extractors their classes."""
 
     name: str
@@ -41,13 +42,13 @@ class FeatureExtractor:
     class_names: tuple[str, ...] = ()
     """Classes that `predict` distinguishes; empty without a classifier."""
 
+    @abstractmethod
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return fp32 features (N, D) of integers (N, C, H, W)."""
-        raise NotImplementedError
 
     def predict(self, pixels: Tensor) -> Tensor:
-        """Return the class of each image, (N,) int64, if there are `class_names`."""
-        raise NotImplementedError
+        """Return the class of each image, (N,) int64. Raise TypeError without `class_names`."""
+        raise TypeError(f"{self.name}: distinguishes no classes")
 
 
 class PixelFeatures(FeatureExtractor):
