@@ -47,10 +47,8 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
                 accelerator.end_training()
                 return None
             _log_resumed(trainer, start.previous)
-        if accelerator.is_main_process:
-            recorded = task.config.model_copy(update={"train": config})
-            start.run.create(recorded, start.overwrite and not start.previous)
-        accelerator.wait_for_everyone()
+        recorded, overwrite = task.config.model_copy(update={"train": config}), start.overwrite and not start.previous
+        from_main(accelerator, lambda: start.run.create(recorded, overwrite))
         accelerator.init_trackers("tensorboard" if config.log_with == "tensorboard" else "diffunet")
         _log_beginning(task, trainer)
         ended_by = trainer.fit()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ..core.errors import UserError
+from ..core.errors import UserError, describe_oserror
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def from_main(accelerator: "Accelerator", choose: Callable[[], T]) -> T:
-    """Call `choose` in the main process and return its result in all. A UserError there is raised in all."""
+    """Call `choose` in the main process and return its result in all. A UserError or OSError is a UserError in all."""
     from accelerate.utils import broadcast_object_list
 
     found: list = [None, None]
@@ -23,6 +23,8 @@ def from_main(accelerator: "Accelerator", choose: Callable[[], T]) -> T:
             found[0] = choose()
         except UserError as mistake:
             found[1] = str(mistake)
+        except OSError as error:  # the others would wait for this process
+            found[1] = describe_oserror(error)
     broadcast_object_list(found)
     if found[1] is not None:
         raise UserError(found[1])

@@ -55,6 +55,15 @@ def test_from_main_raises_the_error_of_the_main_process_in_all(broadcast):
             from_main(Process(main), fail)
 
 
+def test_from_main_raises_a_failed_write_of_the_main_process_in_all(broadcast):
+    def fail():
+        raise OSError(30, "Read-only file system", "run/.lock")
+
+    for main in (True, False):
+        with pytest.raises(UserError, match="^run/.lock: Read-only file system$"):
+            from_main(Process(main), fail)
+
+
 def test_agree_raises_in_all_processes_if_one_fails():
     done = []
     agree(Process(), lambda: done.append(1))
