@@ -13,7 +13,8 @@ from .models.conditioning import (
     VectorEmbedding,
 )
 from .models.config import LevelConfig, UNetConfig
-from .models.denoiser import Denoiser, LabelConfig, TimeConfig
+from .conditions.label import LabelConfig
+from .models.denoiser import Denoiser, TimeConfig
 from .models.inspection import describe, features, receptive_field
 from .models.pretrained import copy_encoder
 from .models.saving import load_unet, save_unet

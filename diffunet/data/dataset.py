@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from ..core.progress import no_progress
 from ..core.rng import BatchRNG, fixed_subset
 from ..core.settings import Settings
 from .augmentation import distort
+from .columns import Column
 from .decoding import UNREADABLE, channels_of, convert, depth_of, describe_unreadable, open_image, resize
 from .pixels import normalize, pixel_dtype
 from .quiet import quiet
-from .sources import class_labels, encoded_images, fingerprint, label_columns, load_rows
+from .sources import Table, encoded_images, fingerprint, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,27 +77,27 @@ class ImageDataset:
     config: DataConfig
     images: "Tensor | LazyImages"
     """(N, C, H, W) integers, or an object that returns such for a list of indices."""
-    labels: Mapping[str, Tensor] = field(default_factory=dict)
-    """(N,) int64 for each label condition."""
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The names of its classes for each label condition."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """The values of each condition."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration of each condition, completed from the data."""
     indices: Tensor | None = None
     """The images in use, (n,) int64; None: all."""
     fingerprint: str = ""
-    """Equal for equal files and labels, wherever they are and however they are decoded."""
+    """Equal for equal files and conditions, wherever they are and however they are decoded."""
 
     def __len__(self) -> int:
         return len(self.images) if self.indices is None else len(self.indices)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """Return a batch: `image`, integers (B, C, H, W), and each label, (B,). Torch's `DataLoader` calls this."""
+        """Return a batch: `image`, integers (B, C, H, W), and each condition. Called by torch's `DataLoader`."""
         if indices and not 0 <= min(indices) <= max(indices) < len(self):
             raise IndexError(f"indices {min(indices)} to {max(indices)} of a dataset of {len(self)} images")
         chosen = torch.tensor(indices) if self.indices is None else self.indices[indices]
         if self.device.type == "cuda":
             chosen = chosen.pin_memory().to(self.device, non_blocking=True)
         image = self.images[chosen if isinstance(self.images, Tensor) else chosen.tolist()]
-        return {"image": image, **{name: labels[chosen] for name, labels in self.labels.items()}}
+        return {"image": image, **{name: column[chosen] for name, column in self.columns.items()}}
 
     def split_held_out(self) -> tuple["ImageDataset", "ImageDataset"]:
         """Return the training images and the held-out ones: always the same for the same number of images."""
@@ -116,8 +117,12 @@ class ImageDataset:
             return self
         if self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
             return self
-        labels = {name: labels.to(device) for name, labels in self.labels.items()}
-        return replace(self, images=self.images.to(device), labels=labels)
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        return replace(self, images=self.images.to(device), columns=columns)
+
+    def plain(self) -> "ImageDataset":
+        """Return the dataset without flips and augmentation."""
+        return replace(self, config=self.config.model_copy(update={"random_flip": False, "augmentation": 0.0}))
 
     @property
     def workers(self) -> int:
@@ -125,45 +130,64 @@ class ImageDataset:
         return 0 if isinstance(self.images, Tensor) else self.config.workers
 
     def prepare(self, batch: dict[str, Tensor], rng: BatchRNG) -> dict[str, Tensor]:
-        """Return the batch with images in [-1, 1], flipped and augmented as configured, and their augment labels."""
+        """Return the batch as the network takes it: images in [-1, 1], flipped and augmented as configured, conditions.
+
+        Conditions that are images themselves are flipped and distorted with their image.
+        """
         image = normalize(batch["image"], self.config.bit_depth)
+        aligned = {name: column.aligned(batch[name]) for name, column in self.columns.items()}
+        aligned = {name: source for name, source in aligned.items() if source is not None}
+        widths = [part.shape[1] for part in (image, *aligned.values())]
+        image = torch.cat([image, *aligned.values()], dim=1) if aligned else image
         if self.config.random_flip:
             flip = rng.uniform_like(image) < 0.5
             image = torch.where(flip[:, None, None, None], image.flip(-1), image)
         if self.config.augmentation:
             image, augment_labels = distort(image, self.config.augmentation, rng)
             batch = {**batch, "augmentation": augment_labels}
-        return {**batch, "image": image}
+        image, *sources = image.split(widths, dim=1)
+        batch = {**batch, "image": image, **dict(zip(aligned, sources, strict=True))}
+        return {**batch, **{name: column.prepare(batch[name], image, rng) for name, column in self.columns.items()}}
 
 
 def load_images(
     config: DataConfig,
-    labels: Mapping[str, str | None] = {},
+    conditions: Mapping[str, Any] = {},
+    folder: Path | None = None,
     log: Callable[[str], None] = print,
     progress: Callable = no_progress,
 ) -> ImageDataset:
-    """Return the images of a config, with the classes of each label condition: {name: column, or None for its name}.
+    """Return the images of a config with the values of its conditions, each a `conditions.base.ConditionConfig`.
 
-    The findings are logged; `progress` wraps the decoding. Raise UserError if nothing usable is found.
+    `folder` is the model/ folder of a run that is resumed or evaluated. A condition without a column of its own name
+    is logged and left out. The findings are logged; `progress` wraps the decoding. Raise UserError if nothing usable is
+    found.
     """
     if config.path == "digits":
-        return _load_digits(config, labels, log)
-    rows = load_rows(config.path, config.split, log)
-    files = encoded_images(rows, config.image_column, config.path)
-    columns = label_columns(labels, rows.column_names, config.path, log)
-    class_names, numbers = {}, {}
-    for name, column in columns.items():
-        class_names[name], numbers[name] = class_labels(rows, column, config.path, name)
-    digest = fingerprint(len(files), numbers, files.select(_survey(len(files)))["image"])
-    config = _resolve(config, files, log)
-    dataset = ImageDataset(config, LazyImages(files, config), numbers, class_names, fingerprint=digest)
-    values = len(files) * config.channels * math.prod(config.size)
+        config, images, table, surveyed = _load_digits(config)
+    else:
+        rows = load_rows(config.path, config.split, log)
+        files, table = encoded_images(rows, config.image_column, config.path), Table(config.path, rows)
+        surveyed = files.select(_survey(len(files)))["image"]
+        config = _resolve(config, files, log)
+        images = LazyImages(files, config)
+    columns, resolved = {}, {}
+    for name, condition in conditions.items():
+        if found := condition.read(name, table, folder):
+            resolved[name], columns[name] = found
+        else:
+            log(f"conditions.{name}: no column {name} in {config.path}; training without it")
+    digest = fingerprint(len(images), columns, surveyed)
+    dataset = ImageDataset(config, images, columns, resolved, fingerprint=digest)
+    if isinstance(images, Tensor):
+        return dataset
+    values = len(images) * config.channels * math.prod(config.size)
     gibibytes = values * pixel_dtype(config.bit_depth).itemsize / 2**30
     if gibibytes > config.memory_budget:
-        log(f"{len(files):,} images ({gibibytes:.1f} GiB decoded, over data.memory_budget): decoded as needed")
+        log(f"{len(images):,} images ({gibibytes:.1f} GiB decoded, over data.memory_budget): decoded as needed")
         return dataset
-    decoded, kept = _decode_all(dataset.images, log, progress)
-    return replace(dataset, images=decoded, labels={name: values[kept] for name, values in numbers.items()})
+    decoded, kept = _decode_all(images, log, progress)
+    return replace(dataset, images=decoded, columns={name: column.select(kept) for name, column in columns.items()})
 
 
 def _survey(number: int) -> np.ndarray:
@@ -171,21 +195,21 @@ def _survey(number: int) -> np.ndarray:
     return np.unique(np.linspace(0, number - 1, min(SURVEY_LIMIT, number)).astype(int))
 
 
-def _load_digits(config: DataConfig, labels: Mapping[str, str | None], log: Callable[[str], None]) -> ImageDataset:
-    """Return 1,797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn (UCI, Alpaydin & Kaynak 1998)."""
+def _load_digits(config: DataConfig) -> tuple[DataConfig, Tensor, Table, list[dict]]:
+    """Return 1,797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn (UCI, Alpaydin & Kaynak 1998).
+
+    Beside the completed config and the images, return their columns, and some of them for the fingerprint.
+    """
     # The file that sklearn.datasets.load_digits reads, without two seconds of imports.
     file = Path(find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = np.loadtxt(file, delimiter=",")
-    levels, classes = rows[:, :64].reshape(-1, 8, 8).astype(np.uint8), torch.from_numpy(rows[:, 64].astype(np.int64))
+    levels, classes = rows[:, :64].reshape(-1, 8, 8).astype(np.uint8), rows[:, 64].astype(int).tolist()
     images = torch.from_numpy((levels * (255 / 16)).round()).to(torch.uint8)[:, None]
     if config.channels not in (None, 1) or config.bit_depth not in (None, 8):
         raise UserError("data: the built-in digits are gray with 8 bits; leave channels and bit_depth out")
     config = config.model_copy(update={"resolution": config.resolution or 8, "channels": 1, "bit_depth": 8})
-    columns = label_columns(labels, ["label"], "digits", log)
     surveyed = [{"bytes": levels[index].tobytes(), "path": None} for index in _survey(len(levels))]
-    numbers, class_names = dict.fromkeys(columns, classes), dict.fromkeys(columns, tuple("0123456789"))
-    digest = fingerprint(len(levels), numbers, surveyed)
-    return ImageDataset(config, resize(images, config.size), numbers, class_names, fingerprint=digest)
+    return config, resize(images, config.size), Table("digits", {"label": classes}), surveyed
 
 
 class LazyImages:

@@ -3,23 +3,19 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..core.errors import UserError, did_you_mean, printable
+from .columns import Column
 from .decoding import file_of, reason_of
 from .quiet import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-MAX_CLASSES = 100_000
-"""Maximum number of classes in a column."""
 
 
 @quiet()
@@ -156,52 +152,36 @@ def _check_inside(files: "Dataset", local: Path) -> None:
             raise UserError(f"data.path: {local} refers to {printable(path)} outside of it; move the file inside")
 
 
-def label_columns(
-    labels: Mapping[str, str | None], columns: Collection[str], path: str, log: Callable[[str], None]
-) -> dict[str, str]:
-    """Return the column of each label condition: the one that is configured, or the one of its own name.
+class Table:
+    """The columns beside the images, as lists of Python values."""
 
-    A condition without a column of its own name is logged and left out. Raise UserError if a configured column is
-    missing.
-    """
-    found = {}
-    for name, column in labels.items():
-        if column is None and name not in columns:
-            log(f"conditions.{name}: no column {name} in {path}; training without it")
-            continue
-        found[name] = name if column is None else column
-        _check_column(found[name], columns, path, f"conditions.{name}.column")
-    return found
+    def __init__(self, path: str, rows: "Dataset | Mapping[str, Sequence]"):
+        self.path = path
+        self.rows = rows
 
+    @property
+    def column_names(self) -> list[str]:
+        return list(getattr(self.rows, "column_names", self.rows))
 
-def class_labels(rows: "Dataset", column: str, path: str, condition: str) -> tuple[tuple[str, ...], Tensor]:
-    """Return the names of the classes and (N,) int64 from a column of class labels, integers or strings.
+    def values(self, column: str) -> list:
+        """Return the value of every image; of an image column {bytes, path}, not decoded."""
+        rows = self.rows
+        if hasattr(rows, "features"):
+            import datasets
 
-    Raise UserError for a column of another type, missing values or more than MAX_CLASSES classes.
-    """
-    import datasets
+            if isinstance(rows.features[column], datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        return list(rows[column])
 
-    place = f"conditions.{condition}.column: column {column} of {path}"
-    kind, values = rows.features[column], list(rows[column])
-    dtype = str(getattr(kind, "dtype", ""))
-    if any(value is None for value in values):
-        raise UserError(f"{place} has missing values; fill them in or choose another column")
-    if isinstance(kind, datasets.ClassLabel):
-        names = tuple(kind.names)
-    elif "int" in dtype and min(values) >= 0:
-        names = tuple(map(str, range(min(max(values), MAX_CLASSES) + 1)))
-    elif "string" in dtype:
-        names = tuple(sorted(set(values)))
-        index_of = {name: index for index, name in enumerate(names)}
-        values = [index_of[value] for value in values]
-    else:
-        raise UserError(f"{place} contains neither class numbers nor strings; choose another column")
-    if len(names) > MAX_CLASSES:
-        found = f"classes up to {max(values)}" if "int" in dtype else f"{len(names)} different strings"
-        raise UserError(f"{place} has {found} (at most {MAX_CLASSES}); choose another column")
-    if unnamed := [value for value in values if not 0 <= value < len(names)]:
-        raise UserError(f"{place} has classes without a name, such as {unnamed[0]}; choose another column or split")
-    return names, torch.tensor(values, dtype=torch.long)
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """Return the names of the classes that the column numbers, if the data declare them."""
+        kind = getattr(self.rows, "features", {}).get(column)
+        names = getattr(kind, "names", None)
+        return None if names is None else tuple(names)
+
+    def check_column(self, column: str, key: str) -> None:
+        """Raise UserError, at the setting `key`, if there is no such column."""
+        _check_column(column, self.column_names, self.path, key)
 
 
 def _check_column(column: str, columns: Collection[str], path: str, key: str) -> None:
@@ -214,14 +194,14 @@ HEAD = 64 * 1024
 """Bytes of an image file that enter the fingerprint."""
 
 
-def fingerprint(number: int, labels: Mapping[str, Tensor], rows: Iterable[dict]) -> str:
-    """Return the SHA-256 of the number of images, their labels (N,), and length and head of some files, {bytes, path}.
+def fingerprint(number: int, columns: Mapping[str, Column], rows: Iterable[dict]) -> str:
+    """Return the SHA-256 of the number of images, their columns, and length and head of some files, {bytes, path}.
 
     It is of the encoded files, and so independent of decoders.
     """
     digest = hashlib.sha256(str(number).encode())
-    for _, values in sorted(labels.items()):
-        digest.update(values.numpy().astype("<i8").tobytes())
+    for _, column in sorted(columns.items()):
+        digest.update(column.digest())
     for row in rows:
         try:
             length, head = _length_and_head(row)

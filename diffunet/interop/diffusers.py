@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError, printable
 from ..core.storage import atomic_write, load_strictly
 from ..data.dataset import DataConfig
 from ..models.config import LevelConfig, UNetConfig
-from ..models.denoiser import Denoiser, LabelConfig, TimeConfig
+from ..models.denoiser import Denoiser, TimeConfig
 from ..objectives.ddpm import DDPMConfig
 from ..runs.config import Config
 from ..sampling.generate import parse_labels

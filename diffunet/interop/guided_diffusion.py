@@ -17,11 +17,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..conditions.augmentation import AugmentationConfig
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError, printable
 from ..core.settings import settings_from
 from ..core.storage import atomic_write, load_strictly
 from ..models.config import UNetConfig
-from ..models.denoiser import AugmentationConfig, Denoiser, LabelConfig
+from ..models.denoiser import Denoiser
 from ..runs.config import Config, config_file
 from . import naming
 from .naming import Pairs, Tensors, block_names, rename, swapped

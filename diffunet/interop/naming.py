@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..models.conditioning import AugmentationEmbedding, LabelEmbedding
 from ..models.config import UNetConfig
-from ..models.denoiser import Denoiser, LabelConfig
+from ..models.denoiser import Denoiser
 
 Name = str | tuple[str, ...]
 """A module, or the modules among which its tensors are divided."""

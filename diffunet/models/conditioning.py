@@ -88,12 +88,13 @@ class LabelEmbedding(nn.Module):
         self.table = nn.Embedding(num_classes + 1, vector_dim)
 
     def forward(self, label: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
-        """label: (B,) integers in [0, num_classes). keep_mask: (B,) bool, False drops the label."""
+        """label: (B,) integers in [0, num_classes), or -1: absent. keep_mask: (B,) bool, False drops the label."""
         null_label = torch.full((), self.num_classes, device=self.table.weight.device)  # unlike a copy, without a sync
         if label is None:
             label = null_label[None]
-        elif keep_mask is not None:
-            label = torch.where(keep_mask, label, null_label)
+        else:
+            present = label >= 0 if keep_mask is None else (label >= 0) & keep_mask
+            label = torch.where(present, label, null_label)
         return Conditioning(vector=self.table(label))
 
 
@@ -146,6 +147,33 @@ class TokenEmbedding(nn.Module):
         if keep_mask is not None:
             mask = keep_mask[:, None].expand(-1, encoded.shape[1]) if mask is None else mask & keep_mask[:, None]
         return Conditioning(tokens=self.project(encoded), token_mask=mask)
+
+
+class TextEmbedding(nn.Module):
+    """Text as tokens for cross-attention, and their mean as a vector (Saharia et al. 2022, section 2.1).
+
+    The encoder maps a batch of texts to (hidden states (B, L, width), mask (B, L) bool, False for padding). A text
+    without any token is absent: all of its tokens are masked, and the vector is a learned one.
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, token_dim: int, vector_dim: int):
+        super().__init__()
+        self.encoder = encoder
+        self.to_tokens = nn.Linear(width, token_dim)
+        self.to_vector = nn.Linear(width, vector_dim)
+        self.null_vector = nn.Parameter(torch.zeros(1, vector_dim))
+
+    def forward(self, text: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
+        """text: (B, L, ...), the input of the encoder. keep_mask: (B,) bool, False drops the text."""
+        if text is None:
+            return Conditioning(vector=self.null_vector)
+        hidden, mask = self.encoder(text)
+        if keep_mask is not None:
+            mask = mask & keep_mask[:, None]
+        number = mask.sum(dim=1, keepdim=True)  # (B, 1)
+        mean = (hidden * mask[..., None]).sum(dim=1) / number.clamp(min=1)  # (B, width)
+        vector = torch.where(number > 0, self.to_vector(mean), self.null_vector)
+        return Conditioning(vector=vector, tokens=self.to_tokens(hidden), token_mask=mask)
 
 
 class PlaneEmbedding(nn.Module):

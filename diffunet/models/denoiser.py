@@ -1,39 +1,23 @@
 """A U-Net with embeddings of the time and of named conditions."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal, Protocol
 
-from pydantic import Field, Strict
 from torch import Tensor, nn
 
 from ..core.errors import did_you_mean
 from ..core.settings import Settings
-from .conditioning import AugmentationEmbedding, Conditioning, LabelEmbedding, TimeEmbedding
+from .conditioning import Conditioning, TimeEmbedding
 from .config import UNetConfig
 from .unet import UNet
 
 
-class LabelConfig(Settings):
-    """A class label as a condition."""
+class Embeddable(Protocol):
+    """The configuration of a condition, such as `conditions.label.LabelConfig`."""
 
-    type: Literal["label"] = "label"
-    column: str | None = None
-    """Column of the classes; null: the condition's own name."""
-    num_classes: int | None = Field(default=None, ge=1, le=100_000)
-    """Number of classes; null: as many as the data have."""
-    class_names: Annotated[tuple[str, ...], Strict(False)] = ()
-    """Names of the classes; filled in from the data."""
-
-
-class AugmentationConfig(Settings):
-    """The parameters of training augmentation as a condition (Karras et al. 2022, appendix F.2)."""
-
-    type: Literal["augmentation"] = "augmentation"
-    width: int = Field(ge=1, le=1000)
-    """Number of augmentation parameters; set by data.augmentation."""
-
-
-ConditionConfig = Annotated[LabelConfig | AugmentationConfig, Field(discriminator="type")]
+    def build_embedding(self, name: str, unet: UNetConfig) -> nn.Module:
+        """Return `embedding(value, keep_mask=None) -> Conditioning` with fresh weights. ValueError if incomplete."""
+        ...
 
 
 class TimeConfig(Settings):
@@ -60,18 +44,18 @@ class Denoiser(nn.Module):
     def from_config(
         cls,
         unet: UNetConfig,
-        conditions: Mapping[str, LabelConfig | AugmentationConfig] = {},
+        conditions: Mapping[str, Embeddable] = {},
         time: TimeConfig = TimeConfig(),
     ) -> "Denoiser":
         """Return a denoiser with fresh weights; the time has as many sinusoids as the finest level has channels.
 
-        Raise ValueError for a network without levels or without a vector, or a label without a number of classes.
+        Raise ValueError for a network without levels or without a vector, or for an incomplete condition.
         """
         if not unet.levels:
             raise ValueError("unet.levels: empty; give at least one level")
         if not unet.vector_dim:
             raise ValueError(f"unet.vector_dim: 0, so the time has no input; try {4 * unet.levels[0].channels}")
-        embeddings = {name: _embedding(name, config, unet.vector_dim) for name, config in conditions.items()}
+        embeddings = {name: config.build_embedding(name, unet) for name, config in conditions.items()}
         sinusoids = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, time.freq_shift)
         return cls(UNet(unet), sinusoids, **embeddings)
 
@@ -92,11 +76,3 @@ class Denoiser(nn.Module):
         for name, embedding in self.embeddings.items():
             cond = cond + embedding(conditions.get(name), keep_masks.get(name))
         return self.unet(x_t, cond)
-
-
-def _embedding(name: str, config: LabelConfig | AugmentationConfig, vector_dim: int) -> nn.Module:
-    if isinstance(config, AugmentationConfig):
-        return AugmentationEmbedding(vector_dim, config.width)
-    if config.num_classes is None:
-        raise ValueError(f"conditions.{name}.num_classes: not set; give the number of classes")
-    return LabelEmbedding(vector_dim, config.num_classes)

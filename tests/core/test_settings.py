@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from diffunet.cli.flags import add_flags, parse_flags
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.settings import Settings, mapping_of, section_of, settings_from, variants_of
-from diffunet.models.denoiser import LabelConfig
 from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config
 

@@ -7,10 +7,12 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from helpers import randomized, small_unet
 
+from diffunet.conditions.augmentation import AugmentationConfig
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.data.dataset import DataConfig
 from diffunet.interop.diffusers import export_run, load_diffusers
-from diffunet.models.denoiser import AugmentationConfig, Denoiser, LabelConfig
+from diffunet.models.denoiser import Denoiser
 from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run

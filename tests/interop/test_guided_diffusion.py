@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from helpers import randomized
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.interop.guided_diffusion import (
     load_guided_diffusion,
@@ -21,7 +22,7 @@ from diffunet.interop.guided_diffusion import (
 )
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.config import LevelConfig, UNetConfig
-from diffunet.models.denoiser import Denoiser, LabelConfig
+from diffunet.models.denoiser import Denoiser
 
 RECORDED = json.loads(Path(__file__).with_name("guided_diffusion.json").read_text())
 NETWORKS = {

@@ -2,8 +2,10 @@ import pytest
 import torch
 from helpers import randomized, small_unet
 
+from diffunet.conditions.augmentation import AugmentationConfig
+from diffunet.conditions.label import LabelConfig
 from diffunet.models.conditioning import PlaneEmbedding, TimeEmbedding, VectorEmbedding
-from diffunet.models.denoiser import AugmentationConfig, Denoiser, LabelConfig, TimeConfig
+from diffunet.models.denoiser import Denoiser, TimeConfig
 from diffunet.models.unet import UNet
 
 LABELS = {"label": LabelConfig(num_classes=3)}

@@ -6,7 +6,9 @@ import pytest
 import torch
 from helpers import small_unet, train_small
 
-from diffunet.models.denoiser import AugmentationConfig, Denoiser, LabelConfig
+from diffunet.conditions.augmentation import AugmentationConfig
+from diffunet.conditions.label import LabelConfig
+from diffunet.models.denoiser import Denoiser
 from diffunet.models.meta import on_meta
 from stress.program import ROOT
 

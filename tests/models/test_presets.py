@@ -9,9 +9,10 @@ import torchvision
 from diffusers import UNet2DModel
 from helpers import randomized, thinned
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.config import UNetConfig
-from diffunet.models.denoiser import Denoiser, LabelConfig, TimeConfig
+from diffunet.models.denoiser import Denoiser, TimeConfig
 from diffunet.models.meta import on_meta
 from diffunet.models.presets import PRESETS
 from diffunet.models.saving import load_unet, save_unet

@@ -5,11 +5,12 @@ import torch
 from diffusers import UNet2DModel
 from helpers import randomized, small_unet
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.settings import read_yaml
 from diffunet.interop.diffusers import from_diffusers_tensors, to_diffusers_tensors
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for
-from diffunet.models.denoiser import Denoiser, LabelConfig, TimeConfig
+from diffunet.models.denoiser import Denoiser, TimeConfig
 from diffunet.models.inspection import build_probe
 from diffunet.models.unet import UNet
 

@@ -17,10 +17,12 @@ from helpers import mistake, run, write_image
 from PIL import Image
 
 from diffunet.cli import main as commands
+from diffunet.conditions.augmentation import AugmentationConfig
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.settings import settings_from, to_yaml
 from diffunet.core.storage import load_tensors
-from diffunet.models.denoiser import AugmentationConfig, LabelConfig, TimeConfig
+from diffunet.models.denoiser import TimeConfig
 from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config, ModelConfig
 from diffunet.runs.migration import migrate_config, migrate_folder, migrate_model

@@ -2,9 +2,10 @@ import pytest
 import torch
 from helpers import randomized, small_unet
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.storage import load_tensors, save_tensors
-from diffunet.models.denoiser import Denoiser, LabelConfig
+from diffunet.models.denoiser import Denoiser
 from diffunet.runs.config import Config
 from diffunet.runs.run import WEIGHTS, Run, load_run
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 from helpers import randomized, small_unet
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.runtime import RuntimeConfig
-from diffunet.models.denoiser import Denoiser, LabelConfig
+from diffunet.models.denoiser import Denoiser
 from diffunet.objectives.ddpm import DDPM, DDPMConfig
 from diffunet.sampling.generate import SampleConfig, Sampler, check_sample_config, parse_labels
 

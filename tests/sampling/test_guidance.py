@@ -2,7 +2,8 @@ import pytest
 import torch
 from helpers import randomized, small_unet
 
-from diffunet.models.denoiser import Denoiser, LabelConfig
+from diffunet.conditions.label import LabelConfig
+from diffunet.models.denoiser import Denoiser
 from diffunet.sampling.guidance import Guided
 
 X_T, T = torch.randn(4, 3, 8, 8), torch.tensor(500)

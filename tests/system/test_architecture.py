@@ -13,6 +13,7 @@ PACKAGE = Path(diffunet.__file__).parent
 FLOORS = [
     {"core"},
     {"models", "objectives", "data", "training"},
+    {"conditions"},
     {"sampling", "evaluation"},
     {"runs"},
     {"tasks", "interop"},
@@ -22,7 +23,7 @@ FLOORS = [
 FILES = sorted(PACKAGE.glob("*/**/*.py"))
 MAX_LINES = 400
 SLOW = {"accelerate", "datasets", "diffusers", "huggingface_hub", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn"}
-SLOW |= {"tensorboard", "torch_fidelity", "torchvision", "transformers"}
+SLOW |= {"tensorboard", "torch_fidelity", "tokenizers", "torchvision", "transformers"}
 
 
 def rooms_imported(file: Path) -> set[str]:
