@@ -55,8 +55,10 @@ class Objective(ABC):
     samplers: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]]
     """The samplers of this process by name: class in `diffusers`, and arguments in addition to the process's own."""
 
-    def __init__(self, config: ObjectiveConfig):
+    def __init__(self, config: ObjectiveConfig, dropout: Mapping[str, float] = {}):
+        """dropout: probability of dropping a condition alone, in addition to `config.condition_dropout`, by name."""
         self.config = config
+        self.dropout = {name: probability for name, probability in dropout.items() if probability}
 
     @abstractmethod
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
@@ -79,17 +81,29 @@ class Objective(ABC):
         """Return the losses of a batch of images (B, C, *S) in [-1, 1], each (B,) in fp32.
 
         `loss` is the one to minimize. `loss_noise0-25`, ... are unweighted, and NaN for examples of other noise bins.
-        With `condition_dropout`, the model also gets `keep_masks`: one (B,) bool mask per condition.
+        With dropout of conditions, the model also gets `keep_masks`: one (B,) bool mask per condition.
         """
         u, noise = rng.uniform_like(image), rng.normal_like(image)
-        keep_masks = {}
-        if conditions and self.config.condition_dropout:
-            keep = rng.uniform_like(image) >= self.config.condition_dropout
-            keep_masks = {"keep_masks": dict.fromkeys(conditions, keep)}
+        keep_masks = self._keep_masks(image, rng, conditions) if conditions else {}
         noisy = self.add_noise(image, noise, u)
-        error = self.error(model, noisy, **keep_masks, **conditions)
+        error = self.error(model, noisy, **({"keep_masks": keep_masks} if keep_masks else {}), **conditions)
         bins = {f"loss_{name}": error.detach().where(inside, torch.nan) for name, inside in noise_bins(u).items()}
         return {"loss": error * noisy.weight, **bins}
+
+    def _keep_masks(self, image: Tensor, rng: BatchRNG, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return which conditions are kept: one draw for all of them, then one for each with a dropout of its own.
+
+        A condition that the batch lacks is drawn for as well, so that the masks of the others depend on the settings
+        alone, not on the batch.
+        """
+        keep_masks = {}
+        if self.config.condition_dropout:
+            keep_masks = dict.fromkeys(conditions, rng.uniform_like(image) >= self.config.condition_dropout)
+        for name, probability in self.dropout.items():
+            keep = rng.uniform_like(image) >= probability
+            if name in conditions:
+                keep_masks[name] = keep_masks[name] & keep if name in keep_masks else keep
+        return keep_masks
 
     def error(self, model: Callable[..., Tensor], noisy: NoisyBatch, **conditions: Any) -> Tensor:
         """Return the mean squared error of each example, unweighted, (B,) in fp32."""

@@ -3,6 +3,7 @@
 x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (equation 4), with alpha_bar of the schedulers of diffusers.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -72,8 +73,8 @@ class DDPM(Objective):
         "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     }
 
-    def __init__(self, config: DDPMConfig):
-        super().__init__(config)
+    def __init__(self, config: DDPMConfig, dropout: Mapping[str, float] = {}):
+        super().__init__(config, dropout)
         self.scheduler = config.scheduler()
 
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:

@@ -90,6 +90,54 @@ def test_random_numbers_are_drawn_for_u_noise_and_dropout_in_this_order(objectiv
     assert torch.equal(seen["keep"], torch.rand(8, generator=generator) >= objective.config.condition_dropout)
 
 
+def test_a_condition_with_a_dropout_of_its_own_is_also_dropped_alone(objective):
+    objective = type(objective)(objective.config, dropout={"caption": 0.4, "label": 0.0})
+    masks = []
+
+    def model(x_t, t, keep_masks, label, caption, source):
+        assert torch.equal(keep_masks["label"], keep_masks["source"])
+        masks.append(torch.stack([keep_masks["label"], keep_masks["caption"]]))
+        return x_t
+
+    for _ in range(60):
+        objective.loss(
+            model, torch.zeros(64, 1, 2, 2), **dict.fromkeys(("label", "caption", "source"), torch.zeros(64))
+        )
+    label, caption = torch.cat(masks, dim=1)
+    assert not (caption & ~label).any()
+    assert label.float().mean().item() == pytest.approx(0.9, abs=0.03)
+    assert caption[label].float().mean().item() == pytest.approx(0.6, abs=0.04)
+
+
+def test_own_dropout_is_drawn_after_the_common_one_whatever_the_batch_has(objective):
+    """One number per condition in the order of the mapping, also for a condition that the batch lacks."""
+    dropout = {"a": 0.5, "none": 0.0, "missing": 0.5, "b": 0.3}
+    for common in (0.25, 0.0):
+        config = objective.config.model_copy(update={"condition_dropout": common})
+        found = {}
+
+        def model(x_t, t, keep_masks, found=found, **conditions):
+            found.update(keep_masks)
+            return x_t
+
+        generator = torch.Generator().manual_seed(3)
+        conditions = {"b": torch.zeros(64), "a": torch.zeros(64), "c": torch.zeros(64)}
+        type(objective)(config, dropout).loss(model, torch.zeros(64, 1, 2, 2), BatchRNG(generator), **conditions)
+        expected = torch.Generator().manual_seed(3)
+        torch.rand(64, generator=expected), torch.randn(64, 1, 2, 2, generator=expected)
+        keep = torch.rand(64, generator=expected) >= common if common else torch.ones(64, dtype=torch.bool)
+        a, _, b = (
+            torch.rand(64, generator=expected),
+            torch.rand(64, generator=expected),
+            torch.rand(64, generator=expected),
+        )
+        assert torch.equal(found.pop("a"), keep & (a >= 0.5))
+        assert torch.equal(found.pop("b"), keep & (b >= 0.3))
+        assert torch.equal(found.pop("c", keep), keep)
+        assert not found
+        assert torch.equal(generator.get_state(), expected.get_state())
+
+
 def test_the_loss_is_a_function_of_the_random_numbers(objective):
     def losses():
         rng = BatchRNG(torch.Generator().manual_seed(3))
