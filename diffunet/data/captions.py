@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -169,26 +170,34 @@ class TextColumn(Column):
         choices = Sequences.of([[index_of[word] for word in words] or [0] for words in captions])
         return cls(torch.arange(len(captions)), distinct, choices, tokens, length, **options)
 
-    def words(self, index: int) -> list[str]:
+    def captions(self, index: int) -> list[str]:
         """Return the captions of an image."""
         row = int(self.values[index])
         first, end = self.choices.offsets[row : row + 2].tolist()
         return [self.distinct[choice] for choice in self.choices.values[first:end].tolist() if choice]
 
-    def prepare(self, value: Tensor, image: Tensor, rng: BatchRNG) -> Tensor:
-        """Return one caption of each image: ids (B, length), 0 for padding, or hidden states (B, length, D), NaN."""
+    def choose(self, value: Tensor, image: Tensor, rng: BatchRNG) -> Tensor:
+        """Return one caption of each image, (B,) indices of `distinct`; without a draw where no image has several."""
         value = value.to(self.choices.device)
         choice = self.choices.offsets[value]
         if len(self.choices.values) > len(self.choices):
             number = self.choices.offsets[value + 1] - choice
             choice = choice + (rng.uniform_like(image).to(number.device) * number).long()
-        caption = self.choices.values[choice].to(self.tokens.device)
-        tokens = self.tokens.padded(caption, self.length, float("nan") if self.tokens.values.is_floating_point() else 0)
-        tokens = tokens.to(image.device)
+        return self.choices.values[choice]
+
+    def prepare(self, value: Tensor, image: Tensor, rng: BatchRNG) -> Tensor:
+        """Return one caption of each image: ids (B, length), 0 for padding, or hidden states (B, length, D), NaN."""
+        caption = self.choose(value, image, rng).to(self.tokens.device)
+        fill = math.nan if self.tokens.values.is_floating_point() else 0
+        tokens = self.tokens.padded(caption, self.length, fill).to(image.device)
         if self.word_dropout:
             uniform = torch.special.ndtr(rng.normal_like(tokens.float()))
             tokens = tokens.masked_fill(uniform < self.word_dropout, 0)
         return tokens
+
+    def words(self, value: Tensor, image: Tensor, rng: BatchRNG) -> list[str | None]:
+        """Return the captions that `prepare` chooses with the same random numbers; None for an absent one."""
+        return [self.distinct[index] or None for index in self.choose(value, image, rng).tolist()]
 
     def to(self, device: torch.device) -> Self:
         """Return the column on a device; tokens stay where they are if they exceed a quarter of its free memory."""
@@ -198,7 +207,7 @@ class TextColumn(Column):
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the captions of all images."""
-        return hashlib.sha256(json.dumps([self.words(index) for index in range(len(self.values))]).encode()).digest()
+        return hashlib.sha256(json.dumps([self.captions(index) for index in range(len(self.values))]).encode()).digest()
 
     @property
     def files(self) -> Mapping[str, str]:
