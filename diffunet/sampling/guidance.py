@@ -46,12 +46,11 @@ class Guided(nn.Module):
         lowest, highest = self.interval
         if not lowest <= t <= highest:
             return self.model(x_t, t, **conditions)
-        if self.guide is None:
+        scale = self.guidance_scale
+        if self.guide is None or isinstance(scale, Mapping):
             return self._telescoping(x_t, t, conditions)
         prediction = self.model(x_t, t, **conditions)
-        if self.guidance_scale == 1:
-            return prediction
-        return torch.lerp(self.guide(x_t, t, **conditions), prediction, self.guidance_scale)
+        return prediction if scale == 1 else torch.lerp(self.guide(x_t, t, **conditions), prediction, scale)
 
     def _telescoping(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Return the guided prediction of the model and itself with fewer conditions.
