@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +19,10 @@ from ..core.errors import UserError
 from ..core.progress import no_progress
 from ..core.rng import BatchRNG, fixed_subset
 from ..core.settings import Settings
+from .arrays import MAX_CHANNELS
 from .augmentation import distort
 from .columns import Column
-from .decoding import UNREADABLE, channels_of, convert, depth_of, describe_unreadable, open_image, resize
+from .decoding import UNREADABLE, decode, describe_unreadable, inspect, resize, values_of
 from .pixels import normalize, pixel_dtype
 from .quiet import quiet
 from .sources import Table, encoded_images, fingerprint, load_rows
@@ -46,10 +48,12 @@ class DataConfig(Settings):
     """Column of the images; null: the only column of images."""
     resolution: Side | Annotated[tuple[Side, Side], Strict(False)] | None = None
     """Size in pixels, or [height, width]: images are scaled to cover it and cropped. null: the size of all images."""
-    channels: Literal[1, 3, 4] | None = None
-    """1 gray, 3 color, 4 with transparency; null: as in the files."""
-    bit_depth: Literal[8, 16] | None = None
-    """Bits per channel; null: 16 if all files have 16."""
+    channels: int | None = Field(None, ge=1, le=MAX_CHANNELS)
+    """1 gray, 3 color, 4 with transparency, others as in the files; null: as in the files."""
+    bit_depth: Literal[8, 16, 32] | None = None
+    """Bits per channel, 32 for float; null: the least of the files."""
+    value_range: Annotated[tuple[float, float], Strict(False)] | None = None
+    """Values of the files that become the least and the greatest pixel; null: those of float images, as found."""
     random_flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     augmentation: float = Field(0.0, ge=0, le=1)
@@ -226,8 +230,8 @@ class LazyImages:
 
     def decode(self, row: dict | None) -> Tensor:
         """Return one image, (C, H, W), in the size and bit depth of the config. Raise UNREADABLE."""
-        with open_image(row) as image:
-            return resize(convert(image, self.config.channels, self.config.bit_depth), self.config.size)
+        config = self.config
+        return resize(decode(row, config.channels, config.bit_depth, config.value_range), config.size)
 
     @quiet()
     def __getitem__(self, indices: list[int]) -> Tensor:
@@ -250,15 +254,15 @@ class LazyImages:
 @quiet()
 def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -> DataConfig:
     """Return the config with channels, bit depth and size taken from the files where they are null."""
+    if config.value_range and not config.value_range[0] < config.value_range[1]:
+        raise UserError(f"data.value_range: not increasing (got {list(config.value_range)}); give [least, greatest]")
     surveyed = _survey(len(files))
     kinds, sizes, broken = Counter(), Counter(), []
     for index, row in zip(surveyed, files.select(surveyed)["image"], strict=True):
         try:
-            with open_image(row) as image:
-                kind = channels_of(image), depth_of(image), image.mode
-                rotated = image.getexif().get(0x0112, 1) >= 5  # may decode, after which the depth is lost
-                kinds[kind] += 1
-                sizes[image.size if rotated else image.size[::-1]] += 1
+            kind = inspect(row)
+            kinds[kind.channels, kind.bit_depth, kind.name] += 1
+            sizes[kind.size] += 1
         except UNREADABLE as error:
             broken.append(describe_unreadable(row, index, error))  # logged when it is decoded
     if not kinds:
@@ -276,6 +280,8 @@ def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -
         "channels": config.channels or (3 if len(channels) > 1 else max(channels)),
         "bit_depth": config.bit_depth or min(d for _, d, _ in kinds),
     }
+    if config.value_range is None and min(d for _, d, _ in kinds) == 32:
+        update["value_range"] = _value_range(files, surveyed)
     config = config.model_copy(update=update)
     modes = ", ".join(f"{n} {mode}{' 16-bit' * (d == 16)}" for (_, d, mode), n in kinds.most_common())
     spread = f"{low[0]}×{low[1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
@@ -287,6 +293,16 @@ def _resolve(config: DataConfig, files: "Dataset", log: Callable[[str], None]) -
     if 4 in channels and config.channels != 4:
         log("transparent images are composited on white; --data.channels 4 keeps the transparency")
     return config
+
+
+def _value_range(files: "Dataset", surveyed: np.ndarray) -> tuple[float, float]:
+    """Return the least and the greatest value of the readable files among those surveyed."""
+    values = []
+    for row in files.select(surveyed)["image"]:
+        with suppress(UNREADABLE):  # logged when it is decoded
+            values.extend(values_of(row))
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return low, high if high > low else low + 1
 
 
 @quiet()

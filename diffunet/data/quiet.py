@@ -13,7 +13,7 @@ _restore = ExitStack()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings, and `datasets` and the hub client, which raise every error that they log.
+    """Silence Pillow's warnings, and `datasets`, the hub client and tifffile, which raise the errors that they log.
 
     Also a decorator. Of overlapping threads the first to enter silences and the last to leave restores.
     """
@@ -36,7 +36,7 @@ def _silence() -> None:
 
     _restore.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", module="PIL|datasets")
-    for logger in map(logging.getLogger, ("datasets", "huggingface_hub")):
+    for logger in map(logging.getLogger, ("datasets", "huggingface_hub", "tifffile")):
         _restore.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
     if not datasets.are_progress_bars_disabled():

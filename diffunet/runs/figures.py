@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..core.storage import atomic_write
@@ -21,19 +22,29 @@ GAP = 2
 MIN_TILE = 32
 """Pixels; smaller images are enlarged in a grid."""
 MAX_TIMELINE_ROWS = 12
+MARGIN_GAP = 6
+"""Pixels beside the labels of a comparison."""
 
 
 def to_pil(pixels: Tensor, bit_depth: int) -> Image.Image:
-    """Return an image of (C, H, W) integers. Pillow has 16 bits only for gray; 16-bit color is reduced to 8."""
+    """Return an image of (C, H, W) pixels, C of 1, 3 or 4. Pillow has 16 bits only for gray; other depths become 8."""
     if bit_depth == 16 and len(pixels) == 1:
         return Image.fromarray(pixels[0].numpy().astype(np.uint16))
     channels_last = to_8bit(pixels, bit_depth).permute(1, 2, 0).numpy()
     return Image.fromarray(channels_last.squeeze(2) if channels_last.shape[2] == 1 else channels_last)
 
 
-def save_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = None) -> None:
-    """Write integers (N, C, H, W) as a grid in one PNG, small images enlarged; by default it is about square."""
+def displayable(pixels: Tensor, bit_depth: int) -> Tensor:
+    """Return (N, C, H, W) pixels as uint8 with 1, 3 or 4 channels: the mean of 2, the first 3 of more than 4."""
     pixels = to_8bit(pixels, bit_depth)
+    if pixels.shape[1] == 2:
+        return pixels.float().mean(1, keepdim=True).to(torch.uint8)
+    return pixels if pixels.shape[1] <= 4 else pixels[:, :3]
+
+
+def save_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = None) -> None:
+    """Write pixels (N, C, H, W) as a grid in one PNG, small images enlarged; by default it is about square."""
+    pixels = displayable(pixels, bit_depth)
     scale = max(1, MIN_TILE // min(pixels.shape[-2:]))
     pixels = pixels.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
     columns = min(columns or math.isqrt(len(pixels) - 1) + 1, len(pixels))
@@ -43,6 +54,34 @@ def save_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = 
     grid = F.pad(grid, (0, GAP, 0, GAP))
     with atomic_write(path) as file:
         to_pil(grid, 8).save(file, format="PNG")
+
+
+def save_comparison(path: Path, rows: Sequence[tuple[str, Tensor, int]]) -> None:
+    """Write one PNG with a row of images per label, such as source, samples and truth; column i is example i.
+
+    A row is (label, pixels (N, C, H, W), bit depth). Its images are enlarged, by a whole factor, to at most the size of
+    the largest, and that one to MIN_TILE; transparent images are composited on white.
+    """
+    height, width = (max(pixels.shape[axis] for _, pixels, _ in rows) for axis in (2, 3))
+    scale = max(1, MIN_TILE // min(height, width))
+    tile = height * scale, width * scale
+    font = ImageFont.load_default()
+    margin = 2 * MARGIN_GAP + max(math.ceil(font.getlength(label)) for label, _, _ in rows)
+    columns = max(len(pixels) for _, pixels, _ in rows)
+    size = margin + columns * (tile[1] + GAP), len(rows) * (tile[0] + GAP) + GAP
+    figure = Image.new("RGB", size, "white")
+    for number, (label, pixels, bit_depth) in enumerate(rows):
+        top = GAP + number * (tile[0] + GAP)
+        position = MARGIN_GAP, top + tile[0] // 2
+        ImageDraw.Draw(figure).text(position, label, fill="black", font=font, anchor="lm")
+        factor = min(tile[0] // pixels.shape[2], tile[1] // pixels.shape[3])
+        for column, image in enumerate(displayable(pixels, bit_depth)):
+            picture = to_pil(image, 8).convert("RGBA")
+            picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+            left = margin + column * (tile[1] + GAP) + (tile[1] - picture.width) // 2
+            figure.paste(picture, (left, top + (tile[0] - picture.height) // 2), picture)
+    with atomic_write(path) as file:
+        figure.save(file, format="PNG")
 
 
 def save_timeline(folder: Path, size: tuple[int, int]) -> None:

@@ -26,3 +26,13 @@ def test_bit_depths_convert_both_ways():
     assert to_16bit(pixels, 8)[[0, -1]].tolist() == [0, 65535]
     assert torch.equal(to_8bit(to_16bit(pixels, 8), 16), pixels)
     assert to_8bit(pixels, 8) is pixels
+
+
+def test_pixels_of_32_bits_are_floats_from_0_to_1():
+    pixels = torch.linspace(0, 1, 9)
+    assert normalize(pixels, 32).tolist() == torch.linspace(-1, 1, 9).tolist()
+    assert torch.equal(denormalize(normalize(pixels, 32), 32), pixels)
+    assert denormalize(torch.tensor([-3.0, 3.0]), 32).tolist() == [0, 1]
+    assert torch.equal(to_unit(pixels, 32), pixels)
+    assert to_8bit(pixels, 32).tolist() == (pixels * 255).round().int().tolist()
+    assert to_16bit(pixels, 32).tolist() == (pixels * 65535).round().int().tolist()

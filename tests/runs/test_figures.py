@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffunet.runs.figures import plot_curves, save_grid, save_timeline, to_pil
+from diffunet.runs.figures import plot_curves, save_comparison, save_grid, save_timeline, to_pil
 
 
 def test_images_keep_their_pixels(tmp_path):
@@ -30,6 +30,31 @@ def test_a_grid_has_every_image_enlarged(tmp_path):
     gray = grid if grid.ndim == 2 else grid[..., 0]
     centers = [gray[18 + 34 * row, 18 + 34 * column] for row in range(2) for column in range(3)]
     assert centers == [10, 50, 90, 130, 170, 210]
+
+
+def test_a_grid_shows_three_of_many_channels_and_the_mean_of_two(tmp_path):
+    pixels = torch.tensor([0.0, 0.2, 1.0, 0.4, 0.6]).reshape(1, 5, 1, 1).expand(1, 5, 32, 32)
+    save_grid(pixels, 32, tmp_path / "five.png")
+    assert np.array(Image.open(tmp_path / "five.png"))[9, 9].tolist() == [0, 51, 255]
+    save_grid(
+        torch.tensor([100, 200], dtype=torch.uint8).reshape(1, 2, 1, 1).expand(1, 2, 32, 32), 8, tmp_path / "b.png"
+    )
+    assert np.array(Image.open(tmp_path / "b.png"))[9, 9] == 150
+
+
+def test_a_comparison_has_a_labeled_row_per_kind(tmp_path):
+    """Sources of half the size and one channel, 16-bit samples, one missing, and a transparent truth."""
+    source = torch.tensor([0, 255, 100], dtype=torch.uint8).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
+    samples = torch.tensor([65535, 0, 257 * 9], dtype=torch.int32).reshape(1, 3, 1, 1).expand(2, 3, 8, 8)
+    truth = torch.tensor([9, 8, 7, 0], dtype=torch.uint8).reshape(1, 4, 1, 1).expand(3, 4, 8, 8)
+    save_comparison(tmp_path / "c.png", [("source", source, 8), ("samples", samples, 16), ("truth", truth, 8)])
+    picture = np.array(Image.open(tmp_path / "c.png"))
+    margin = picture.shape[1] - 3 * 34
+    assert picture.shape == (3 * 34 + 2, margin + 3 * 34, 3)
+    centers = [[picture[18 + 34 * r, margin + 16 + 34 * c].tolist() for c in range(3)] for r in range(3)]
+    white = [255, 255, 255]
+    assert centers == [[[0] * 3, white, [100] * 3], [[255, 0, 9], [255, 0, 9], white], [white] * 3]
+    assert all((picture[2 + 34 * r : 34 + 34 * r, :margin] < 128).any() for r in range(3))  # the labels
 
 
 def test_the_timeline_has_the_first_row_of_each_preview(tmp_path):
