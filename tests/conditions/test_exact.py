@@ -132,7 +132,7 @@ def loss(objective, model, image, **conditions) -> Tensor:
 
 def test_the_exact_network_of_each_caption_has_the_least_loss(objective):
     objective = type(objective)(objective.config.model_copy(update={"condition_dropout": 0.0}))
-    image, caption = captioned(20_000)
+    image, caption = captioned(40_000)
     floor = least_error(objective, all_times(objective), STD**2 * torch.eye(2)).mean()
     found = loss(objective, PlantedWords(objective), image, caption=caption)
     assert abs(found.mean() - floor) < 4 * found.std() / len(found) ** 0.5
