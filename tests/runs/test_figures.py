@@ -54,6 +54,7 @@ def test_a_comparison_has_a_labeled_row_per_kind(tmp_path):
     centers = [[picture[18 + 34 * r, margin + 16 + 34 * c].tolist() for c in range(3)] for r in range(3)]
     white = [255, 255, 255]
     assert centers == [[[0] * 3, white, [100] * 3], [[255, 0, 9], [255, 0, 9], white], [white] * 3]
+    assert picture[3, margin + 1].tolist() == [0] * 3  # small images fill their tiles
     assert all((picture[2 + 34 * r : 34 + 34 * r, :margin] < 128).any() for r in range(3))  # the labels
 
 
