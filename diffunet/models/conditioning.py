@@ -107,13 +107,14 @@ class VectorEmbedding(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(1, vector_dim))  # the null embedding
 
     def forward(self, numbers: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
-        """numbers: (B, width), of about unit scale. keep_mask: (B,) bool, False drops them."""
+        """numbers: (B, width), of about unit scale; a row with a NaN is absent. keep_mask: (B,), False drops it."""
         if numbers is None:
             return Conditioning(vector=self.nothing)
-        vector = self.mlp(numbers)
+        present = ~numbers.isnan().any(dim=1, keepdim=True)  # (B, 1)
+        vector = self.mlp(torch.where(present, numbers, 0.0))  # a NaN would reach the gradient, although it is not used
         if keep_mask is not None:
-            vector = torch.where(keep_mask[:, None], vector, self.nothing)
-        return Conditioning(vector=vector)
+            present = present & keep_mask[:, None]
+        return Conditioning(vector=torch.where(present, vector, self.nothing))
 
 
 class AugmentationEmbedding(nn.Module):
