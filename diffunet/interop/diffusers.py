@@ -5,22 +5,23 @@ Everything else is refused with an error that names the setting.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
+from ..conditions.base import NONE
 from ..conditions.label import LabelConfig
 from ..core.errors import UserError, printable
 from ..core.storage import atomic_write, load_strictly
 from ..data.dataset import DataConfig
+from ..models.conditioning import PlaneEmbedding
 from ..models.config import LevelConfig, UNetConfig
 from ..models.denoiser import Denoiser, TimeConfig
 from ..objectives.ddpm import DDPMConfig
 from ..runs.config import Config
-from ..sampling.generate import parse_labels
 from . import naming
 from .naming import Pairs, Tensors, block_names, rename, swapped
 
@@ -84,16 +85,18 @@ def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Pa
 
     `DDPMPipeline` passes no labels, so an export has one class (`label`, its name or number) or is unconditional
     (None): the vector of the class is added to the bias of the time embedding. "all" keeps the classes, with the null
-    class as the last one, for callers of the network itself; the pipeline cannot be called then. The folder's
+    class as the last one, for callers of the network itself; the pipeline cannot be called then. Nor can it be with an
+    image condition, whose planes, with the one of its presence, become input channels after those of x_t. The folder's
     README.md has the same. Raise UserError, naming the setting, if `UNet2DModel` cannot express the network.
     """
     from diffusers import DDPMPipeline, UNet2DModel
 
     if not isinstance(config.objective, DDPMConfig):
         raise UserError(f"objective: DDPMPipeline cannot sample from a network trained with {config.objective.type}")
-    name = naming.label_name(denoiser, OTHER)
-    class_names = config.class_names[name] if name else ()
-    chosen = ["all"] if label == "all" else parse_labels("--label", label or "none", class_names)
+    name = naming.label_name(denoiser, OTHER, PlaneEmbedding)
+    condition = config.labels[name] if name else LabelConfig()
+    words = condition.parse("--label", label or NONE, Path(), config.data.size) if label != "all" else []
+    chosen = [value.word for value in words] or ["all"]
     if len(chosen) > 1:
         raise UserError(f"--label: DDPMPipeline samples one class (got {label}); choose one, or all")
     tensors = naming.exportable_tensors(denoiser)
@@ -105,35 +108,71 @@ def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Pa
     model = UNet2DModel(**diffusers_config(config, num_class_embeds))
     load_strictly(model, to_diffusers_tensors(tensors, config.unet, name), "export")
     DDPMPipeline(unet=model, scheduler=config.objective.scheduler()).save_pretrained(folder)
-    usage, card = _usage(class_names, chosen[0], config.objective.num_train_timesteps)
+    planes = {
+        name: embedding.null_planes.shape[1] - 1
+        for name, embedding in denoiser.embeddings.items()
+        if isinstance(embedding, PlaneEmbedding)
+    }
+    kept = condition.class_names if label == "all" else ()
+    usage = _usage(condition.class_names, chosen[0], [*planes, *(["class_labels"] if kept else [])])
+    code = _code(planes, bool(kept), config.objective.num_train_timesteps)
+    tables = _tables(kept, config.unet.in_channels, planes)
+    card = ["# Exported from diffunet", "", f"{usage[0].upper()}{usage[1:]}.", "", "```python", code, "```", *tables]
     with atomic_write(folder / "README.md") as file:
-        file.write_text(card, encoding="utf-8")
+        file.write_text("\n".join(card) + "\n", encoding="utf-8")
     return f"{folder}: {usage}"
 
 
-def _usage(class_names: tuple[str, ...], label: int | str | None, steps: int) -> tuple[str, str]:
-    """Return how to sample from an exported folder, as one line and as a model card."""
-    code = """from diffusers import DDPMPipeline
+def _usage(class_names: tuple[str, ...], label: int | str | None, passed: Sequence[str]) -> str:
+    """Return how to sample from an exported folder, as one line. passed: what the network takes besides x_t and t."""
+    if passed:
+        usage = f"call its UNet2DModel with {', '.join(passed)}; DDPMPipeline passes none and would fail"
+    else:
+        usage = "DDPMPipeline.from_pretrained loads it"
+    if not class_names:
+        return usage if passed else f"{usage}; unconditional, as the run has no classes"
+    if label == "all":
+        return f"all classes are kept: {usage}"
+    if label is None:
+        return f"{usage}; {'of no class' if passed else 'unconditional'}, as no class was chosen with --label"
+    return f"{usage}; every image is of class {label} ({printable(class_names[label])}), fixed by --label"
+
+
+def _code(planes: Iterable[str], labels: bool, steps: int) -> str:
+    """Return Python code that samples with the pipeline, or, with planes or labels, calls the network."""
+    if not planes and not labels:
+        return f"""from diffusers import DDPMPipeline
 
 pipeline = DDPMPipeline.from_pretrained("FOLDER")
-images = pipeline(batch_size=4, num_inference_steps=STEPS).images"""
-    table, loader = [], "DDPMPipeline.from_pretrained loads it"
-    if not class_names:
-        usage = f"{loader}; unconditional, as the run has no classes"
-    elif label == "all":
-        usage = "all classes are kept: call its UNet2DModel with class_labels; DDPMPipeline passes none and would fail"
-        code = """from diffusers import UNet2DModel
+images = pipeline(batch_size=4, num_inference_steps={steps}).images"""
+    inputs = ["x_t", *(part for name in planes for part in (name, f"torch.ones_like({name}[:, :1])"))]
+    x = f"torch.cat([{', '.join(inputs)}], dim=1)" if planes else "x_t"
+    end = ", class_labels=labels).sample           # labels: (B,) integers of the table below"
+    return f"""import torch
+from diffusers import UNet2DModel
 
 unet = UNet2DModel.from_pretrained("FOLDER", subfolder="unet")
-output = unet(x_t, t, class_labels=labels).sample           # labels: (B,) integers of the table below"""
+output = unet({x}, t{end if labels else ").sample"}"""
+
+
+def _tables(class_names: Sequence[str], channels: int, planes: Mapping[str, int]) -> list[str]:
+    """Return the tables of classes and of input channels, x_t's and those of each image condition, for a model card."""
+    lines = []
+    if class_names:
         rows = enumerate([*class_names, "unconditional (the null class)"])
-        table = ["", "| class_labels | class |", "| --- | --- |", *(f"| {n} | {printable(row)} |" for n, row in rows)]
-    elif label is None:
-        usage = f"{loader}; unconditional, as no class was chosen with --label"
-    else:
-        usage = f"{loader}; every image is of class {label} ({printable(class_names[label])}), fixed by --label"
-    text = ["# Exported from diffunet", "", f"{usage[0].upper()}{usage[1:]}.", "", "```python", code, "```", *table]
-    return usage, "\n".join(text).replace("STEPS", str(steps)) + "\n"
+        lines += ["", "| class_labels | class |", "| --- | --- |", *(f"| {n} | {printable(row)} |" for n, row in rows)]
+    if planes:
+        lines += ["", "| input channels | content |", "| --- | --- |", f"| {_span(0, channels)} | x_t |"]
+    first = channels
+    for name, width in planes.items():
+        lines.append(f"| {_span(first, width)} | {name}, in [-1, 1] and in the size of x_t; 0 where absent |")
+        lines.append(f"| {first + width} | 1; 0 where {name} is absent |")
+        first += width + 1
+    return lines
+
+
+def _span(first: int, width: int) -> str:
+    return str(first) if width == 1 else f"{first} to {first + width - 1}"
 
 
 def diffusers_config(config: Config, num_class_embeds: int | None) -> dict:
@@ -156,7 +195,7 @@ def diffusers_config(config: Config, num_class_embeds: int | None) -> dict:
         head_channels = widths.pop() // unet.heads
     return {
         "sample_size": height if height == width else (height, width),
-        "in_channels": unet.in_channels,
+        "in_channels": unet.in_channels + unet.plane_channels,
         "out_channels": unet.out_channels,
         "time_embedding_dim": unet.vector_dim,
         "freq_shift": config.time.freq_shift,
@@ -261,6 +300,7 @@ def config_from_diffusers(folder: str, model, scheduler: dict) -> Config:
         check(model[name] == value, name, repr(model[name]), f", only {value!r}")
     scale_shift = model.resnet_time_scale_shift == "scale_shift"
     groups = model.attn_norm_num_groups or (None if scale_shift else model.norm_num_groups)
+    check(model.in_channels <= model.out_channels, "in_channels", model.in_channels, " with fewer out_channels")
     check(not model.add_attention or groups == model.norm_num_groups, "attn_norm_num_groups", groups)
     resampling = {there: here for here, there in DOWNSAMPLE_PADDING.items()}
     check(model.downsample_padding in resampling, "downsample_padding", model.downsample_padding)

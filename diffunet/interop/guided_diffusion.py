@@ -208,6 +208,7 @@ def _check_expressible(unet: UNetConfig) -> None:
             "middle_attention": not unet.middle_attention,
             "norm_groups": unet.norm_groups != 32 or any(level.channels % 32 for level in unet.levels),
             "norm_eps": unet.norm_eps != 1e-5,
+            "plane_channels": unet.plane_channels > 0,
             **naming.common_limits(unet),
         },
     )

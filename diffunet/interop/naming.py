@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..conditions.label import LabelConfig
 from ..core.errors import UserError
-from ..models.conditioning import AugmentationEmbedding, LabelEmbedding
+from ..models.conditioning import AugmentationEmbedding, LabelEmbedding, TextEmbedding, TokenEmbedding
 from ..models.config import UNetConfig
 from ..models.denoiser import Denoiser
 
@@ -15,6 +15,7 @@ Name = str | tuple[str, ...]
 """A module, or the modules among which its tensors are divided."""
 Pairs = Iterator[tuple[Name, Name]]
 Tensors = dict[str, Tensor]
+TEXT_FOLDER = "which has config.json, safetensors and the tokenizer (docs/conditioning.md)"
 
 
 def rename(
@@ -64,7 +65,6 @@ def common_limits(unet: UNetConfig) -> dict[str, bool]:
         "block": unet.block != "residual",
         "skips": unet.skips != "block",
         "token_dim": unet.token_dim > 0,
-        "plane_channels": unet.plane_channels > 0,
         "middle_blocks": unet.middle_blocks != 2,
         "norm": unet.norm != "group",
         "levels (blocks differ)": len({level.blocks for level in unet.levels}) > 1,
@@ -75,18 +75,20 @@ def common_limits(unet: UNetConfig) -> dict[str, bool]:
 # ── the label condition ───────────────────────────────────────────────────────────────────────────
 
 
-def label_name(denoiser: Denoiser, other: str) -> str | None:
-    """Return the name of the denoiser's label condition; None if it is unconditional.
+def label_name(denoiser: Denoiser, other: str, *expressible: type) -> str | None:
+    """Return the name of the denoiser's label condition; None if it has none.
 
-    Raise UserError for several labels, or for a condition of another kind. Augmentation labels do not count: at zero,
-    as in sampling, they contribute nothing.
+    Raise UserError for several labels, or for an embedding that is neither a label nor of an `expressible` type.
+    Augmentation labels do not count: at zero, as in sampling, they contribute nothing.
     """
     labels = []
     for name, embedding in denoiser.embeddings.items():
         if isinstance(embedding, LabelEmbedding):
             labels.append(name)
-        elif not isinstance(embedding, AugmentationEmbedding):
-            raise UserError(f"conditions.{name}: {other} has no such condition, only one label")
+        elif isinstance(embedding, (TextEmbedding, TokenEmbedding)):
+            raise UserError(f"conditions.{name}: {other} has no text; share the run's model/ folder, {TEXT_FOLDER}")
+        elif not isinstance(embedding, (AugmentationEmbedding, *expressible)):
+            raise UserError(f"conditions.{name}: {other} has no such condition")
     if len(labels) > 1:
         raise UserError(f"conditions: {other} has one label condition (got {', '.join(labels)})")
     return labels[0] if labels else None

@@ -12,7 +12,10 @@ from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.data.dataset import DataConfig
 from diffunet.interop.diffusers import export_run, load_diffusers
+from diffunet.models.conditioning import LabelEmbedding, PlaneEmbedding, TextEmbedding, TimeEmbedding
 from diffunet.models.denoiser import Denoiser
+from diffunet.models.text_encoder import PaddedTokens
+from diffunet.models.unet import UNet
 from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run
@@ -109,6 +112,46 @@ def test_model_card_of_kept_classes_shows_how_to_call_the_network(tmp_path):
     exec(code, found)
     expected = torch.cat([denoiser(x_t[:1], t[:1], digit=labels[:1]), denoiser(x_t[1:], t[1:])])
     torch.testing.assert_close(found["output"], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [None, "two", "all"])
+def test_image_conditions_become_input_channels(tmp_path, label):
+    """Also at the border, and where the image is absent."""
+    config, _ = a_run("digit", plane_channels=6)
+    vector_dim = config.unet.vector_dim
+    embeddings = {"sketch": PlaneEmbedding(1), "digit": LabelEmbedding(vector_dim, 3), "source": PlaneEmbedding(3)}
+    denoiser = randomized(Denoiser(UNet(config.unet), TimeEmbedding(vector_dim, 8), **embeddings))
+    folder = tmp_path / "out"
+    assert "call its UNet2DModel with sketch, source" in export_run(denoiser, config, label, folder)
+    card = (folder / "README.md").read_text()
+    for row in (
+        "| 0 to 2 | x_t |",
+        "| 3 | sketch, in",
+        "| 4 | 1; 0 where sketch",
+        "| 5 to 7 | source, in",
+        "| 8 | 1; 0",
+    ):
+        assert row in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace('"FOLDER"', repr(str(folder)))
+    x_t, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
+    images, labels = {"sketch": torch.randn(2, 1, 16, 16), "source": torch.randn(2, 3, 16, 16)}, torch.tensor([2, 2])
+    found = {"x_t": x_t, "t": t, "labels": labels, **images}
+    exec(code, found)
+    digit = {} if label is None else {"digit": labels}
+    torch.testing.assert_close(found["output"], denoiser(x_t, t, **images, **digit), atol=1e-5, rtol=1e-5)
+    absent = torch.cat([x_t, torch.zeros(2, 6, 16, 16)], dim=1)
+    output = found["unet"](absent, t, class_labels=labels if label == "all" else None).sample
+    torch.testing.assert_close(output, denoiser(x_t, t, **digit), atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="in_channels 9 is not supported with fewer out_channels"):
+        load_diffusers(str(folder))
+
+
+def test_text_is_refused_with_the_folder_that_has_it(tmp_path):
+    config, _ = a_run(token_dim=6)
+    embedding = TextEmbedding(PaddedTokens(5), 5, token_dim=6, vector_dim=config.unet.vector_dim)
+    denoiser = Denoiser(UNet(config.unet), TimeEmbedding(config.unet.vector_dim, 8), caption=embedding)
+    with pytest.raises(UserError, match="conditions.caption: .* UNet2DModel has no text; share .* model/ folder"):
+        export_run(denoiser, config, None, tmp_path / "out")
 
 
 def test_import_of_a_network_built_by_diffusers(tmp_path):
