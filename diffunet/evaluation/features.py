@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import no_progress
 from ..core.storage import sha256_of_file
@@ -136,7 +137,7 @@ def choose_features(
     Raise UserError like `load_features`.
     """
     if name is None and dataset.config.path == "digits" and dataset.config.size == (8, 8):
-        trained, _ = load_images(dataset.config, {"label": None}).split_held_out()
+        trained, _ = load_images(dataset.config, {"label": LabelConfig()}).split_held_out()
         batch = trained.__getitems__(list(range(len(trained))))
         return DigitFeatures(batch["image"], batch["label"])
     return load_features(name or "pixels", weights, dataset.config.bit_depth, device)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core.rng import fixed_subset
+from ..core.rng import BatchRNG, fixed_subset
 from ..data.dataset import ImageDataset
-from ..data.pixels import normalize, to_unit
+from ..data.pixels import to_unit
 from ..objectives.base import NOISE_BINS, Objective, noise_bins
 from .features import PixelFeatures
 from .metrics import jackknife_error, kernel_distance
@@ -29,6 +29,7 @@ class Monitor:
     def __init__(self, objective: Objective, trained: ImageDataset, held_out: ImageDataset):
         self.objective = objective
         self.bit_depth = trained.config.bit_depth
+        self.plain = trained.plain()
         number = min(MAX_LOSS_IMAGES, len(held_out), len(trained))
         self.held_out, self.trained = _fixed_batch(held_out, number), _fixed_batch(trained, number)
         self.real = _fixed_batch(trained, MAX_REAL)["image"]
@@ -64,9 +65,13 @@ class Monitor:
 
     @torch.no_grad()
     def _errors(self, model: Callable, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """Return (NOISE_BINS, N): the error of each image once in each bin of u, evenly spaced within the bin."""
+        """Return (NOISE_BINS, N): the error of each image once in each bin of u, evenly spaced within the bin.
+
+        Noise and whatever is random in conditions have generators of their own, so neither shifts the other.
+        """
         generator = torch.Generator().manual_seed(0)
-        image = normalize(batch["image"], self.bit_depth)
+        values = self.plain.prepare(batch, BatchRNG(torch.Generator().manual_seed(1)))
+        image = values.pop("image")
         within = (torch.arange(len(image)) + 0.5) / len(image)
         bins = []
         for number in range(NOISE_BINS):
@@ -74,7 +79,7 @@ class Monitor:
             errors = []
             for rows in torch.arange(len(image)).split(CHUNK):
                 noisy = self.objective.add_noise(*(part[rows].to(device) for part in (image, noise, u)))
-                conditions = {name: batch[name][rows].to(device) for name in batch if name != "image"}
+                conditions = {name: value[rows].to(device) for name, value in values.items()}
                 errors.append(self.objective.error(model, noisy, **conditions).cpu())
             bins.append(torch.cat(errors))
         return torch.stack(bins)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..core.progress import no_progress
 from ..core.rng import fixed_subset
@@ -51,7 +52,7 @@ class Evaluation:
         cls,
         source: dict[str, Any],
         samples: Tensor,
-        conditions: Mapping[str, list[int | None]],
+        conditions: Mapping[str, list],
         real: ImageDataset,
         features: FeatureExtractor,
         progress: Callable = no_progress,
@@ -70,14 +71,14 @@ class Evaluation:
 
 def evaluate_images(
     samples: Tensor,
-    conditions: Mapping[str, list[int | None]],
+    conditions: Mapping[str, list],
     real: ImageDataset,
     features: FeatureExtractor,
     progress: Callable = no_progress,
 ) -> dict[str, Any]:
     """Return the record of samples, integers (N, C, H, W), against real images.
 
-    `conditions` has the class of each sample, by condition. Raise UserError if there are too few images.
+    `conditions` has the class (or another word) of each sample, by condition. Raise UserError for too few images.
     """
     check_enough(len(samples), len(real))
     parts = [_subset(part.indices, MAX_REAL).sort().values.tolist() for part in real.split_held_out()]
@@ -100,9 +101,10 @@ def evaluate_images(
         pixels = PixelFeatures(real.config.bit_depth)
         real_pixels = (extract(pixels, real.images, part) for part in parts)
         record["memorization"]["pixels"] = memorization_record(pixels(samples), *real_pixels)
-    for name, class_names in real.class_names.items():
+    for name, condition in real.conditions.items():
         classes = conditions.get(name, [None])
-        if class_names and class_names == features.class_names and None not in classes:
+        is_label = isinstance(condition, LabelConfig) and len(condition.class_names) > 0
+        if is_label and condition.class_names == features.class_names and None not in classes:
             record["class_accuracy"] = _class_accuracy(samples, torch.tensor(classes), real, name, features)
     return record
 
@@ -198,7 +200,7 @@ def closest_pairs(
 
 
 def format_record(record: dict[str, Any]) -> str:
-    """Return the record of `Evaluation.of` as a table."""
+    """Return the record of `Evaluation.of` as a table, with one more for `record["conditional"]`."""
     source, real, features = record["samples"], record["real"], record["features"]
     sampling = "" if "folder" in source else f" ({source['sampler']}, {source['steps']} steps, seed {source['seed']})"
     rows = {name.replace("_", " "): row for name, row in record["metrics"].items()}
@@ -209,14 +211,24 @@ def format_record(record: dict[str, Any]) -> str:
         f"{source['num_images']:,} samples{sampling} against {real['num_images']:,} real images of {real['path']}",
         f"features: {features['name']} ({features['dimensions']} dimensions)",
         "",
-        f"{'':26}{'samples':>22}{'floor':>14}",
+        *_table(rows, "floor"),
     ]
-    for name, row in rows.items():
-        floor = f"{row['floor']:.4g}" if "floor" in row else ""
-        lines.append(f"{name:26}{row['value']:>10.4g} ± {row['error']:<9.2g}{floor:>14}")
+    if conditional := record.get("conditional"):
+        rows = {name.replace("_", " "): row for name, row in conditional["metrics"].items()}
+        counts = f"{conditional['examples']} held-out examples, {conditional['samples_per_example']} samples of each"
+        lines += ["", f"conditions of {counts}", *_table(rows, "reference")]
     if any(row["verdict"] for row in record["memorization"].values()):
         lines.append("MEMORIZED: more samples than held-out images are near copies of training images")
     return "\n".join(lines)
+
+
+def _table(rows: dict[str, dict[str, Any]], reference: str) -> list[str]:
+    """Return a header and a line for each metric, with its error and the value under the key `reference`."""
+    lines = [f"{'':26}{'samples':>22}{reference:>14}"]
+    for name, row in rows.items():
+        found = f"{row[reference]:.4g}" if reference in row else ""
+        lines.append(f"{name:26}{row['value']:>10.4g} ± {row['error']:<9.2g}{found:>14}")
+    return lines
 
 
 def program_version() -> dict[str, str | None]:

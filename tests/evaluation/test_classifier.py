@@ -4,6 +4,7 @@ import torch
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
 from diffunet.core.settings import settings_from
+from diffunet.data.columns import Column
 from diffunet.data.dataset import DataConfig, ImageDataset
 from diffunet.evaluation.classifier import (
     ClassificationLoss,
@@ -67,7 +68,7 @@ def test_augmented_data_train_a_classifier():
     """The augment labels of a batch are ignored."""
     pixels, labels = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
     config = DataConfig(resolution=8, channels=1, bit_depth=8, augmentation=0.5)
-    data = ImageDataset(config, pixels, {"label": labels}, {"label": ("a", "b", "c")})
+    data = ImageDataset(config, pixels, {"label": Column(labels)})
     batch = data.prepare(data.__getitems__(list(range(6))), BatchRNG())
     assert "augmentation" in batch
     found = ClassificationLoss().loss(Classifier(CONFIG), **batch, rng=BatchRNG())

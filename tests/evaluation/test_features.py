@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.storage import sha256_of_file
 from diffunet.data.dataset import DataConfig, ImageDataset, load_images
@@ -135,7 +136,7 @@ def test_unknown_features_are_an_error_with_the_closest_match():
 
 
 def test_the_built_in_digits_have_features_of_their_own():
-    digits = load_images(DataConfig(), {"label": None})
+    digits = load_images(DataConfig(), {"label": LabelConfig()})
     assert isinstance(choose_features(None, None, digits, CPU), DigitFeatures)
     assert isinstance(choose_features("pixels", None, digits, CPU), PixelFeatures)
     larger = load_images(DataConfig(resolution=16))

@@ -1,10 +1,14 @@
 """The monitor on models with known losses and samples with known statistics."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from helpers import MEAN, SPREAD
 from helpers import gaussian_flow as exact
 
+from diffunet.core.rng import BatchRNG
+from diffunet.data.columns import Column
 from diffunet.data.dataset import DataConfig, ImageDataset
 from diffunet.evaluation.monitor import Monitor
 from diffunet.objectives.flow import Flow, FlowConfig
@@ -16,6 +20,14 @@ def gaussian_images(count: int = 600, channels: int = 1, seed: int = 0) -> torch
     generator = torch.Generator().manual_seed(seed)
     image = MEAN + SPREAD * torch.randn(count, channels, 8, 8, generator=generator)
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class NoisyCopy(Column):
+    """A source made of the image itself, with random noise."""
+
+    def prepare(self, value: torch.Tensor, image: torch.Tensor, rng: BatchRNG) -> torch.Tensor:
+        return image + rng.normal_like(image)
 
 
 def monitor_of(images: torch.Tensor, held_out: float = 0.4) -> Monitor:
@@ -70,6 +82,38 @@ def test_kernel_distance_is_zero_within_its_error_and_grows():
     assert abs(near["kernel_distance"]) < 4 * near["kernel_distance_error"]
     assert far["kernel_distance"] > 10 * abs(near["kernel_distance"])
     assert near["sampled_images"] == 64
+
+
+def test_the_model_receives_conditions_as_the_data_prepare_them():
+    """Those made of the image are neither flipped nor distorted, and have the same noise every time."""
+    images, received = gaussian_images(40), []
+    columns = {"source": NoisyCopy(torch.zeros(40)), "label": Column(torch.arange(40))}
+    config = DataConfig(resolution=8, channels=1, bit_depth=8, held_out=0.4, random_flip=True, augmentation=0.5)
+    dataset = ImageDataset(config, images, columns)
+    monitor = Monitor(Flow(FlowConfig()), *dataset.split_held_out())
+
+    def model(x_t, t, **conditions):
+        received.append(conditions)
+        return exact(x_t, t)
+
+    found = monitor.losses(model, CPU)
+    assert all(turn.keys() == {"source", "label"} for turn in received)
+    assert all(torch.equal(turn["source"], received[0]["source"]) for turn in received[:4])  # held out, by noise level
+    noise = received[0]["source"] - (images[received[0]["label"]] / 127.5 - 1)
+    assert abs(noise.mean()) < 0.15
+    assert abs(noise.std() - 1) < 0.1
+    assert monitor.losses(model, CPU) == found
+
+
+def test_conditions_leave_the_noise_of_the_losses_as_it_is():
+    images = gaussian_images(40)
+    config = DataConfig(resolution=8, channels=1, bit_depth=8, held_out=0.4)
+    plain, noisy = (ImageDataset(config, images, columns) for columns in ({}, {"source": NoisyCopy(torch.zeros(40))}))
+    found, expected = (
+        Monitor(Flow(FlowConfig()), *dataset.split_held_out()).losses(lambda x_t, t, **_: exact(x_t, t), CPU)
+        for dataset in (noisy, plain)
+    )
+    assert found == expected
 
 
 def test_no_losses_without_held_out_images():

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.data.dataset import DataConfig, load_images
 from diffunet.evaluation.features import INCEPTION_SHA, DigitFeatures, PixelFeatures
@@ -20,7 +21,7 @@ from diffunet.evaluation.report import (
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_images(DataConfig(), {"label": None})
+    return load_images(DataConfig(), {"label": LabelConfig()})
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_copies_among_new_images_are_memorization():
 
 
 def test_class_accuracy_and_distances_of_digits(digits, features):
-    images, labels = digits.images[:300], digits.labels["label"][:300]
+    images, labels = digits.images[:300], digits.columns["label"].values[:300]
     right = record_of(images, digits, features, labels)
     assert right["class_accuracy"]["value"] > 0.99
     assert right["class_accuracy"]["floor"] > 0.9
@@ -135,7 +136,7 @@ def test_closest_pairs_come_nearest_first(digits):
 
 
 def test_evaluation_adds_the_source_and_prints_a_table(digits, features):
-    samples, labels = digits.images[:40], digits.labels["label"][:40]
+    samples, labels = digits.images[:40], digits.columns["label"].values[:40]
     source = {"num_images": 40, "sampler": "dpm++", "steps": 25, "seed": 3}
     evaluation = Evaluation.of(source, samples, {"label": labels.tolist()}, digits, features)
     record = evaluation.record
