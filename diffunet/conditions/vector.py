@@ -10,7 +10,7 @@ from pydantic import Field, Strict
 from torch import Tensor
 
 from ..core.errors import UserError, printable
-from ..data.columns import Column
+from ..data.columns import Column, VectorColumn
 from ..data.sources import Table
 from ..models.conditioning import VectorEmbedding
 from ..models.config import UNetConfig
@@ -65,7 +65,7 @@ class VectorConfig(ConditionConfig):
                 found = f"{', '.join(columns)} of {table.path}: {width}"
                 raise UserError(f"conditions.{name}.{key}: {length} numbers expected (got {found}); leave {key} out")
         config = self.model_copy(update={"width": width, "mean": mean, "std": std})
-        return config, Column(config._standardize(numbers))
+        return config, VectorColumn(config._standardize(numbers), mean, std)
 
     def build_embedding(self, name: str, unet: UNetConfig) -> VectorEmbedding:
         if self.width is None:
@@ -92,7 +92,7 @@ class VectorConfig(ConditionConfig):
             expected = f"{self.summary} ({', '.join(self._columns(name))})"
             raise UserError(f"{name}: not {expected} (got {printable(word)}); give {example}, for instance")
         vector = self._standardize(torch.tensor([numbers], dtype=torch.float64))[0]
-        return Value(vector, numbers[0] if self.width == 1 else numbers)
+        return Value(vector, numbers)
 
     def _columns(self, name: str) -> tuple[str, ...]:
         return self.column if isinstance(self.column, tuple) else (self.column or name,)

@@ -8,6 +8,7 @@ from helpers import small_unet
 
 from diffunet.conditions.vector import VectorConfig
 from diffunet.core.errors import UserError
+from diffunet.core.rng import BatchRNG
 from diffunet.data.digits import digit_table
 from diffunet.data.sources import Table
 from diffunet.models.conditioning import VectorEmbedding
@@ -61,6 +62,18 @@ def test_lists_are_vectors_and_the_condition_is_its_own_column():
     assert read(name="weight") is None
 
 
+def test_words_of_a_column_are_the_numbers_that_parse_takes():
+    image, rng = torch.zeros(4, 1, 8, 8), BatchRNG()
+    config, column = read(("ph", "height"))
+    words = column.words(column[torch.arange(4)], image, rng)
+    assert words[2:] == [None, None]
+    np.testing.assert_allclose(words[:2], [[7, 100], [6.5, 300]], rtol=1e-6)
+    parsed = torch.stack([value.tensor for value in parse(config, words[:2])])
+    torch.testing.assert_close(parsed, column.values[:2])
+    _, single = read("height")
+    assert single.words(single[torch.arange(4)], image, rng) == [[100], [300], [200], None]
+
+
 def test_constant_is_zero_with_standard_deviation_1():
     config, column = read("same")
     assert config.std == (1.0,)
@@ -104,8 +117,8 @@ def test_parsed_numbers_are_standardized_and_recorded_as_given():
     assert [v.word for v in parse(config, "7, 100; none; 6, 200")] == [[7, 100], None, [6, 200]]
     assert [v.tensor for v in parse(config, [None])] == [None]
     single, _ = read("height")
-    assert [v.word for v in parse(single, [100, 2e2, None])] == [100, 200, None]
-    assert [v.word for v in parse(single, 150.0)] == [150]
+    assert [v.word for v in parse(single, [100, 2e2, None])] == [[100], [200], None]
+    assert [v.word for v in parse(single, 150.0)] == [[150]]
 
 
 @pytest.mark.parametrize(
