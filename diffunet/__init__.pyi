@@ -1,5 +1,6 @@
 """The public names of diffunet and their homes: for editors, type checkers and the lazy imports of `__init__.py`."""
 
+from .conditions.label import LabelConfig
 from .core.errors import UserError
 from .data.dataset import DataConfig, ImageDataset, load_images
 from .interop.adapters import DiffusersUNet, LucidrainsUNet
@@ -13,7 +14,6 @@ from .models.conditioning import (
     VectorEmbedding,
 )
 from .models.config import LevelConfig, UNetConfig
-from .conditions.label import LabelConfig
 from .models.denoiser import Denoiser, TimeConfig
 from .models.inspection import describe, features, receptive_field
 from .models.pretrained import copy_encoder

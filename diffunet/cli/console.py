@@ -79,13 +79,11 @@ def check_writable(folder: Path) -> None:
 def add_condition_flags(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Add one flag for each condition, such as `--label 7`, of the run in the first argument that is a run folder."""
     run = next((Run(word) for word in argv if not word.startswith("-") and Run(word).exists), None)
-    for name, names in run.config().class_names.items() if run else ():
-        listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    for name, condition in run.config().inputs.items() if run else ():
         parser.add_argument(
             f"--{name}",
             dest=f"{FLAG}conditions.{name}",
             default=argparse.SUPPRESS,
-            metavar="CLASS",
-            help=f"class by number or name, several separated by commas, none: unconditional ({listed}) "
-            "[default: cycle through all]".replace("%", "%%"),
+            metavar=condition.type.upper(),
+            help=f"{condition.help} [default: see --conditions]".replace("%", "%%"),
         )

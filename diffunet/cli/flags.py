@@ -59,18 +59,22 @@ def _options(key: Key) -> dict:
 
 
 def _add_variants(parser: argparse.ArgumentParser, above: Key, variants: dict[str, type[Settings]]) -> None:
-    """Add one group for the keys that all types share, and one for each type."""
-    dotted, kinds = ".".join(above), list(variants.values())
-    shared = [name for name in kinds[0].model_fields if all(name in kind.model_fields for kind in kinds)]
-    common = parser.add_argument_group(dotted, f"Keys of every type ({', '.join(variants)})")
-    for name in shared:
-        metavar = "|".join(variants) if name == TAG else "VALUE"
-        _add_value(common, (*above, name), kinds[0].model_fields[name], metavar)
-    for tag, kind in variants.items():
-        group = parser.add_argument_group(f"{dotted}, type {tag}", kind.__doc__.splitlines()[0])
-        for name, field in kind.model_fields.items():
-            if name not in shared:
-                _add_value(group, (*above, name), field)
+    """Add the keys of all types, in one group for each set of types that shares them."""
+    dotted = ".".join(above)
+    fields = {name: field for kind in reversed(variants.values()) for name, field in kind.model_fields.items()}
+    common = next(iter(variants.values())).__base__
+    for owners in dict.fromkeys(_owners(name, variants) for name in fields):
+        shared = owners == tuple(variants)
+        types = f"Keys of every type ({', '.join(owners)})" if shared else f"Keys of {', '.join(owners)}"
+        group = parser.add_argument_group(dotted if shared else f"{dotted}, type {' or '.join(owners)}", types)
+        for name in [name for name in fields if _owners(name, variants) == owners]:
+            field = common.model_fields.get(name, fields[name]) if shared and name != TAG else fields[name]
+            _add_value(group, (*above, name), field, "|".join(variants) if name == TAG else "VALUE")
+
+
+def _owners(name: str, variants: dict[str, type[Settings]]) -> tuple[str, ...]:
+    """Return the types that have a key."""
+    return tuple(tag for tag, kind in variants.items() if name in kind.model_fields)
 
 
 def _add_mapping(

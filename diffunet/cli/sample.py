@@ -7,7 +7,7 @@ from ..core.errors import UserError
 from ..core.progress import shared_bar
 from ..core.settings import settings_from
 from ..runs.run import Run
-from ..runs.samples import next_folder, save_samples
+from ..runs.samples import grid_columns, next_folder, save_samples
 from ..sampling.generate import SampleConfig
 from .console import add_condition_flags, check_single_process, check_writable, user_friendly
 from .flags import add_flags, parse_flags
@@ -28,8 +28,12 @@ def sample(argv: list[str]) -> int:
     config = settings_from(own.sample, SampleConfig, flags)
     folder = _output_folder(run, args.output)
     check_writable(folder)
-    batches = run.sampler(config).sample(config, shared_bar("sample", "step", config.total_steps))
-    number = save_samples(batches, folder, own.data.bit_depth or 8, own.class_names)
+    sampler = run.sampler(config)
+    values = sampler.values(config)
+    if "num_images" not in flags and (number := sampler.number_of_files(config, values)):
+        config = config.model_copy(update={"num_images": number})
+    batches = sampler.sample(config, shared_bar("sample", "step", config.total_steps))
+    number = save_samples(batches, folder, own.data, own.inputs, grid_columns(values))
     print(f"{number} images: {folder}")
     return 0
 

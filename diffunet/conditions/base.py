@@ -5,10 +5,12 @@ from a user, and `build_embedding` makes the module that brings them into the ne
 `read`, so that a run is sampled without its data.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -48,6 +50,11 @@ class ConditionConfig(Settings):
     """Column of the values; null: the condition's own name."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping this condition alone in training, besides objective.condition_dropout."""
+
+    @property
+    def missing(self) -> float:
+        """The number in the place of an absent value."""
+        return math.nan
 
     @property
     def plane_channels(self) -> int:
@@ -90,6 +97,29 @@ class ConditionConfig(Settings):
         of the run, `size` the (height, width) of its images. Raise UserError for a word that cannot be used.
         """
         raise NotImplementedError
+
+    def stack(self, values: list[Value]) -> Tensor | None:
+        """Return the tensors of a batch, absent ones filled with `missing`; None if all are absent."""
+        like = next((value.tensor for value in values if value.tensor is not None), None)
+        if like is None:
+            return None
+        absent = torch.full_like(like, self.missing)
+        return torch.stack([absent if value.tensor is None else value.tensor for value in values])
+
+    def is_file(self, word: str) -> bool:
+        """Return whether a word names a file of values."""
+        return False
+
+    def record(self, name: str, word: Any) -> dict[str, Any]:
+        """Return what metadata.jsonl holds of a sampled word besides the word."""
+        return {}
+
+    def check_agreement(self, name: str, values: list[Value]) -> None:
+        """Raise UserError if samples cannot be made to agree with these values."""
+
+    def agree(self, images: Tensor, values: list[Value]) -> Tensor:
+        """Return samples (B, C, H, W) in [-1, 1], corrected to agree with their values, if the type determines it."""
+        return images
 
     def column_in(self, name: str, table: Table) -> str | None:
         """Return the column of the condition in a table; None if it is not configured and none has its name.

@@ -31,6 +31,10 @@ class LabelConfig(ConditionConfig):
     """Names of the classes; filled in from the data."""
 
     @property
+    def missing(self) -> float:
+        return -1
+
+    @property
     def summary(self) -> str:
         return f"{self.num_classes} classes"
 
@@ -62,6 +66,9 @@ class LabelConfig(ConditionConfig):
         if not self.class_names:
             raise UserError(f"{name}: this run has no classes; leave {name} out")
         return [self._value(name, word) for word in (words if isinstance(words, list) else str(words).split(","))]
+
+    def record(self, name: str, word: Any) -> dict[str, Any]:
+        return {f"{name}_name": self.class_names[word]}
 
     def _value(self, name: str, word: str | int | None) -> Value:
         if word is None:

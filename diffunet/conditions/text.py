@@ -166,6 +166,9 @@ class TextConfig(ConditionConfig):
         }
         return [values[prompt] if prompt else ABSENT for prompt in prompts]
 
+    def is_file(self, word: str) -> bool:
+        return word.endswith(".txt")
+
     def _tokens(self, name: str, prompts: Sequence[str], folder: Path) -> Sequences:
         if self.is_own:
             text = self._tokenizer_in(name, folder)

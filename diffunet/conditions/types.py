@@ -6,6 +6,8 @@ from pydantic import Field
 
 from .augmentation import AugmentationConfig
 from .label import LabelConfig
+from .text import TextConfig
+from .vector import VectorConfig
 
-Condition = Annotated[LabelConfig | AugmentationConfig, Field(discriminator="type")]
+Condition = Annotated[LabelConfig | TextConfig | VectorConfig | AugmentationConfig, Field(discriminator="type")]
 """The configuration of a condition; its `type` decides which keys there are."""

@@ -1,8 +1,9 @@
 """Columns of a dataset: the values of one condition for all images."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +33,13 @@ class Column:
         """
         return value
 
+    def words(self, value: Tensor, image: Tensor, rng: BatchRNG) -> list[Any]:
+        """Return `self[indices]` as a user would give it: class indices, captions, numbers, pixels (C, h, w).
+
+        None stands for an absent value. image: (B, C, H, W) in [-1, 1].
+        """
+        return [None if index < 0 else index for index in value.tolist()]
+
     def select(self, kept: Tensor) -> Self:
         """Return the column of some of the images, indices (n,)."""
         return replace(self, values=self.values[kept])
@@ -50,3 +58,16 @@ class Column:
         """Text files, by name, without which the values of a user cannot be parsed; a run keeps them in model/."""
         return {}
 
+
+@dataclass(frozen=True)
+class VectorColumn(Column):
+    """Numbers of all images, (N, width) fp32, standardized by `mean` and `std`; NaN where one is missing."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def words(self, value: Tensor, image: Tensor, rng: BatchRNG) -> list[list[float] | None]:
+        """Return the numbers before they were standardized, to seven digits."""
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        numbers = (value.double() * std + mean).tolist()
+        return [None if any(map(math.isnan, row)) else [float(f"{n:.7g}") for n in row] for row in numbers]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from .arrays import MAX_CHANNELS
 from .augmentation import distort
 from .columns import Column
 from .decoding import UNREADABLE, decode, describe_unreadable, inspect, resize, values_of
+from .digits import digit_images, digit_table, load_digits
 from .pixels import normalize, pixel_dtype
 from .quiet import quiet
 from .sources import Table, encoded_images, fingerprint, load_rows
@@ -171,10 +171,11 @@ def load_images(
         config, images, table, surveyed = _load_digits(config)
     else:
         rows = load_rows(config.path, config.split, log)
-        files, table = encoded_images(rows, config.image_column, config.path), Table(config.path, rows)
+        files = encoded_images(rows, config.image_column, config.path)
         surveyed = files.select(_survey(len(files)))["image"]
         config = _resolve(config, files, log)
-        images = LazyImages(files, config)
+        images, table = LazyImages(files, config), Table(config.path, rows)
+    table.format = config
     columns, resolved = {}, {}
     for name, condition in conditions.items():
         if found := condition.read(name, table, folder):
@@ -200,20 +201,13 @@ def _survey(number: int) -> np.ndarray:
 
 
 def _load_digits(config: DataConfig) -> tuple[DataConfig, Tensor, Table, list[dict]]:
-    """Return 1,797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn (UCI, Alpaydin & Kaynak 1998).
-
-    Beside the completed config and the images, return their columns, and some of them for the fingerprint.
-    """
-    # The file that sklearn.datasets.load_digits reads, without two seconds of imports.
-    file = Path(find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
-    rows = np.loadtxt(file, delimiter=",")
-    levels, classes = rows[:, :64].reshape(-1, 8, 8).astype(np.uint8), rows[:, 64].astype(int).tolist()
-    images = torch.from_numpy((levels * (255 / 16)).round()).to(torch.uint8)[:, None]
+    """Return the completed config, the built-in digits, their columns, and some of them for the fingerprint."""
     if config.channels not in (None, 1) or config.bit_depth not in (None, 8):
         raise UserError("data: the built-in digits are gray with 8 bits; leave channels and bit_depth out")
     config = config.model_copy(update={"resolution": config.resolution or 8, "channels": 1, "bit_depth": 8})
-    surveyed = [{"bytes": levels[index].tobytes(), "path": None} for index in _survey(len(levels))]
-    return config, resize(images, config.size), Table("digits", {"label": classes}), surveyed
+    levels, _ = load_digits()
+    surveyed = [{"bytes": levels[index].numpy().tobytes(), "path": None} for index in _survey(len(levels))]
+    return config, resize(digit_images(), config.size), digit_table(), surveyed
 
 
 class LazyImages:

@@ -17,6 +17,8 @@ from .quiet import quiet
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from .dataset import DataConfig
+
 
 @quiet()
 def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
@@ -38,7 +40,8 @@ def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
         elif local.is_dir():
             files = split_patterns(local)
             rows = datasets.load_dataset("imagefolder", data_dir=str(local), data_files=files, split=split)
-            _log_unlisted_images(local, len(rows), log)
+            used = sum(isinstance(kind, datasets.Image) for kind in rows.features.values())
+            _log_unlisted_images(local, used * len(rows), log)
         else:
             rows = datasets.load_dataset(path, split=split)
     except UserError:
@@ -122,6 +125,7 @@ def encoded_images(rows: "Dataset", column: str | None, path: str) -> "Dataset":
 
     if column is None:
         found = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+        found = ["image"] if "image" in found else found  # beside the sources of pairs
         if len(found) != 1:
             problem = f"{len(found)} image columns ({', '.join(found)})" if found else "no image column"
             columns = printable(", ".join(rows.column_names))
@@ -158,6 +162,8 @@ class Table:
     def __init__(self, path: str, rows: "Dataset | Mapping[str, Sequence]"):
         self.path = path
         self.rows = rows
+        self.format: DataConfig | None = None
+        """Size, channels and bit depth of the images."""
 
     @property
     def column_names(self) -> list[str]:
@@ -204,14 +210,14 @@ def fingerprint(number: int, columns: Mapping[str, Column], rows: Iterable[dict]
         digest.update(column.digest())
     for row in rows:
         try:
-            length, head = _length_and_head(row)
+            length, head = length_and_head(row)
         except (OSError, ValueError):
             length, head = -1, b""  # logged when it is decoded
         digest.update(b"%d:" % length + head)
     return digest.hexdigest()
 
 
-def _length_and_head(row: dict | None) -> tuple[int, bytes]:
+def length_and_head(row: dict | None) -> tuple[int, bytes]:
     source = file_of(row)
     if not isinstance(source, str):
         return len(row["bytes"]), row["bytes"][:HEAD]

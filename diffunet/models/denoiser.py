@@ -9,6 +9,7 @@ from ..core.errors import did_you_mean
 from ..core.settings import Settings
 from .conditioning import Conditioning, TimeEmbedding
 from .config import UNetConfig
+from .tiling import Tiled
 from .unet import UNet
 
 
@@ -34,7 +35,7 @@ class Denoiser(nn.Module):
     `Conditioning`, also for a condition that is absent (value None) or dropped for some examples.
     """
 
-    def __init__(self, unet: UNet, time: nn.Module, **embeddings: nn.Module):
+    def __init__(self, unet: UNet | Tiled, time: nn.Module, **embeddings: nn.Module):
         super().__init__()
         self.unet = unet
         self.time = time
@@ -58,6 +59,10 @@ class Denoiser(nn.Module):
         embeddings = {name: config.build_embedding(name, unet) for name, config in conditions.items()}
         sinusoids = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, time.freq_shift)
         return cls(UNet(unet), sinusoids, **embeddings)
+
+    def tiled(self, tile: int) -> "Denoiser":
+        """Return the same denoiser for images of any size, in tiles of the network's input with this side."""
+        return Denoiser(Tiled(self.unet, tile), self.time, **self.embeddings)
 
     def forward(
         self, x_t: Tensor, t: Tensor, keep_masks: Mapping[str, Tensor] | None = None, **conditions: Tensor

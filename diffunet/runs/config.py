@@ -6,12 +6,16 @@ from typing import Annotated, ClassVar, Self
 import yaml
 from pydantic import Field, field_validator
 
+from ..conditions.augmentation import AugmentationConfig
+from ..conditions.base import ConditionConfig
+from ..conditions.label import LabelConfig
+from ..conditions.types import Condition
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import Settings
 from ..data.augmentation import KINDS
 from ..data.dataset import DataConfig, ImageDataset
 from ..models.config import UNetConfig, levels_for
-from ..models.denoiser import AugmentationConfig, ConditionConfig, Denoiser, LabelConfig, TimeConfig
+from ..models.denoiser import Denoiser, TimeConfig
 from ..objectives.base import Objective
 from ..objectives.ddpm import DDPM, DDPMConfig
 from ..objectives.edm import EDM, EDMConfig
@@ -32,12 +36,12 @@ class ModelConfig(Settings):
 
     unet: UNetConfig = UNetConfig()
     time: TimeConfig = TimeConfig()
-    conditions: dict[str, ConditionConfig] = Field({})
-    """Conditions by name: `{label: {type: label}}`. {}: unconditional."""
+    conditions: dict[str, Condition] = Field({})
+    """Conditions by name: `{label: {type: label}, caption: {type: text, column: text}}`. {}: unconditional."""
 
     @field_validator("conditions")
     @classmethod
-    def _names_are_usable(cls, conditions: dict[str, ConditionConfig]) -> dict[str, ConditionConfig]:
+    def _names_are_usable(cls, conditions: dict[str, Condition]) -> dict[str, Condition]:
         for name, condition in conditions.items():
             taken = name in RESERVED or name in SampleConfig.model_fields
             if taken or (name == "augmentation") != isinstance(condition, AugmentationConfig):
@@ -45,6 +49,11 @@ class ModelConfig(Settings):
             if not name.isidentifier():
                 raise ValueError(f"{name!r} is not a name: use letters, digits and _")
         return conditions
+
+    @property
+    def inputs(self) -> dict[str, ConditionConfig]:
+        """The conditions that come from the data or a user: all but augmentation."""
+        return {name: c for name, c in self.conditions.items() if not isinstance(c, AugmentationConfig)}
 
     @property
     def labels(self) -> dict[str, LabelConfig]:
@@ -61,15 +70,26 @@ class ModelConfig(Settings):
         return Denoiser.from_config(self.unet, self.conditions, self.time)
 
     def resolve_model(self, size: tuple[int, ...], channels: int) -> Self:
-        """Return the config completed for images of this size (height, width) and number of channels."""
+        """Return the config completed for images of this size (height, width) and number of channels.
+
+        Raise UserError for tokens without attention.
+        """
         levels = self.unet.levels or levels_for(min(size))
+        vector_dim = self.unet.vector_dim or 4 * levels[0].channels
+        conditions = self.conditions.values()
+        tokens = any(condition.has_tokens for condition in conditions)
         unet = {
             "levels": levels,
             "in_channels": channels,
             "out_channels": channels,
-            "vector_dim": self.unet.vector_dim or 4 * levels[0].channels,
+            "vector_dim": vector_dim,
+            "token_dim": (self.unet.token_dim or vector_dim) if tokens else 0,
+            "plane_channels": sum(condition.plane_channels for condition in conditions),
         }
-        return self.model_copy(update={"unet": self.unet.model_copy(update=unet)})
+        resolved = self.unet.model_copy(update=unet)
+        if tokens and not resolved.attention_channels():
+            raise UserError("unet.levels: text needs attention, and no level has any; add attention: true to one")
+        return self.model_copy(update={"unet": resolved})
 
 
 class RunConfig(Settings):
@@ -103,25 +123,24 @@ class Config(ModelConfig, RunConfig):
 
     def build_objective(self) -> Objective:
         """Return the training objective."""
-        return OBJECTIVES[self.objective.type](self.objective)
+        dropout = {name: condition.dropout for name, condition in self.inputs.items()}
+        return OBJECTIVES[self.objective.type](self.objective, dropout)
 
     def resolve(self, images: ImageDataset) -> Self:
         """Return the config completed from the data. Raise UserError where they disagree."""
-        conditions: dict[str, ConditionConfig] = {}
         for name, label in self.labels.items():
-            found = images.class_names.get(name, ())
-            if label.num_classes not in (None, len(found)):
-                advice = f"use {len(found)} or null" if found else f"leave {name} out, or set conditions.{name}.column"
+            found = images.conditions[name].num_classes if name in images.conditions else 0
+            if label.num_classes not in (None, found):
+                advice = f"use {found} or null" if found else f"leave {name} out, or set conditions.{name}.column"
                 raise UserError(
                     f"conditions.{name}.num_classes: {label.num_classes}, but {images.config.path} has "
-                    f"{len(found) or 'no'} classes; {advice}"
+                    f"{found or 'no'} classes; {advice}"
                 )
-            if found:
-                conditions[name] = label.model_copy(update={"num_classes": len(found), "class_names": found})
+        conditions = dict(images.conditions)
         if self.data.augmentation:
             conditions["augmentation"] = AugmentationConfig(width=KINDS)
-        resolved = self.resolve_model(images.config.size, images.config.channels)
-        return resolved.model_copy(update={"conditions": conditions, "data": images.config})
+        completed = self.model_copy(update={"conditions": conditions, "data": images.config})
+        return completed.resolve_model(images.config.size, images.config.channels)
 
 
 def config_file(name: str) -> Path:

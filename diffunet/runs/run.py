@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from ..sampling.generate import SampleBatch, SampleConfig, Sampler
 from ..training.checkpoint import list_checkpoints
 from ..training.ema import posthoc_ema, snapshot_near
 from .config import Config, ModelConfig, RunConfig
+from .examples import EXAMPLES, read_examples
 from .migration import migrate_config, migrate_folder, migrate_model
 
 EMA_FILE = "ema.json"
@@ -133,8 +134,8 @@ class Run:
                 "--train.output NAME starts another, --overwrite replaces it"
             )
 
-    def create(self, config: RunConfig, overwrite: bool = False) -> None:
-        """Make the folder, without the run that was there if `overwrite`, and write the configuration."""
+    def create(self, config: RunConfig, overwrite: bool = False, files: Mapping[str, bytes] = {}) -> None:
+        """Make the folder, without the run that was there if `overwrite`, and write the configuration and `files`."""
         for file in self.files() if overwrite else []:
             if file.is_dir():
                 shutil.rmtree(file)
@@ -145,9 +146,9 @@ class Run:
         if isinstance(config, ModelConfig):
             model = ModelConfig(unet=config.unet, time=config.time, conditions=config.conditions)
             texts["model/config.json"] = model.model_dump_json(indent=2)
-        for name, text in texts.items():
+        for name, content in {**{name: text.encode() for name, text in texts.items()}, **files}.items():
             with atomic_write(self.folder / name) as file:
-                file.write_text(text, encoding="utf-8")
+                file.write_bytes(content)
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 
@@ -189,8 +190,16 @@ class Run:
         guide = None
         if config.guide and config.guidance_scale != 1:
             guide = self.snapshot(config.guide).to(next(denoiser.parameters()).device)
-        shape = (own.data.channels or 1, *own.data.size)
-        return Sampler(denoiser, own.build_objective(), shape, own.data.bit_depth or 8, own.class_names, guide)
+        return Sampler(
+            denoiser,
+            own.build_objective(),
+            shape=(own.data.channels or 1, *own.data.size),
+            bit_depth=own.data.bit_depth or 8,
+            conditions=own.inputs,
+            folder=self.folder / "model",
+            examples=read_examples(self.folder / EXAMPLES),
+            guide=guide,
+        )
 
     def sample(self, progress: Callable = no_progress, **settings: Any) -> SampleBatch:
         """Return images sampled by the run's section `sample`, with these `settings` laid over it.

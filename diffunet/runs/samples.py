@@ -6,6 +6,7 @@ An image of 8 bits with 1, 3 or 4 channels, or gray of 16 bits, is a PNG; any ot
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..conditions.base import ConditionConfig, Value
+from ..data.dataset import DataConfig
 from ..sampling.generate import SampleBatch
 from .figures import save_grid, to_pil
 
@@ -26,30 +29,36 @@ DTYPES = {8: "u1", 16: "u2", 32: "f4"}
 def save_samples(
     batches: Iterable[SampleBatch],
     folder: Path,
-    bit_depth: int,
-    class_names: Mapping[str, tuple[str, ...]],
-    value_range: tuple[float, float] | None = None,
+    data: DataConfig,
+    conditions: Mapping[str, ConditionConfig],
+    columns: int | None = None,
 ) -> int:
-    """Write 00000.png, ..., metadata.jsonl with seed and class, and grid.png. Return the number of images.
+    """Write 00000.png, ..., metadata.jsonl with seed and conditions, and grid.png. Return the number of images.
 
-    value_range: the values of the least and the greatest pixel in files of 32 bits; None: [0, 1].
-    Each batch is on the disk before the next is sampled. The folder is made with the first.
+    Samples of a source have its name instead of a number. `data` and `conditions` are those of the run, `columns` those
+    of the grid. Each batch is on the disk before the next is sampled. The folder is made with the first.
     """
-    records, pixels = [], []
+    records, pixels, names = [], [], Counter()
+    bit_depth = data.bit_depth or 8
     for batch in batches:
         folder.mkdir(parents=True, exist_ok=True)
         for place, (image, seed) in enumerate(zip(batch.pixels, batch.seeds, strict=True)):
-            suffix, content = encode_image(image, bit_depth, value_range)
-            record: dict = {"file_name": f"{len(records):05d}{suffix}", "seed": seed}
-            for name, classes in batch.conditions.items():
-                if (index := classes[place]) is not None:
-                    record |= {name: index, f"{name}_name": class_names[name][index]}
+            suffix, content = encode_image(image, bit_depth, data.value_range)
+            words = {name: turn[place] for name, turn in batch.conditions.items() if turn[place] is not None}
+            stem = next((Path(word).stem for name, word in words.items() if conditions[name].type == "image"), None)
+            names[stem] += 1
+            repeat = f"_{names[stem] - 1}" if names[stem] > 1 else ""
+            stem = f"{len(records):05d}" if stem is None else stem + repeat
+            record: dict = {"file_name": f"{stem}{suffix}", "seed": seed}
+            for name, word in words.items():
+                record |= {name: word} | conditions[name].record(name, word)
             (folder / record["file_name"]).write_bytes(content)
             records.append(record)
         pixels.append(batch.pixels)
-        lines = "".join(json.dumps(record) + "\n" for record in records)
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
-    save_grid(torch.cat(pixels), bit_depth, folder / "grid.png", columns(class_names))
+    if len({images.shape[1:] for images in pixels}) == 1:
+        save_grid(torch.cat(pixels), bit_depth, folder / "grid.png", columns)
     return len(records)
 
 
@@ -70,10 +79,10 @@ def encode_image(pixels: Tensor, bit_depth: int, value_range: tuple[float, float
     return ".npy", file.getvalue()
 
 
-def columns(class_names: Mapping[str, tuple[str, ...]]) -> int | None:
-    """Return the columns of a grid: one per class, if there are few of them and one label condition; else None."""
-    counts = [len(names) for names in class_names.values()]
-    return counts[0] if len(counts) == 1 and 2 <= counts[0] <= MAX_COLUMNS else None
+def grid_columns(values: Mapping[str, list[Value]]) -> int | None:
+    """Return the columns of a grid: one for each value in turn, if all conditions have the same few; else None."""
+    counts = {len(turn) for turn in values.values() if len(turn) > 1}
+    return counts.pop() if len(counts) == 1 and max(counts) <= MAX_COLUMNS else None
 
 
 def next_folder(folder: Path) -> Path:

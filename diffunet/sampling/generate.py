@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
+from ..conditions.base import NONE, ConditionConfig, Value
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import no_progress
 from ..core.runtime import RuntimeConfig, autocast, prepare_for
@@ -19,6 +23,8 @@ from .guidance import Guided
 from .loop import sample
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=0, le=1000)]
+Words = str | int | float | list[str | int | float | list[float] | None]
 
 
 class SampleConfig(Settings):
@@ -27,10 +33,10 @@ class SampleConfig(Settings):
     runtime: RuntimeConfig = RuntimeConfig()
     num_images: int = Field(64, ge=1, le=10_000_000)
     """Number of images."""
-    conditions: dict[str, str | int] = Field({})
-    """What to sample, by condition: a class by number or name, several with commas, or none; left out: all in turn."""
-    guidance_scale: float = Field(1.0, ge=0, le=1000)
-    """Classifier-free guidance: 1 is none; more follows the conditions more closely, with less variety."""
+    conditions: dict[str, Words] = Field({})
+    """What to sample, by condition: classes, a prompt, a source file, numbers, a list of such in turn, or none."""
+    guidance_scale: Scale | dict[str, Scale] = 1.0
+    """Classifier-free guidance: 1 is none, more follows the conditions more closely; one number or one by condition."""
     guidance_interval: Annotated[tuple[Share, Share], Strict(False)] = (0.0, 1.0)
     """Part of the noise axis in which to guide, from 0 (clean) to 1 (noise)."""
     guide: float | None = Field(None, gt=0, lt=1)
@@ -43,6 +49,10 @@ class SampleConfig(Settings):
     """Seed of the first image; each further image has the next one."""
     batch_size: int = Field(64, ge=1, le=1_000_000)
     """Images sampled at once. Affects speed and memory, not the images."""
+    tile: int | None = Field(None, ge=1, le=65_536)
+    """Side of the tiles of the network's input for sources larger than the images trained on; null: no tiles."""
+    agree: bool = False
+    """Correct each sample so that, degraded as in training, it equals its source to the bit depth."""
 
     @property
     def total_steps(self) -> int:
@@ -57,8 +67,8 @@ class SampleBatch:
     pixels: Tensor
     """(B, C, H, W) integers of the run's bit depth."""
     seeds: list[int]
-    conditions: dict[str, list[int | None]]
-    """The class of each image, by condition; None: unconditional."""
+    conditions: dict[str, list]
+    """What each image was sampled for, by condition: a class, a caption, a file or numbers; None: absent."""
 
     @classmethod
     def concatenate(cls, batches: Iterable["SampleBatch"]) -> "SampleBatch":
@@ -69,39 +79,21 @@ class SampleBatch:
         return cls(torch.cat([batch.pixels for batch in batches]), seeds, conditions)
 
 
-def parse_labels(name: str, value: str | int | None, class_names: tuple[str, ...]) -> list[int | None]:
-    """Return the classes to sample in turn, [None] for unconditional. Raise UserError for an unknown class."""
-    if value is None:
-        return list(range(len(class_names))) or [None]
-    if value == "none":
-        return [None]
-    if not class_names:
-        raise UserError(f"{name}: this run has no classes; leave {name} out")
-    known = {str(index): index for index in range(len(class_names))}
-    known |= {class_name: index for index, class_name in enumerate(class_names)}
-    labels = []
-    for word in str(value).split(","):
-        if word not in known:
-            some = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
-            near = did_you_mean(word, known)
-            raise UserError(f"{name}: {word} is not one of the {len(class_names)} classes: {some}{near}")
-        labels.append(known[word])
-    return labels
-
-
 def check_sample_config(
-    class_names: Mapping[str, tuple[str, ...]], objective: Objective, config: SampleConfig
-) -> dict[str, list[int | None]]:
-    """Return the classes to sample in turn, by condition.
-
-    Raise UserError for an unknown condition, class or sampler, or a number of steps that the sampler does not take.
-    """
-    for name, value in config.conditions.items():
-        if name not in class_names and (class_names or value != "none"):
-            known = f"one of {', '.join(class_names)}" if class_names else "a condition: this run has no classes"
-            raise UserError(f"{name}: not {known}{did_you_mean(name, class_names)}")
+    conditions: Mapping[str, ConditionConfig], objective: Objective, config: SampleConfig
+) -> None:
+    """Raise UserError for an unknown condition, class or sampler, or for steps that the sampler does not take."""
+    scales = config.guidance_scale if isinstance(config.guidance_scale, dict) else {}
+    for name in (*config.conditions, *scales):
+        if name not in conditions and (conditions or config.conditions.get(name) != NONE):
+            known = f"one of {', '.join(conditions)}" if conditions else "a condition: this run has none"
+            raise UserError(f"{name}: not {known}{did_you_mean(name, conditions)}")
+    if isinstance(config.guidance_scale, dict) and config.guide:
+        raise UserError("guidance_scale: one by condition needs no guide; leave guide out, or give one number")
+    for name, condition in conditions.items():
+        if isinstance(condition, LabelConfig) and name in config.conditions:
+            condition.parse(name, config.conditions[name])
     objective.sampler(config.sampler, config.steps)
-    return {name: parse_labels(name, config.conditions.get(name), names) for name, names in class_names.items()}
 
 
 @dataclass
@@ -113,40 +105,103 @@ class Sampler:
     shape: tuple[int, ...]
     """(channels, height, width) of an image."""
     bit_depth: int
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Of each label condition."""
+    conditions: Mapping[str, ConditionConfig] = field(default_factory=dict)
+    folder: Path = Path()
+    """The model/ folder of the run, with the files that conditions need to parse words."""
+    examples: Mapping[str, list] = field(default_factory=dict)
+    """Words of held-out examples by condition, sampled in turn where no condition is given."""
     guide: Denoiser | None = None
     """The denoiser to guide away from; None: the same one without conditions."""
 
     def check(self, config: SampleConfig) -> None:
         """Raise UserError for a condition, class or sampler that is not available."""
-        check_sample_config(self.class_names, self.objective, config)
+        check_sample_config(self.conditions, self.objective, config)
+
+    def values(self, config: SampleConfig) -> dict[str, list[Value]]:
+        """Return the values to sample in turn, by condition.
+
+        Without any condition in the config they are those of the examples, or, where there are only labels, all
+        classes. With some, the others are absent, and labels again all classes if there are only labels.
+        Raise UserError for a word that cannot be used.
+        """
+        self.check(config)
+        all_labels = all(isinstance(condition, LabelConfig) for condition in self.conditions.values())
+        values = {}
+        for name, condition in self.conditions.items():
+            words: Any = config.conditions.get(name, None)
+            if words is None and all_labels:
+                words = list(range(condition.num_classes or 0))
+            elif words is None:
+                words = NONE if config.conditions else self.examples.get(name, NONE)
+            values[name] = condition.parse(name, words, self.folder, self.shape[1:])
+        return values
+
+    def number_of_files(self, config: SampleConfig, values: Mapping[str, list[Value]]) -> int:
+        """Return the number of sources or prompts that files in the config contain; 0 if it names no file."""
+        words = {name: word for name, word in config.conditions.items() if isinstance(word, str)}
+        files = [name for name, word in words.items() if self.conditions[name].is_file(word)]
+        return max((len(values[name]) for name in files), default=0)
 
     def sample(self, config: SampleConfig, progress: Callable = no_progress) -> Iterator[SampleBatch]:
         """Yield batches of images, on the CPU. `progress` wraps the steps of each batch.
 
-        Image i has the seed `config.seed` + i, and its classes cycle through those of each condition.
-        Raise UserError before the first batch if `check` does, and if the network's output is not finite.
+        Image i has the seed `config.seed` + i, and its conditions cycle through the values of each. A batch has images
+        of one size. Raise UserError before the first batch if `values` does, and if the network's output is not finite.
         """
-        labels = check_sample_config(self.class_names, self.objective, config)
+        values = self.values(config)
+        for name, condition in self.conditions.items() if config.agree else ():
+            condition.check_agreement(name, values[name])
         device = next(self.denoiser.parameters()).device
-        model = self._model(config, device)
-        for first in range(0, config.num_images, config.batch_size):
-            indices = range(first, min(first + config.batch_size, config.num_images))
+        for indices, size in self._batches(config, values):
+            model = self._model(config, device, tiled=size != self.shape[1:])
             seeds = [config.seed + index for index in indices]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(device)
-            classes = {name: [turn[index % len(turn)] for index in indices] for name, turn in labels.items()}
-            conditions = {name: torch.tensor(turn, device=device) for name, turn in classes.items() if None not in turn}
+            shape = (self.shape[0], *size)
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+            chosen = {name: [turn[index % len(turn)] for index in indices] for name, turn in values.items()}
+            stacked = {name: self.conditions[name].stack(turn) for name, turn in chosen.items()}
+            conditions = {name: value.to(device) for name, value in stacked.items() if value is not None}
             sampler = self.objective.sampler(config.sampler, config.steps)
             images = sample(model, sampler, noise, generators, progress, **conditions)
-            yield SampleBatch(denormalize(images, self.bit_depth).cpu(), seeds, classes)
+            for name, turn in chosen.items() if config.agree else ():
+                images = self.conditions[name].agree(images, turn)
+            words = {name: [value.word for value in turn] for name, turn in chosen.items()}
+            yield SampleBatch(denormalize(images, self.bit_depth).cpu(), seeds, words)
 
-    def _model(self, config: SampleConfig, device: torch.device) -> Guided:
+    def _batches(self, config: SampleConfig, values: dict[str, list[Value]]) -> Iterator[tuple[list[int], tuple]]:
+        """Yield the indices of each batch and the (height, width) of its images.
+
+        Raise UserError for another size than the run's without tiles.
+        """
+        own = self.shape[1:]
+
+        def size_of(index: int) -> tuple[int, ...]:
+            sizes = [turn[index % len(turn)].size for turn in values.values()]
+            return next(filter(None, sizes), own)
+
+        for size, group in groupby(range(config.num_images), key=size_of):
+            if size != own and not config.tile:
+                height, width = own
+                raise UserError(
+                    f"tile: the source gives an image of {size[0]}×{size[1]}, but the run was trained on "
+                    f"{height}×{width}; add --tile {min(own)}"
+                )
+            indices = list(group)
+            for first in range(0, len(indices), config.batch_size):
+                yield indices[first : first + config.batch_size], size
+
+    def _model(self, config: SampleConfig, device: torch.device, tiled: bool) -> Guided:
         """Return the guided denoiser, in the precision and memory format of the config."""
         networks = [network for network in (self.denoiser, self.guide) if network]
         for network in networks:
             prepare_for(network.unet, config.runtime)
+        try:
+            networks = [network.tiled(config.tile) for network in networks] if tiled else networks
+        except ValueError as error:
+            raise UserError(f"tile: {str(error).removeprefix('tile ')}") from None
         model, *guide = (autocast(network, config.runtime.mixed_precision, device) for network in networks)
         lowest, highest = map(self.objective.timestep_at, config.guidance_interval)
-        return Guided(model, config.guidance_scale, (lowest, highest), *guide)
+        scale = config.guidance_scale
+        if isinstance(scale, dict):  # in the order of the conditions, whatever that of the config
+            scale = {name: scale[name] for name in self.conditions if name in scale}
+        return Guided(model, scale, (lowest, highest), *guide)

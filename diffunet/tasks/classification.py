@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..core.runtime import RuntimeConfig
 from ..data.dataset import DataConfig, load_images
@@ -62,9 +63,9 @@ def classification(config: ClassificationConfig) -> Task:
         if size < 2:
             needed = "batch norm needs at least 2 images per micro-batch"
             raise UserError(f"train.batch_size: {needed} (got {size}); raise it")
-    labels = {"label": config.label_column}
+    labels = {"label": LabelConfig(column=config.label_column)}
     images = load_images(config.data, labels, log=accelerator.print)
-    if "label" not in images.labels:
+    if "label" not in images.columns:
         raise UserError(f"label_column: {config.data.path} has no classes to learn")
     training, test = images.split_held_out()
     config = config.model_copy(update={"data": images.config})
@@ -76,7 +77,7 @@ def classification(config: ClassificationConfig) -> Task:
     batch = test.__getitems__(list(range(len(test))))
     pixels = normalize(batch["image"], images.config.bit_depth)
     accuracy = partial(accuracy_of, images=pixels, labels=batch["label"])
-    shape, class_names = [images.config.channels, *images.config.size], images.class_names["label"]
+    shape, class_names = [images.config.channels, *images.config.size], images.conditions["label"].class_names
     network = ClassifierConfig(shape=shape, class_names=class_names, blocks=config.blocks)
     folder = Path(config.train.output)
     return Task(

@@ -48,7 +48,7 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
                 return None
             _log_resumed(trainer, start.previous)
         recorded, overwrite = task.config.model_copy(update={"train": config}), start.overwrite and not start.previous
-        from_main(accelerator, lambda: start.run.create(recorded, overwrite))
+        from_main(accelerator, lambda: start.run.create(recorded, overwrite, task.files))
         accelerator.init_trackers("tensorboard" if config.log_with == "tensorboard" else "diffunet")
         _log_beginning(task, trainer)
         ended_by = trainer.fit()

@@ -15,9 +15,10 @@ from ..data.dataset import load_images
 from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
 from ..runs.config import Config, config_file
+from ..runs.examples import example_files
 from ..runs.figures import plot_curves, save_grid, save_timeline
 from ..runs.run import Run
-from ..runs.samples import columns
+from ..runs.samples import grid_columns
 from ..sampling.generate import SampleBatch, check_sample_config
 from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
@@ -25,7 +26,7 @@ from .fit import fit, make_accelerator
 from .start import begin, resume
 from .task import Task
 
-UNET = {"dims": 2, "padding": "same", "token_dim": 0, "plane_channels": 0}
+UNET = {"dims": 2, "padding": "same"}
 """Settings that an image generator fixes; the U-Net alone, as a library, supports others."""
 
 
@@ -70,14 +71,14 @@ def generation(config: Config) -> Task:
     from accelerate.utils import tqdm  # a bar in the main process only
 
     log = accelerator.print
-    columns_of = {name: label.column for name, label in config.labels.items()}
-    images = load_images(
-        config.data, columns_of, log=log, progress=partial(tqdm, desc="decode", unit="image", leave=False)
-    )
+    run = Run(config.train.output)
+    decoding = partial(tqdm, desc="decode", unit="image", leave=False)
+    images = load_images(config.data, config.inputs, run.folder / "model", log, decoding)
     config = config.resolve(images)
-    objective, run = config.build_objective(), Run(config.train.output)
-    check_sample_config(config.class_names, objective, config.sample)
+    objective = config.build_objective()
+    check_sample_config(config.inputs, objective, config.sample)
     training, held_out = images.split_held_out()
+    files = {f"model/{name}": text.encode() for column in images.columns.values() for name, text in column.files.items()}
     preview = Preview(run, config, Monitor(objective, training, held_out), accelerator.device, log)
 
     def build(train: TrainConfig) -> Denoiser:
@@ -91,7 +92,7 @@ def generation(config: Config) -> Task:
 
     kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
     height, width = config.data.size
-    classes = ", ".join(f"{len(names)} classes" for names in config.class_names.values()) or "no classes"
+    conditions = ", ".join(condition.summary for condition in config.inputs.values()) or "unconditional"
     return Task(
         config=config,
         accelerator=accelerator,
@@ -100,11 +101,12 @@ def generation(config: Config) -> Task:
         data=training.to(accelerator.device),
         preview=preview,
         publish=publish,
-        summary=f"{len(images):,} images of {height}×{width}{kept}, {classes}",
+        summary=f"{len(images):,} images of {height}×{width}{kept}, {conditions}",
         report=lambda ema: (
             f"samples: {run.folder}/samples, curves: {run.folder}/curves.png; "
             f"sample more with python sample.py {run.folder}"
         ),
+        files={**files, **example_files(held_out if len(held_out) else training)},
     )
 
 
@@ -124,7 +126,8 @@ class Preview:
         if config.guide and not list_snapshots(self.run.folder):  # nothing to guide with yet
             config = config.model_copy(update={"guide": None, "guidance_scale": 1.0})
         try:
-            pixels = SampleBatch.concatenate(self.run.sampler(config, ema).sample(config)).pixels
+            sampler = self.run.sampler(config, ema)
+            pixels = SampleBatch.concatenate(sampler.sample(config)).pixels
         except (UserError, RuntimeError, MemoryError) as error:
             if not isinstance(error, UserError) and not ran_out_of_memory(error):
                 raise
@@ -133,6 +136,7 @@ class Preview:
             return {}
         folder = self.run.folder / "samples"
         bit_depth = self.config.data.bit_depth or 8
-        save_grid(pixels, bit_depth, folder / f"step_{step:08d}.png", columns(self.config.class_names))
+        values = sampler.values(config)
+        save_grid(pixels, bit_depth, folder / f"step_{step:08d}.png", grid_columns(values))
         save_timeline(folder, self.config.data.size)
         return self.monitor(ema, pixels, self.device)

@@ -74,7 +74,7 @@ def _check_resumable(previous: Any, config: Any, force: bool) -> None:
     before, now = _flat(previous.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
     for name in sorted(before.keys() | now.keys(), key=lambda key: (not key.endswith(".type"), key)):
         old, new = before.get(name), now.get(name)
-        unresolved = new == "auto" or (name.endswith((".num_classes", ".class_names")) and not new)
+        unresolved = new == "auto" or (name.startswith("conditions.") and name in before and not new)
         if old == new or name == "train.output" or unresolved:
             continue
         if name not in RESUMABLE and not name.startswith("sample.") and not force:

@@ -1,7 +1,7 @@
 """The inputs of a training, and the point where it begins."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Task:
     """The data and the model in one line, for the start."""
     report: Callable[[nn.Module], str]
     """Called with the EMA model at the end; returns a line on the results."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files of the run folder, such as tokenizers, by name."""
 
 
 @dataclass(frozen=True)

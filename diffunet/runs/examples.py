@@ -1,0 +1,75 @@
+"""Held-out examples of a run: the conditions of its previews and, beside each, the real image.
+
+RUN/examples is an image folder that `datasets` loads: 00000.png, ..., metadata.jsonl with a column for each condition,
+and a subfolder for each condition that is an image.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conditions.label import LabelConfig
+from ..core.errors import UserError
+from ..core.rng import BatchRNG, fixed_subset
+from ..data.dataset import ImageDataset
+from .samples import encode_image
+
+EXAMPLES, METADATA = "examples", "metadata.jsonl"
+MAX_EXAMPLES = 16
+
+
+def example_files(images: ImageDataset) -> dict[str, bytes]:
+    """Return the files of at most MAX_EXAMPLES of these images by their names in a run; none if all are labels."""
+    if all(isinstance(condition, LabelConfig) for condition in images.conditions.values()):
+        return {}
+    indices = fixed_subset(len(images), MAX_EXAMPLES).tolist()
+    truth, words = examples_of(images, indices)
+    bit_depth = images.config.bit_depth or 8
+    files, records = {}, [{} for _ in indices]
+    for place, pixels in enumerate(truth):
+        suffix, content = encode_image(pixels, bit_depth)
+        records[place]["file_name"] = f"{place:05d}{suffix}"
+        files[f"{EXAMPLES}/{records[place]['file_name']}"] = content
+        for name, turn in words.items():
+            word = turn[place]
+            if isinstance(word, Tensor):
+                suffix, content = encode_image(word, images.columns[name].bit_depth)
+                word = f"{name}/{place:05d}{suffix}"
+                files[f"{EXAMPLES}/{word}"] = content
+            records[place][name] = word
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return {**files, f"{EXAMPLES}/{METADATA}": lines.encode()}
+
+
+def examples_of(images: ImageDataset, indices: list[int]) -> tuple[Tensor, dict[str, list[Any]]]:
+    """Return some images, pixels (N, C, H, W), and the words of their conditions.
+
+    A word is what a user would give: a class index, a caption, numbers, None for an absent value; for an image its
+    pixels (C, h, w).
+    """
+    plain, rng = images.plain(), BatchRNG(torch.Generator().manual_seed(0))
+    batch = {name: value.cpu() for name, value in plain.__getitems__(indices).items()}
+    image = plain.prepare(batch, rng)["image"]
+    return batch["image"], {name: column.words(batch[name], image, rng) for name, column in images.columns.items()}
+
+
+def read_examples(folder: Path) -> dict[str, list[Any]]:
+    """Return the words of the examples by condition, and as `file_name` the images; files are paths.
+
+    Return {} without examples. Raise UserError if metadata.jsonl is damaged.
+    """
+    file = folder / METADATA
+    if not file.exists():
+        return {}
+    try:
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        words = {name: [record[name] for record in records] for name in records[0]}
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise UserError(f"{file}: damaged ({error}); python train.py --resume RUN writes it again") from None
+    for name, turn in words.items():
+        if name == "file_name" or (folder / name).is_dir():
+            words[name] = [None if word is None else str(folder / word) for word in turn]
+    return words
