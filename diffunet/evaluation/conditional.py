@@ -50,7 +50,7 @@ def evaluate_conditional(
     if len(truth) < 2 or samples.shape[1] < 2:
         raise ValueError(f"two examples with two samples each are needed (got {len(truth)} with {samples.shape[1]})")
     real, sampled = to_unit(truth, bit_depth), to_unit(samples, bit_depth)
-    record = {"coverage": coverage(truth, samples), "diversity": diversity(real, sampled)}
+    record = {"truth_coverage": coverage(truth, samples), "diversity": diversity(real, sampled)}
     if "image" in types:
         record |= fidelity(real, sampled)
     if types & {"image", "text"}:
@@ -140,7 +140,7 @@ def retrieval(samples: Tensor, real: Tensor, ranks: tuple[int, ...] = RETRIEVED)
     nearer, tied = (cosines > own).sum(2), (cosines == own).sum(2)
     rows = {}
     for rank in ranks:
-        found = ((rank - nearer) / tied).clamp(0, 1).mean(1)
+        found = ((rank - nearer).double() / tied).clamp(0, 1).mean(1)
         share = float(found.mean())
         rows[f"top_{rank}"] = {"value": share, "error": wilson_error(share, n), "reference": min(rank / n, 1.0)}
     return rows

@@ -4,20 +4,32 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from torch import Tensor
+
+from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..core.progress import no_progress
+from ..core.rng import fixed_subset
 from ..core.runtime import default_device
 from ..core.settings import Settings
 from ..core.storage import atomic_write, sha256_of_tensors
 from ..data.dataset import DataConfig, ImageDataset, load_images
+from ..evaluation.conditional import evaluate_conditional
 from ..evaluation.features import FeatureExtractor, choose_features
 from ..evaluation.report import Evaluation, check_enough
 from ..models.denoiser import Denoiser
-from ..sampling.generate import SampleBatch, SampleConfig
+from ..sampling.generate import SampleBatch, SampleConfig, Sampler
 from .config import Config
+from .examples import examples_of
 from .figures import save_grid
 from .run import Run
+from .samples import encode_image
+
+MAX_EXAMPLES, SAMPLES_PER_EXAMPLE = 100, 8
+"""Held-out examples, at most, whose conditions are sampled, and samples for each."""
 
 
 class EvaluationConfig(Settings):
@@ -31,10 +43,12 @@ class EvaluationConfig(Settings):
     """The real images; for a run those it was trained on, unless set."""
 
 
-def real_images(config: Config, data: DataConfig) -> ImageDataset:
-    """Return the real images to compare a run with. UserError if size, channels or bit depth differ from the run's."""
-    labels = {name: label.column for name, label in config.labels.items()}
-    real = load_images(data, labels, log=_silent)
+def real_images(config: Config, data: DataConfig, folder: Path | None = None) -> ImageDataset:
+    """Return the real images to compare a run with; `folder`: its model/ folder.
+
+    Raise UserError if size, channels or bit depth differ from the run's.
+    """
+    real = load_images(data, config.inputs, folder, log=_silent)
     for key in ("size", "channels", "bit_depth"):
         if (found := getattr(real.config, key)) != (expected := getattr(config.data, key)):
             raise UserError(f"--data: the run samples images of {key} {expected} (got {found}); use matching images")
@@ -49,13 +63,19 @@ def evaluate(
 ) -> Evaluation:
     """Sample from a run and compare with real images. By default the settings of sampling and the data are the run's.
 
+    A run with other conditions than labels is also sampled under those of held-out examples.
+
     Raise UserError for too few images, or for real images that do not fit the run.
     """
     own = run.config()
     config = config or EvaluationConfig(data=own.data)
-    real = real_images(own, config.data)
+    real = real_images(own, config.data, run.folder / "model")
     features = choose_features(config.features, config.weights, real, default_device())
-    return evaluate_denoiser(run, run.denoiser(), sampling or own.sample, real, features, progress)
+    denoiser, sampling = run.denoiser(), sampling or own.sample
+    evaluation = evaluate_denoiser(run, denoiser, sampling, real, features, progress)
+    if conditional := evaluate_held_out(run.sampler(sampling, denoiser), sampling, real, features):
+        evaluation.record["conditional"] = conditional
+    return evaluation
 
 
 def evaluate_denoiser(
@@ -78,11 +98,47 @@ def evaluate_denoiser(
     return Evaluation.of(source, samples.pixels, samples.conditions, real, features, bar)
 
 
+def evaluate_held_out(
+    sampler: Sampler, sampling: SampleConfig, real: ImageDataset, features: FeatureExtractor
+) -> dict[str, Any] | None:
+    """Return the record of samples under the conditions of held-out examples; None if there are only labels.
+
+    SAMPLES_PER_EXAMPLE images are sampled for each of at most MAX_EXAMPLES examples, from `sampling.seed`.
+    """
+    _, held_out = real.split_held_out()
+    shared = {name: sampler.conditions[name] for name in real.conditions if name in sampler.conditions}
+    if all(isinstance(condition, LabelConfig) for condition in shared.values()) or len(held_out) < 2:
+        return None
+    truth, words = examples_of(held_out, fixed_subset(len(held_out), MAX_EXAMPLES).tolist())
+    number, repeats = len(truth), SAMPLES_PER_EXAMPLE
+    with TemporaryDirectory() as folder:
+        conditions = {name: _as_files(real, name, words[name], Path(folder)) for name in shared}
+        config = sampling.model_copy(update={"num_images": repeats * number, "conditions": conditions})
+        pixels = SampleBatch.concatenate(sampler.sample(config)).pixels  # of each example in turn
+    samples = pixels.unflatten(0, (repeats, number)).transpose(0, 1)
+    types = {condition.type for condition in shared.values()}
+    metrics = evaluate_conditional(truth, samples, sampler.bit_depth, types, features)
+    return {"examples": number, "samples_per_example": repeats, "seed": config.seed, "metrics": metrics}
+
+
+def _as_files(real: ImageDataset, name: str, words: list, folder: Path) -> list:
+    """Return the words of a condition, images among them as files in a folder."""
+    files = []
+    for place, word in enumerate(words):
+        if isinstance(word, Tensor):
+            suffix, content = encode_image(word, real.columns[name].bit_depth)
+            file = folder / f"{name}_{place:05d}{suffix}"
+            file.write_bytes(content)
+            word = str(file)
+        files.append(word)
+    return files
+
+
 def evaluate_folder(
     folder: Path, config: EvaluationConfig, num_images: int | None = None, progress: Callable = no_progress
 ) -> Evaluation:
     """Compare the images in a folder, or the first `num_images` of them, with real images."""
-    labels = {"label": None}
+    labels = {"label": LabelConfig()}
     real = load_images(config.data, labels, log=_silent)
     shape = {key: getattr(real.config, key) for key in ("resolution", "channels", "bit_depth")}
     found = load_images(DataConfig(path=str(folder), split="train", **shape), labels)
@@ -90,7 +146,7 @@ def evaluate_folder(
     if number > len(found):
         raise UserError(f"--num_images: {folder} holds {len(found)} images (got {number}); pass fewer")
     batch = found.__getitems__(list(range(number)))
-    same_classes = found.class_names == real.class_names and "label" in batch
+    same_classes = found.conditions == real.conditions and "label" in batch
     conditions = {"label": batch["label"].tolist()} if same_classes else {}
     features = choose_features(config.features, config.weights, real, default_device())
     source = {"folder": folder.name, "num_images": number}

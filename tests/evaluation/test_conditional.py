@@ -145,7 +145,7 @@ def test_the_order_of_examples_and_samples_changes_nothing():
     found = rows(torch.arange(20), torch.arange(4))
     again = rows(torch.randperm(20, generator=generator), torch.tensor([2, 0, 3, 1]))
     assert found.keys() == again.keys()
-    assert {"coverage", "diversity", "psnr", "ssim_mean_of_4", "top_1", "agreement_source"} < found.keys()
+    assert {"truth_coverage", "diversity", "psnr", "ssim_mean_of_4", "top_1", "agreement_source"} < found.keys()
     for name, row in found.items():
         assert row.keys() == {"value", "error", "reference"}
         assert again[name] == pytest.approx(row, rel=1e-5)
@@ -154,8 +154,8 @@ def test_the_order_of_examples_and_samples_changes_nothing():
 def test_metrics_depend_on_the_types_of_conditions():
     truth, samples = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 2, 1, 4, 4, dtype=torch.uint8)
     only = evaluate_conditional(truth, samples, 8, {"vector", "label"}, PixelFeatures(8))
-    assert only.keys() == {"coverage", "diversity"}
+    assert only.keys() == {"truth_coverage", "diversity"}
     text = evaluate_conditional(truth, samples, 8, {"text"}, PixelFeatures(8))
-    assert text.keys() == {"coverage", "diversity", "top_1", "top_5"}
+    assert text.keys() == {"truth_coverage", "diversity", "top_1", "top_5"}
     with pytest.raises(ValueError, match="got 1 with 2"):
         evaluate_conditional(truth[:1], samples[:1], 8, set(), PixelFeatures(8))

@@ -163,3 +163,14 @@ def test_evaluation_adds_the_source_and_prints_a_table(digits, features):
     record["samples"] = {"folder": "images", "num_images": 40}
     assert format_record(record).startswith("40 samples against")
     assert "MEMORIZED" not in format_record(record)
+
+
+def test_the_table_of_conditional_metrics_has_their_references(digits, features):
+    source = {"folder": "images", "num_images": 30}
+    record = Evaluation.of(source, digits.images[:30], {}, digits, features).record
+    row = {"value": 0.6, "error": 0.01, "reference": 7 / 9}
+    record["conditional"] = {"examples": 90, "samples_per_example": 8, "seed": 0, "metrics": {"truth_coverage": row}}
+    lines = format_record(record).splitlines()
+    assert "conditions of 90 held-out examples, 8 samples of each" in lines
+    line = next(line for line in lines if line.startswith("truth coverage"))
+    assert line[26:].split() == ["0.6", "±", "0.01", "0.7778"]
