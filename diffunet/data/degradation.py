@@ -245,9 +245,8 @@ def _uniform(interval: tuple[float, float], image: Tensor, rng: BatchRNG | None)
 
 def _convolve(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
     """Return images (B, C, H, W), each convolved along one axis with its own kernel, (B, K)."""
-    batch, channels = image.shape[:2]
     rows = image.transpose(axis, -1)
-    shape = rows.shape
+    batch, shape = len(rows), rows.shape
     rows = F.pad(rows.reshape(batch, -1, shape[-1]), [kernel.shape[1] // 2] * 2, mode="reflect")
     rows = F.conv1d(rows.transpose(0, 1), kernel[:, None], groups=batch)
     return rows.transpose(0, 1).reshape(shape).transpose(axis, -1)
@@ -278,6 +277,15 @@ TOLERANCE = 1e-7
 """Deviation from the measurement at which `project` ends."""
 MARGIN = 0.02
 """Distance that a measurement of a rounded image keeps from the middle between two integers."""
+
+
+def image_size(steps: Sequence[Step], size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of the image whose measurement has this size."""
+    height, width = size
+    for step in reversed(steps):
+        left, right, top, bottom = step.extend or (0, 0, 0, 0)
+        height, width = height * (step.downscale or 1) + top + bottom, width * (step.downscale or 1) + left + right
+    return height, width
 
 
 class Degradation:

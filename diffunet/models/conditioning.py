@@ -180,8 +180,8 @@ class TextEmbedding(nn.Module):
 class PlaneEmbedding(nn.Module):
     """A conditioning image (to upscale, colorize or inpaint) as extra input channels.
 
-    One more plane is 1 where the image is present; both are 0 where it is absent or dropped. `plane_channels` of the
-    U-Net is therefore `channels + 1`.
+    One more plane is 1 where the image is present; both are 0 where it is absent, which NaN stands for, or dropped.
+    `plane_channels` of the U-Net is therefore `channels + 1`.
     """
 
     null_planes: Tensor
@@ -191,13 +191,14 @@ class PlaneEmbedding(nn.Module):
         self.register_buffer("null_planes", torch.zeros(1, channels + 1, *[1] * dims), persistent=False)
 
     def forward(self, image: Tensor | None, keep_mask: Tensor | None = None) -> Conditioning:
-        """image: (B, channels, *S), with the size of x_t. keep_mask: (B,) bool, False drops it."""
+        """image: (B, channels, *S), with the size of x_t, NaN where absent. keep_mask: (B,) bool, False drops it."""
         if image is None:
             return Conditioning(planes=self.null_planes)
-        planes = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
+        present = ~image.isnan().flatten(1).any(1)
         if keep_mask is not None:
-            planes = planes * keep_mask.reshape(-1, *[1] * (planes.ndim - 1))  # (B, 1, 1, ...)
-        return Conditioning(planes=planes)
+            present = present & keep_mask
+        planes = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
+        return Conditioning(planes=torch.where(present.reshape(-1, *[1] * (planes.ndim - 1)), planes, 0.0))
 
 
 def _mlp(width: int, vector_dim: int) -> nn.Sequential:
