@@ -4,13 +4,16 @@ A degradation is a list of steps, `[{downscale: 4}, {gray: true}]`. Its linear p
 (B, C, H, W) with values in [-1, 1]: it has an adjoint, and a projection onto the images that it maps to a measurement.
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import Field, Strict, model_serializer, model_validator
 from torch import Tensor
 
@@ -216,14 +219,18 @@ class Jpeg(Operation):
 
     def __call__(self, image: Tensor, rng: BatchRNG | None = None) -> Tensor:
         """Return (B, C, H, W)."""
-        from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
-
         low, high = self.range
         qualities = _uniform((low, high + 1), image, rng).int().clamp(max=high).tolist()
-        mode = ImageReadMode.GRAY if image.shape[1] == 1 else ImageReadMode.RGB
-        pairs = zip(denormalize(image, 8).cpu(), qualities, strict=True)
-        decoded = [decode_jpeg(encode_jpeg(pixels, quality), mode) for pixels, quality in pairs]
-        return normalize(torch.stack(decoded), 8).to(image)
+        pixels = denormalize(image, 8).permute(0, 2, 3, 1).cpu().numpy()
+        decoded = np.stack([_compress(array, quality) for array, quality in zip(pixels, qualities, strict=True)])
+        return normalize(torch.from_numpy(decoded).permute(0, 3, 1, 2), 8).to(image)
+
+
+def _compress(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """Return pixels (H, W, C) after compression by JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file)).reshape(pixels.shape)
 
 
 OPERATIONS: dict[str, Callable[[Any], Operation]] = {
