@@ -165,6 +165,9 @@ class Table:
         self.format: DataConfig | None = None
         """Size, channels and bit depth of the images."""
 
+    def __len__(self) -> int:
+        return len(self.rows) if hasattr(self.rows, "features") else len(next(iter(self.rows.values())))
+
     @property
     def column_names(self) -> list[str]:
         return list(getattr(self.rows, "column_names", self.rows))

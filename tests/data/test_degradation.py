@@ -6,8 +6,9 @@ from pydantic import ValidationError
 
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
-from diffunet.data.degradation import Degradation, Step, image_size, random_mask
+from diffunet.data.degradation import Degradation, Step, image_size
 from diffunet.data.digits import digit_images
+from diffunet.data.operations import random_mask
 from diffunet.data.pixels import denormalize, normalize
 
 LINEAR = {
