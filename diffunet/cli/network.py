@@ -41,7 +41,7 @@ def describe(argv: list[str]) -> int:
         unet = denoiser.unet if denoiser else UNet(config.unet)
     if denoiser:
         parameters = sum(p.numel() for p in denoiser.parameters())
-        conditions = " and ".join(config.conditions) or "unconditional"
+        conditions = ", ".join(f"{name}: {c.summary}" for name, c in config.conditions.items()) or "unconditional"
         print(f"total with time embedding ({conditions}): {parameters:,} parameters")
     if config.unet.padding == "valid":
         sides = valid_tile_sizes(unet, min(size), min(size) + 3 * 2 ** len(config.unet.levels))
@@ -80,22 +80,28 @@ def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tup
     else:
         config = settings_from(config_file(name), Config, flags)
         default = config.data.size if config.data.resolution else (64, 64)
+        known = {name: condition for name, condition in config.conditions.items() if condition.is_complete}
+        for name in config.conditions.keys() - known.keys():
+            print(f"conditions.{name}: left out; its size follows from the data (describe a run instead)")
+        config = config.model_copy(update={"conditions": known})
         config = config.resolve_model(sides or default, config.data.channels or 3)
-        known = {n: c for n, c in config.conditions.items() if getattr(c, "num_classes", 1)}
-        config = config.model_copy(update={"conditions": known})  # classes are found in the data
     sides = sides or default
     return config, sides * config.unet.dims if len(sides) == 1 else sides
 
 
 @user_friendly
 def export(argv: list[str]) -> int:
-    """Write a run as a folder that diffusers' DDPMPipeline loads, or a file for guided-diffusion."""
+    """Write a run as a folder that diffusers loads, or a file for guided-diffusion.
+
+    The folder is a DDPMPipeline; with image conditions its UNet2DModel takes them as further input channels. Runs with
+    text are not exported.
+    """
     check_single_process("diffunet export")
     parser = argparse.ArgumentParser(prog="diffunet export", description=export.__doc__)
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("to", metavar="FOLDER", help="the folder to write, or FILE.pt for guided-diffusion")
     parser.add_argument(
-        "--label", help="class that the pipeline samples; all: keep the classes [default: no class, unconditional]"
+        "--label", help="class of the label condition that the pipeline samples; all: keep the classes [default: no class, unconditional]"
     )
     args, _ = parse_flags(parser, argv)
     run, to = Run(args.run), Path(args.to)

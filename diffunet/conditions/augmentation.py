@@ -16,5 +16,9 @@ class AugmentationConfig(ConditionConfig):
     width: int = Field(ge=1, le=1000)
     """Number of augmentation parameters; set by data.augmentation."""
 
+    @property
+    def summary(self) -> str:
+        return f"{self.width} parameters"
+
     def build_embedding(self, name: str, unet: UNetConfig) -> AugmentationEmbedding:
         return AugmentationEmbedding(unet.vector_dim, self.width)

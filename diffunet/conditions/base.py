@@ -67,6 +67,11 @@ class ConditionConfig(Settings):
         return False
 
     @property
+    def is_complete(self) -> bool:
+        """Whether everything is known that the data determine."""
+        return True
+
+    @property
     def summary(self) -> str:
         """The condition in a few words, such as `10 classes`."""
         return ""

@@ -35,6 +35,10 @@ class LabelConfig(ConditionConfig):
         return -1
 
     @property
+    def is_complete(self) -> bool:
+        return self.num_classes is not None
+
+    @property
     def summary(self) -> str:
         return f"{self.num_classes} classes"
 

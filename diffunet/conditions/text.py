@@ -82,6 +82,10 @@ class TextConfig(ConditionConfig):
         return 0 if self.is_own else float("nan")
 
     @property
+    def is_complete(self) -> bool:
+        return self.sha256 is not None and self.max_length is not None
+
+    @property
     def summary(self) -> str:
         encoder = f"own encoder, {self.vocab_size} tokens" if self.is_own else f"encoder {self.encoder}"
         return f"text of up to {self.max_length} tokens ({encoder})"

@@ -33,6 +33,10 @@ class VectorConfig(ConditionConfig):
     """Standard deviation of each number, 1 for a constant; filled in like the mean."""
 
     @property
+    def is_complete(self) -> bool:
+        return self.width is not None
+
+    @property
     def summary(self) -> str:
         return "1 number" if self.width == 1 else f"{self.width} numbers"
 

@@ -199,6 +199,9 @@ class TextColumn(Column):
         """Return the captions that `prepare` chooses with the same random numbers; None for an absent one."""
         return [self.distinct[index] or None for index in self.choose(value, image, rng).tolist()]
 
+    def plain(self) -> Self:
+        return replace(self, word_dropout=0.0)
+
     def to(self, device: torch.device) -> Self:
         """Return the column on a device; tokens stay where they are if they exceed a quarter of its free memory."""
         large = device.type == "cuda" and self.tokens.values.nbytes > torch.cuda.mem_get_info(device)[0] / 4

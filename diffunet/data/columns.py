@@ -40,6 +40,10 @@ class Column:
         """
         return [None if index < 0 else index for index in value.tolist()]
 
+    def plain(self) -> Self:
+        """Return the column without regularization, for validation."""
+        return self
+
     def select(self, kept: Tensor) -> Self:
         """Return the column of some of the images, indices (n,)."""
         return replace(self, values=self.values[kept])

@@ -125,8 +125,9 @@ class ImageDataset:
         return replace(self, images=self.images.to(device), columns=columns)
 
     def plain(self) -> "ImageDataset":
-        """Return the dataset without flips and augmentation."""
-        return replace(self, config=self.config.model_copy(update={"random_flip": False, "augmentation": 0.0}))
+        """Return the dataset without flips, augmentation and dropped words, for validation."""
+        config = self.config.model_copy(update={"random_flip": False, "augmentation": 0.0})
+        return replace(self, config=config, columns={name: column.plain() for name, column in self.columns.items()})
 
     @property
     def workers(self) -> int:

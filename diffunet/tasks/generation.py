@@ -78,7 +78,8 @@ def generation(config: Config) -> Task:
     objective = config.build_objective()
     check_sample_config(config.inputs, objective, config.sample)
     training, held_out = images.split_held_out()
-    files = {f"model/{name}": text.encode() for column in images.columns.values() for name, text in column.files.items()}
+    texts = [text for column in images.columns.values() for text in column.files.items()]
+    files = {f"model/{name}": text.encode() for name, text in texts}
     preview = Preview(run, config, Monitor(objective, training, held_out), accelerator.device, log)
 
     def build(train: TrainConfig) -> Denoiser:
