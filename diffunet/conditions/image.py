@@ -76,16 +76,13 @@ class ImageConfig(ConditionConfig):
             update = {"channels": form.channels, "bit_depth": form.bit_depth, "value_range": form.value_range}
             config = self.model_copy(update=update)
             degradation = config._degradation(form.size, f"conditions.{name}.by")
-            number = (
-                len(table.values(table.column_names[0])) if not hasattr(table.rows, "num_rows") else len(table.rows)
-            )
-            return config, ImageColumn(torch.empty(number, 0), form.bit_depth, degradation, self.noise)
+            return config, ImageColumn(torch.empty(len(table), 0), form.bit_depth, degradation, self.noise)
         column = self.column_in(name, table)
         if column is None:
             return None
         place = f"conditions.{name}.column: column {column} of {table.path}"
         rows = source_rows(table, column, place)
-        config = self._resolve(rows, form.resolution and form.size, place)
+        config = self._resolve(rows, form.size, place)
         degradation = config._degradation(form.size, f"conditions.{name}.by")
         assert config.channels and config.bit_depth
         images = SourceImages(
