@@ -101,7 +101,8 @@ def export(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("to", metavar="FOLDER", help="the folder to write, or FILE.pt for guided-diffusion")
     parser.add_argument(
-        "--label", help="class of the label condition that the pipeline samples; all: keep the classes [default: no class, unconditional]"
+        "--label",
+        help="class of the label condition that the pipeline samples; all: keep the classes [default: none]",
     )
     args, _ = parse_flags(parser, argv)
     run, to = Run(args.run), Path(args.to)

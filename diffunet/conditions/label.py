@@ -69,7 +69,8 @@ class LabelConfig(ConditionConfig):
             return [ABSENT]
         if not self.class_names:
             raise UserError(f"{name}: this run has no classes; leave {name} out")
-        return [self._value(name, word) for word in (words if isinstance(words, list) else str(words).split(","))]
+        several = words if isinstance(words, list) else words.split(",") if isinstance(words, str) else [words]
+        return [self._value(name, word) for word in several]
 
     def record(self, name: str, word: Any) -> dict[str, Any]:
         return {f"{name}_name": self.class_names[word]}
@@ -78,7 +79,8 @@ class LabelConfig(ConditionConfig):
         if word is None:
             return ABSENT
         known = {str(index): index for index in range(len(self.class_names))}
-        known |= {class_name: index for index, class_name in enumerate(self.class_names)}
+        if isinstance(word, str):  # a name takes precedence
+            known |= {class_name: index for index, class_name in enumerate(self.class_names)}
         if str(word) not in known:
             some = ", ".join(self.class_names[:LISTED]) + (", ..." if len(self.class_names) > LISTED else "")
             near = did_you_mean(str(word), known)
@@ -109,7 +111,6 @@ def class_labels(table: Table, column: str, condition: str) -> tuple[tuple[str, 
     if len(names) > MAX_CLASSES:
         found = f"classes up to {max(given)}" if integers else f"{len(names)} different strings"
         raise UserError(f"{place} has {found} (at most {MAX_CLASSES}); choose another column")
-    missing = [-1 if value is None else value for value in values]
-    if unnamed := [value for value in missing if not -1 <= value < len(names)]:
+    if unnamed := [value for value in values if value is not None and not 0 <= value < len(names)]:
         raise UserError(f"{place} has classes without a name, such as {unnamed[0]}; choose another column or split")
-    return names, torch.tensor(missing, dtype=torch.long)
+    return names, torch.tensor([-1 if value is None else value for value in values], dtype=torch.long)

@@ -79,9 +79,7 @@ class SampleBatch:
         return cls(torch.cat([batch.pixels for batch in batches]), seeds, conditions)
 
 
-def check_sample_config(
-    conditions: Mapping[str, ConditionConfig], objective: Objective, config: SampleConfig
-) -> None:
+def check_sample_config(conditions: Mapping[str, ConditionConfig], objective: Objective, config: SampleConfig) -> None:
     """Raise UserError for an unknown condition, class or sampler, or for steps that the sampler does not take."""
     scales = config.guidance_scale if isinstance(config.guidance_scale, dict) else {}
     for name in (*config.conditions, *scales):

@@ -6,8 +6,10 @@ from helpers import write_image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
+from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
+from diffunet.data.columns import Column
 from diffunet.data.dataset import DataConfig, ImageDataset, load_images
 from diffunet.data.pixels import normalize
 from diffunet.data.sources import fingerprint
@@ -15,18 +17,23 @@ from diffunet.data.sources import fingerprint
 LABEL = {"label": None}
 
 
+def class_names(dataset):
+    return {name: condition.class_names for name, condition in dataset.conditions.items()}
+
+
 def load(path, labels=None, **options):
     """Return the dataset at a path, and what was logged."""
+    conditions = {name: LabelConfig(column=column) for name, column in (labels or {}).items()}
     logged = []
-    return load_images(DataConfig(path=str(path), **options), labels or {}, log=logged.append), "\n".join(logged)
+    return load_images(DataConfig(path=str(path), **options), conditions, log=logged.append), "\n".join(logged)
 
 
 def test_digits_are_those_of_scikit_learn():
     dataset, _ = load("digits", LABEL)
     found = load_digits()
     assert torch.equal((dataset.images[:, 0].double() * 16 / 255).round(), torch.from_numpy(found.images))
-    assert dataset.labels["label"].tolist() == found.target.tolist()
-    assert dataset.class_names == {"label": tuple("0123456789")}
+    assert dataset.columns["label"].values.tolist() == found.target.tolist()
+    assert class_names(dataset) == {"label": tuple("0123456789")}
 
 
 @pytest.fixture
@@ -47,8 +54,8 @@ def test_a_folder_of_mixed_images(mixed):
     batch = dataset.__getitems__([0, 5])
     assert batch["image"].shape == (2, 3, 16, 12)
     assert batch["image"].dtype == torch.uint8
-    assert dataset.class_names == {"label": ("cat", "dog")}
-    assert sorted(dataset.labels["label"].tolist()) == [0, 0, 0, 1, 1, 1]
+    assert class_names(dataset) == {"label": ("cat", "dog")}
+    assert sorted(dataset.columns["label"].values.tolist()) == [0, 0, 0, 1, 1, 1]
     assert "3 channels, 8 bits" in logged
     assert "composited on white" in logged
     assert "1 I;16 16-bit" in logged
@@ -73,7 +80,7 @@ def test_broken_images_are_counted_and_skipped(tmp_path):
     (tmp_path / "b" / "2.png").write_bytes(truncated[: len(truncated) // 2])
     dataset, logged = load(tmp_path, LABEL)
     assert len(dataset) == 4
-    assert dataset.labels["label"].tolist() == [0, 0, 1, 1]
+    assert dataset.columns["label"].values.tolist() == [0, 0, 1, 1]
     assert "skipped 2 of 6 images" in logged
     assert "1.png (not an image)" in logged
     assert "2.png (" in logged
@@ -106,14 +113,14 @@ def test_flips_mirror_whole_images_and_follow_the_position():
 
 
 def test_training_and_held_out_images_are_disjoint():
-    dataset = load_images(DataConfig(held_out=0.1), LABEL)
+    dataset = load_images(DataConfig(held_out=0.1), {"label": LabelConfig()})
     trained, held_out = dataset.split_held_out()
     assert (len(trained), len(held_out)) == (1618, 179)
     assert sorted([*trained.indices.tolist(), *held_out.indices.tolist()]) == list(range(1797))
     batch = held_out.__getitems__([3, 0])
     indices = held_out.indices[[3, 0]]
     assert torch.equal(batch["image"], dataset.images[indices])
-    assert torch.equal(batch["label"], dataset.labels["label"][indices])
+    assert torch.equal(batch["label"], dataset.columns["label"].values[indices])
     assert len(held_out.indices.unique()) == 179
     again, _ = load_images(DataConfig(held_out=0.1)).split_held_out()
     assert torch.equal(again.indices, trained.indices)
@@ -129,10 +136,10 @@ def test_at_most_1000_images_are_held_out():
 
 
 def test_augmented_batches_carry_augment_labels():
-    dataset = load_images(DataConfig(augmentation=0.3), LABEL)
+    dataset = load_images(DataConfig(augmentation=0.3), {"label": LabelConfig()})
     batch = dataset.__getitems__(list(range(200)))
     augmented = dataset.prepare(batch, BatchRNG(torch.Generator().manual_seed(0)))
-    plain = load_images(DataConfig(), LABEL).prepare(batch, BatchRNG())
+    plain = load_images(DataConfig(), {"label": LabelConfig()}).prepare(batch, BatchRNG())
     assert augmented["augmentation"].shape == (200, 8)
     same = (augmented["image"] == plain["image"]).flatten(1).all(1)
     assert torch.equal(same, (augmented["augmentation"] == 0).all(1))
@@ -166,7 +173,7 @@ def test_fingerprints_of_checkpoints_stay_valid():
     start = {labels: load("digits", dict.fromkeys(labels))[0].fingerprint[:16] for labels in ((), ("label",))}
     assert start == {(): "7352071287e44659", ("label",): "a5857fc5d4eb3ecf"}
     assert load("digits", {"digit": "label"})[0].fingerprint.startswith("a5857fc5d4eb3ecf")
-    a, b = torch.tensor([0, 1]), torch.tensor([1, 0])
+    a, b = Column(torch.tensor([0, 1])), Column(torch.tensor([1, 0]))
     both = fingerprint(2, {"a": a, "b": b}, [])
     assert both == fingerprint(2, {"b": b, "a": a}, [])
     assert both not in (fingerprint(2, {"a": b, "b": a}, []), fingerprint(2, {"a": a}, []))

@@ -13,15 +13,21 @@ from helpers import write_image
 from PIL import Image
 from pyarrow import parquet
 
+from diffunet.conditions.label import LabelConfig, class_labels
 from diffunet.core.errors import UserError
 from diffunet.data.dataset import DataConfig, load_images
-from diffunet.data.sources import class_labels, split_patterns
+from diffunet.data.sources import Table, split_patterns
+
+
+def class_names(dataset):
+    return {name: condition.class_names for name, condition in dataset.conditions.items()}
 
 
 def load(path, labels=None, **options):
     """Return the dataset at a path, and what was logged."""
+    conditions = {name: LabelConfig(column=column) for name, column in (labels or {}).items()}
     logged = []
-    return load_images(DataConfig(path=str(path), **options), labels or {}, log=logged.append), "\n".join(logged)
+    return load_images(DataConfig(path=str(path), **options), conditions, log=logged.append), "\n".join(logged)
 
 
 def encoded(tmp_path: Path) -> dict:
@@ -57,8 +63,8 @@ def test_parquet(tmp_path):
     rows.select([0]).to_parquet(tmp_path / "set" / "test-0.parquet")
 
     dataset, _ = load(tmp_path / "set", {"kind": None, "score": "grade"})
-    assert dataset.class_names == {"kind": ("a", "b"), "score": ("0", "1", "2")}
-    assert dataset.labels["kind"].tolist() == [1, 0, 1, 1]
+    assert class_names(dataset) == {"kind": ("a", "b"), "score": ("0", "1", "2")}
+    assert dataset.columns["kind"].values.tolist() == [1, 0, 1, 1]
     batch = dataset.__getitems__([3, 1])
     assert {name: values.tolist() for name, values in batch.items() if name != "image"} == {
         "kind": [1, 0],
@@ -75,10 +81,10 @@ def test_parquet(tmp_path):
 def test_a_label_without_a_column_of_its_name_is_left_out_and_logged(tmp_path):
     write_image(tmp_path / "0.png", size=(8, 8))
     dataset, logged = load(tmp_path, {"digit": None})
-    assert dataset.labels == dataset.class_names == {}
+    assert dataset.columns == dataset.conditions == {}
     assert f"conditions.digit: no column digit in {tmp_path}; training without it" in logged
     dataset, logged = load("digits", {"digit": None, "other": "label"})
-    assert dataset.class_names == {"other": tuple("0123456789")}
+    assert class_names(dataset) == {"other": tuple("0123456789")}
     assert logged == "conditions.digit: no column digit in digits; training without it"
     with pytest.raises(UserError, match="conditions.digit.column: no column digits in digits; choose one of label"):
         load("digits", {"digit": "digits"})
@@ -91,8 +97,8 @@ def test_columns_of_metadata_become_labels(tmp_path):
         lines.append(json.dumps({"file_name": f"{number}.png", "color": color}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     dataset, _ = load(tmp_path, {"color": None})
-    assert dataset.class_names == {"color": ("blue", "red")}
-    assert sorted(dataset.labels["color"].tolist()) == [0, 1, 1]
+    assert class_names(dataset) == {"color": ("blue", "red")}
+    assert sorted(dataset.columns["color"].values.tolist()) == [0, 1, 1]
     write_image(tmp_path / "unlisted.png", size=(8, 8))
     assert f"skipped 1 images in {tmp_path} that its metadata file does not list" in load(tmp_path)[1]
 
@@ -163,7 +169,7 @@ def test_a_parquet_file_cannot_refer_to_files_outside_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
-        ([0, None], "missing values"),
+        ([None, None], "has no values"),
         ([-1, 0], "neither class numbers nor strings"),
         ([0.5, 1.0], "neither class numbers nor strings"),
         ([[0], [1]], "neither class numbers nor strings"),
@@ -207,4 +213,4 @@ def test_classes_without_a_name_are_rejected():
     """The hub marks the hidden labels of a test set with -1."""
     rows = datasets.Dataset.from_dict({"label": [0, -1]}).cast_column("label", datasets.ClassLabel(names=["a", "b"]))
     with pytest.raises(UserError, match="conditions.digit.column: column label of X has classes without a name, such"):
-        class_labels(rows, "label", "X", "digit")
+        class_labels(Table("X", rows), "label", "digit")

@@ -25,6 +25,7 @@ from diffunet.core.storage import load_tensors
 from diffunet.models.denoiser import TimeConfig
 from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config, ModelConfig
+from diffunet.runs.figures import save_grid
 from diffunet.runs.migration import migrate_config, migrate_folder, migrate_model
 from diffunet.runs.run import Run, load_run
 
@@ -49,7 +50,11 @@ def max_difference(a: Path, b: Path) -> int:
 def test_sampling_reproduces_the_last_preview(old):
     """20 images of the classes 1 and 7, guided; the former version wrote the preview and the single image."""
     assert run(commands.sample, "old") == 0
-    assert max_difference(Path("old/images/000/grid.png"), old / "samples/step_00000030.png") <= 1
+    images = torch.stack([torch.tensor(np.array(Image.open(f"old/images/000/{n:05d}.png"))) for n in range(20)])[
+        :, None
+    ]
+    save_grid(images, 8, Path("grid.png"), columns=10)  # the former layout: one column for each class of the run
+    assert max_difference(Path("grid.png"), old / "samples/step_00000030.png") <= 1
     assert max_difference(Path("old/images/000/00000.png"), EXPECTED / "00000.png") <= 1
     records = [json.loads(line) for line in Path("old/images/000/metadata.jsonl").read_text().splitlines()]
     assert [record["label"] for record in records] == [1, 7] * 10
@@ -162,7 +167,7 @@ def test_export_and_import_before_resuming(old):
 def test_describe_before_resuming(old, capsys):
     assert run(commands.describe, "old") == 0
     parameters = sum(parameter.numel() for parameter in Run("old").denoiser().parameters())
-    assert f"(label): {parameters:,} parameters" in capsys.readouterr().out
+    assert f"(label: 10 classes): {parameters:,} parameters" in capsys.readouterr().out
 
 
 def test_a_run_samples_from_python(old):

@@ -158,8 +158,8 @@ def test_two_label_conditions_train_and_sample_with_a_flag_each(two_columns, cap
     assert "did you mean --shape" in mistake(capsys, commands.sample, "run", "--shap", "ring")
     assert run(commands.sample, "run", "--help") == 0
     output = capsys.readouterr().out
-    assert "--shape CLASS" in output
-    assert "--number CLASS" in output
+    assert "--shape LABEL" in output
+    assert "--number LABEL" in output
 
 
 def test_a_condition_without_its_column_is_an_error_only_if_the_column_is_named(two_columns, capsys):
