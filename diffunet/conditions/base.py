@@ -119,6 +119,10 @@ class ConditionConfig(Settings):
         """Return what metadata.jsonl holds of a sampled word besides the word."""
         return {}
 
+    def measure(self, images: Tensor, values: list[Value]) -> Tensor | None:
+        """Return what images (B, C, H, W) in [-1, 1] measure where the values have a measurement; None if undefined."""
+        return None
+
     def check_agreement(self, name: str, values: list[Value]) -> None:
         """Raise UserError if samples cannot be made to agree with these values."""
 

@@ -180,6 +180,17 @@ class ImageConfig(ConditionConfig):
     def is_file(self, word: str) -> bool:
         return word != NONE
 
+    def measure(self, images: Tensor, values: list[Value]) -> Tensor | None:
+        """Return the degraded images, (B, C', h, w), 0 where a mask hides; None if the degradation is random."""
+        degradation = self._degradation((images.shape[2], images.shape[3]))
+        if not (self.is_made_from_image and degradation.is_linear and degradation.is_fixed):
+            return None
+        _, mask = degradation.split(self._measurements(values, images))
+        return degradation.apply(images, mask)
+
+    def _measurements(self, values: list[Value], like: Tensor) -> Tensor:
+        return torch.stack([v.measurement for v in values if v.measurement is not None]).to(like.device)
+
     def check_agreement(self, name: str, values: list[Value]) -> None:
         """Raise UserError unless the condition is made from the image by fixed linear steps."""
         if not self.is_made_from_image:
@@ -198,7 +209,7 @@ class ImageConfig(ConditionConfig):
         chosen = [index for index, value in enumerate(values) if value.measurement is not None]
         if not chosen or not self.is_made_from_image:
             return images
-        measurements = torch.stack([v.measurement for v in values if v.measurement is not None]).to(images.device)
+        measurements = self._measurements(values, images)
         bit_depth = None if self.bit_depth == 32 else self.bit_depth
         degradation = self._degradation((images.shape[2], images.shape[3]))
         agreed = images.clone()

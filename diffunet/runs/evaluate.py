@@ -7,17 +7,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..conditions.base import ConditionConfig, Value
 from ..conditions.label import LabelConfig
 from ..core.errors import UserError
-from ..core.progress import no_progress
+from ..core.progress import no_progress, shared_bar
 from ..core.rng import fixed_subset
 from ..core.runtime import default_device
 from ..core.settings import Settings
 from ..core.storage import atomic_write, sha256_of_tensors
 from ..data.dataset import DataConfig, ImageDataset, load_images
-from ..evaluation.conditional import evaluate_conditional
+from ..data.pixels import normalize
+from ..evaluation.conditional import Measurement, evaluate_conditional
 from ..evaluation.features import FeatureExtractor, choose_features
 from ..evaluation.report import Evaluation, check_enough
 from ..models.denoiser import Denoiser
@@ -49,7 +52,7 @@ def real_images(config: Config, data: DataConfig, folder: Path | None = None) ->
     Raise UserError if size, channels or bit depth differ from the run's.
     """
     real = load_images(data, config.inputs, folder, log=_silent)
-    for key in ("size", "channels", "bit_depth"):
+    for key in ("size", "channels", "bit_depth", "value_range"):
         if (found := getattr(real.config, key)) != (expected := getattr(config.data, key)):
             raise UserError(f"--data: the run samples images of {key} {expected} (got {found}); use matching images")
     return real
@@ -73,7 +76,7 @@ def evaluate(
     features = choose_features(config.features, config.weights, real, default_device())
     denoiser, sampling = run.denoiser(), sampling or own.sample
     evaluation = evaluate_denoiser(run, denoiser, sampling, real, features, progress)
-    if conditional := evaluate_held_out(run.sampler(sampling, denoiser), sampling, real, features):
+    if conditional := evaluate_held_out(run.sampler(sampling, denoiser), sampling, real, features, progress):
         evaluation.record["conditional"] = conditional
     return evaluation
 
@@ -99,7 +102,11 @@ def evaluate_denoiser(
 
 
 def evaluate_held_out(
-    sampler: Sampler, sampling: SampleConfig, real: ImageDataset, features: FeatureExtractor
+    sampler: Sampler,
+    sampling: SampleConfig,
+    real: ImageDataset,
+    features: FeatureExtractor,
+    progress: Callable = no_progress,
 ) -> dict[str, Any] | None:
     """Return the record of samples under the conditions of held-out examples; None if there are only labels.
 
@@ -114,11 +121,31 @@ def evaluate_held_out(
     with TemporaryDirectory() as folder:
         conditions = {name: _as_files(real, name, words[name], Path(folder)) for name in shared}
         config = sampling.model_copy(update={"num_images": repeats * number, "conditions": conditions})
-        pixels = SampleBatch.concatenate(sampler.sample(config)).pixels  # of each example in turn
+        values = sampler.values(config)
+        bar = progress if progress is no_progress else shared_bar("sample examples", "step", config.total_steps)
+        pixels = SampleBatch.concatenate(sampler.sample(config, bar)).pixels  # of each example in turn
     samples = pixels.unflatten(0, (repeats, number)).transpose(0, 1)
     types = {condition.type for condition in shared.values()}
-    metrics = evaluate_conditional(truth, samples, sampler.bit_depth, types, features)
+    measured = {name: _measurement(shared[name], values[name], truth, samples, sampler.bit_depth) for name in shared}
+    measured = {name: measurement for name, measurement in measured.items() if measurement is not None}
+    metrics = evaluate_conditional(truth, samples, sampler.bit_depth, types, features, measured)
     return {"examples": number, "samples_per_example": repeats, "seed": config.seed, "metrics": metrics}
+
+
+def _measurement(
+    condition: ConditionConfig, values: list[Value], truth: Tensor, samples: Tensor, bit_depth: int
+) -> Measurement | None:
+    """Return what the sources, the truth (N, C, H, W) and the samples (N, k, C, H, W) measure; None if undefined."""
+    given = torch.tensor([value.measurement is not None for value in values])
+    if not given.any():
+        return None
+    values = [value for value in values if value.measurement is not None]
+    parts = [normalize(truth[given], bit_depth), *normalize(samples[given], bit_depth).unbind(1)]
+    measured = [condition.measure(part, values) for part in parts]
+    if measured[0] is None:
+        return None
+    sources = torch.stack([value.measurement[: measured[0].shape[1]] for value in values])
+    return Measurement(sources, measured[0], torch.stack(measured[1:], dim=1))
 
 
 def _as_files(real: ImageDataset, name: str, words: list, folder: Path) -> list:
@@ -126,7 +153,7 @@ def _as_files(real: ImageDataset, name: str, words: list, folder: Path) -> list:
     files = []
     for place, word in enumerate(words):
         if isinstance(word, Tensor):
-            suffix, content = encode_image(word, real.columns[name].bit_depth)
+            suffix, content = encode_image(word, real.conditions[name].bit_depth, real.conditions[name].value_range)
             file = folder / f"{name}_{place:05d}{suffix}"
             file.write_bytes(content)
             word = str(file)
@@ -140,7 +167,7 @@ def evaluate_folder(
     """Compare the images in a folder, or the first `num_images` of them, with real images."""
     labels = {"label": LabelConfig()}
     real = load_images(config.data, labels, log=_silent)
-    shape = {key: getattr(real.config, key) for key in ("resolution", "channels", "bit_depth")}
+    shape = {key: getattr(real.config, key) for key in ("resolution", "channels", "bit_depth", "value_range")}
     found = load_images(DataConfig(path=str(folder), split="train", **shape), labels)
     number = len(found) if num_images is None else num_images
     if number > len(found):

@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions.image import ImageConfig
 from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..core.rng import BatchRNG, fixed_subset
 from ..data.dataset import ImageDataset
+from ..data.decoding import decode, inspect
+from .config import Config
+from .figures import save_comparison
 from .samples import encode_image
 
 EXAMPLES, METADATA = "examples", "metadata.jsonl"
 MAX_EXAMPLES = 16
+MAX_ROWS = 4
+"""Rows of samples in a comparison."""
 
 
 def example_files(images: ImageDataset) -> dict[str, bytes]:
@@ -30,13 +36,15 @@ def example_files(images: ImageDataset) -> dict[str, bytes]:
     bit_depth = images.config.bit_depth or 8
     files, records = {}, [{} for _ in indices]
     for place, pixels in enumerate(truth):
-        suffix, content = encode_image(pixels, bit_depth)
+        suffix, content = encode_image(pixels, bit_depth, images.config.value_range)
         records[place]["file_name"] = f"{place:05d}{suffix}"
         files[f"{EXAMPLES}/{records[place]['file_name']}"] = content
         for name, turn in words.items():
             word = turn[place]
             if isinstance(word, Tensor):
-                suffix, content = encode_image(word, images.columns[name].bit_depth)
+                suffix, content = encode_image(
+                    word, images.conditions[name].bit_depth, images.conditions[name].value_range
+                )
                 word = f"{name}/{place:05d}{suffix}"
                 files[f"{EXAMPLES}/{word}"] = content
             records[place][name] = word
@@ -73,3 +81,29 @@ def read_examples(folder: Path) -> dict[str, list[Any]]:
         if name == "file_name" or (folder / name).is_dir():
             words[name] = [None if word is None else str(folder / word) for word in turn]
     return words
+
+
+def save_example_comparison(folder: Path, samples: Tensor, config: Config, path: Path) -> None:
+    """Write a strip with a column for each example of a folder: its sources, samples, and the real image.
+
+    samples: pixels (N, C, H, W), of the examples in turn. No-op without examples.
+    """
+    words, data = read_examples(folder), config.data
+    if not words:
+        return
+    number, bit_depth = len(words["file_name"]), data.bit_depth or 8
+    rows = []
+    for name, condition in config.inputs.items():
+        if isinstance(condition, ImageConfig) and any(words[name]):
+            depth = condition.bit_depth or 8
+            rows.append((name, _read_images(words[name], depth, condition.value_range), depth))
+    rows += [("sample", part, bit_depth) for part in samples[: MAX_ROWS * number].split(number)]
+    save_comparison(path, [*rows, ("truth", _read_images(words["file_name"], bit_depth, data.value_range), bit_depth)])
+
+
+def _read_images(files: list[str | None], bit_depth: int, value_range: tuple[float, float] | None) -> Tensor:
+    """Return images of one size, pixels (N, C, H, W), zeros for None."""
+    rows = {file: {"path": file, "bytes": None} for file in files if file is not None}
+    pixels = {file: decode(row, inspect(row).channels, bit_depth, value_range) for file, row in rows.items()}
+    blank = torch.zeros_like(next(iter(pixels.values())))
+    return torch.stack([pixels.get(file, blank) for file in files])

@@ -11,11 +11,12 @@ import torch
 from ..core.errors import UserError, ran_out_of_memory
 from ..core.runtime import prepare_for
 from ..core.settings import merge, settings_from
+from ..data.captions import TextColumn, mentions_sides
 from ..data.dataset import load_images
 from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
 from ..runs.config import Config, config_file
-from ..runs.examples import example_files
+from ..runs.examples import EXAMPLES, example_files, save_example_comparison
 from ..runs.figures import plot_curves, save_grid, save_timeline
 from ..runs.run import Run
 from ..runs.samples import grid_columns
@@ -80,6 +81,10 @@ def generation(config: Config) -> Task:
     training, held_out = images.split_held_out()
     texts = [text for column in images.columns.values() for text in column.files.items()]
     files = {f"model/{name}": text.encode() for name, text in texts}
+    if config.data.random_flip or config.data.augmentation:
+        for name, column in images.columns.items():
+            if isinstance(column, TextColumn) and mentions_sides(column.distinct):
+                log(f"conditions.{name}: captions distinguish left from right, which flips and augmentation contradict")
     preview = Preview(run, config, Monitor(objective, training, held_out), accelerator.device, log)
 
     def build(train: TrainConfig) -> Denoiser:
@@ -140,4 +145,6 @@ class Preview:
         values = sampler.values(config)
         save_grid(pixels, bit_depth, folder / f"step_{step:08d}.png", grid_columns(values))
         save_timeline(folder, self.config.data.size)
+        if not config.conditions:
+            save_example_comparison(self.run.folder / EXAMPLES, pixels, self.config, folder / "comparison.png")
         return self.monitor(ema, pixels, self.device)
