@@ -39,6 +39,7 @@ def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
             rows = datasets.load_dataset("parquet", data_files={split: files}, split=split)
         elif local.is_dir():
             files = split_patterns(local)
+            _accept_arrays()
             rows = datasets.load_dataset("imagefolder", data_dir=str(local), data_files=files, split=split)
             used = sum(isinstance(kind, datasets.Image) for kind in rows.features.values())
             _log_unlisted_images(local, used * len(rows), log)
@@ -55,6 +56,14 @@ def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
     if not len(rows):
         raise UserError(f"data.path: {path} contains no images")
     return rows
+
+
+def _accept_arrays() -> None:
+    """Let the image folders of `datasets` hold .npy files; they are decoded in `arrays`."""
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    if ".npy" not in ImageFolder.EXTENSIONS:
+        ImageFolder.EXTENSIONS = [*ImageFolder.EXTENSIONS, ".npy"]
 
 
 SPLITS = {
@@ -111,7 +120,7 @@ def _parquet_files(local: Path) -> list[Path]:
 def _log_unlisted_images(folder: Path, used: int, log: Callable[[str], None]) -> None:
     """Log how many images a metadata file does not list: `datasets` drops them silently."""
     if any(folder.rglob("metadata.*")):
-        known = Image.registered_extensions()
+        known = {*Image.registered_extensions(), ".npy"}
         total = sum(file.suffix.lower() in known for file in folder.rglob("*"))
         if total > used:
             log(f"skipped {total - used} images in {folder} that its metadata file does not list")

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from helpers import write_image
 from PIL import Image
 from pyarrow import parquet
@@ -214,3 +215,22 @@ def test_classes_without_a_name_are_rejected():
     rows = datasets.Dataset.from_dict({"label": [0, -1]}).cast_column("label", datasets.ClassLabel(names=["a", "b"]))
     with pytest.raises(UserError, match="conditions.digit.column: column label of X has classes without a name, such"):
         class_labels(Table("X", rows), "label", "digit")
+
+
+def test_a_folder_of_arrays_has_classes_splits_and_metadata(tmp_path):
+    values = np.linspace(-5, 20, 5 * 6 * 7 * 4, dtype="float32").reshape(4, 6, 7, 5)
+    for number, name in enumerate("abab"):
+        (tmp_path / "classes" / name).mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "classes" / name / f"{number}.npy", values[number])
+    dataset, logged = load(tmp_path / "classes", {"label": None}, image_column="image")
+    assert "6×7 pixels, 5 channels, 32 bits" in logged
+    assert dataset.columns["label"].values.tolist() == [0, 0, 1, 1]
+    assert dataset.config.value_range == (-5, 20)
+    order = torch.from_numpy(values[[0, 2, 1, 3]]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(dataset.images * 25 - 5, order, atol=1e-5, rtol=0)
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    np.save(listed / "x.npy", values[0])
+    (listed / "metadata.jsonl").write_text('{"file_name": "x.npy", "kind": "wide"}\n')
+    dataset, _ = load(listed, {"kind": None})
+    assert dataset.conditions["kind"].class_names == ("wide",)
