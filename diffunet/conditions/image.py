@@ -183,10 +183,14 @@ class ImageConfig(ConditionConfig):
     def measure(self, images: Tensor, values: list[Value]) -> Tensor | None:
         """Return the degraded images, (B, C', h, w), 0 where a mask hides; None if the degradation is random."""
         degradation = self._degradation((images.shape[2], images.shape[3]))
-        if not (self.is_made_from_image and degradation.is_linear and degradation.is_fixed):
+        if not self._is_determined_by(degradation):
             return None
         _, mask = degradation.split(self._measurements(values, images))
         return degradation.apply(images, mask)
+
+    def _is_determined_by(self, degradation: Degradation) -> bool:
+        """Whether the condition is a fixed linear function of the image."""
+        return self.is_made_from_image and degradation.is_linear and degradation.is_fixed
 
     def _measurements(self, values: list[Value], like: Tensor) -> Tensor:
         return torch.stack([v.measurement for v in values if v.measurement is not None]).to(like.device)
@@ -204,14 +208,15 @@ class ImageConfig(ConditionConfig):
     def agree(self, images: Tensor, values: list[Value]) -> Tensor:
         """Return the nearest images (B, C, H, W) whose degradation rounds to the measurements.
 
-        Images of the condition's bit depth; those without a measurement are unchanged.
+        Images of the condition's bit depth; those without a measurement are unchanged, as are all if the degradation is
+        random.
         """
         chosen = [index for index, value in enumerate(values) if value.measurement is not None]
-        if not chosen or not self.is_made_from_image:
+        degradation = self._degradation((images.shape[2], images.shape[3]))
+        if not chosen or not self._is_determined_by(degradation):
             return images
         measurements = self._measurements(values, images)
         bit_depth = None if self.bit_depth == 32 else self.bit_depth
-        degradation = self._degradation((images.shape[2], images.shape[3]))
         agreed = images.clone()
         agreed[chosen] = degradation.project(images[chosen], measurements, bit_depth)
         return agreed

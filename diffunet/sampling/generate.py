@@ -147,8 +147,8 @@ class Sampler:
         of one size. Raise UserError before the first batch if `values` does, and if the network's output is not finite.
         """
         values = self.values(config)
-        for name, condition in self.conditions.items() if config.agree else ():
-            condition.check_agreement(name, values[name])
+        if config.agree:
+            self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
         for indices, size in self._batches(config, values):
             model = self._model(config, device, tiled=size != self.shape[1:])
@@ -165,6 +165,17 @@ class Sampler:
                 images = self.conditions[name].agree(images, turn)
             words = {name: [value.word for value in turn] for name, turn in chosen.items()}
             yield SampleBatch(denormalize(images, self.bit_depth).cpu(), seeds, words)
+
+    def _check_agreement(self, values: Mapping[str, list[Value]]) -> None:
+        """Raise UserError unless a source is given that samples can be made to agree with; others are left alone."""
+        problems = []
+        for name, turn in values.items():
+            if any(value.measurement is not None for value in turn):
+                try:
+                    return self.conditions[name].check_agreement(name, turn)
+                except UserError as problem:
+                    problems.append(problem)
+        raise problems[0] if problems else UserError("agree: no source is given; give one, or leave agree out")
 
     def _batches(self, config: SampleConfig, values: dict[str, list[Value]]) -> Iterator[tuple[list[int], tuple]]:
         """Yield the indices of each batch and the (height, width) of its images.
