@@ -1,8 +1,12 @@
 """The public names of diffunet and their homes: for editors, type checkers and the lazy imports of `__init__.py`."""
 
+from .conditions.image import ImageConfig
 from .conditions.label import LabelConfig
+from .conditions.text import TextConfig
+from .conditions.vector import VectorConfig
 from .core.errors import UserError
 from .data.dataset import DataConfig, ImageDataset, load_images
+from .data.degradation import Degradation
 from .interop.adapters import DiffusersUNet, LucidrainsUNet
 from .interop.guided_diffusion import load_guided_diffusion, save_guided_diffusion
 from .models.conditioning import (
@@ -43,6 +47,7 @@ __all__ = [
     "Config",
     "DDPMConfig",
     "DataConfig",
+    "Degradation",
     "Denoiser",
     "DiffusersUNet",
     "EDMConfig",
@@ -50,6 +55,7 @@ __all__ = [
     "Flow",
     "FlowConfig",
     "Guided",
+    "ImageConfig",
     "ImageDataset",
     "LabelConfig",
     "LabelEmbedding",
@@ -60,6 +66,7 @@ __all__ = [
     "Run",
     "SampleConfig",
     "Sampler",
+    "TextConfig",
     "Tiled",
     "TimeConfig",
     "TimeEmbedding",
@@ -69,6 +76,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "UserError",
+    "VectorConfig",
     "VectorEmbedding",
     "copy_encoder",
     "describe",
