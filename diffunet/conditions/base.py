@@ -81,6 +81,11 @@ class ConditionConfig(Settings):
         """The help of its flag of sample.py."""
         return ""
 
+    @property
+    def choices(self) -> list[Any] | None:
+        """All words, if they are known and few enough to sample each in turn."""
+        return None
+
     def read(self, name: str, table: Table, folder: Path | None) -> tuple[Self, Column] | None:
         """Return the config completed from the data, and the values of all images; None without a column of its name.
 

@@ -158,7 +158,7 @@ class ImageConfig(ConditionConfig):
             pixels = decode({"path": str(file), "bytes": None}, channels, self.bit_depth, self.value_range)
         except UNREADABLE as error:
             raise UserError(f"{name}: {printable(file)} cannot be read ({reason_of(error)})") from None
-        height, width = image_size(self.by, tuple(pixels.shape[1:]))
+        height, width = image_size(self.by, (pixels.shape[1], pixels.shape[2]))
         if height < size[0] or width < size[1]:
             needed = self._degradation(size).measurement_shape[1:]
             raise UserError(
@@ -201,9 +201,12 @@ class ImageConfig(ConditionConfig):
             raise UserError(
                 f"agree: {name} is not made from the image itself, so nothing has to agree; leave agree out"
             )
-        random = [step.name for step in self.by if step.name in ("noise", "jpeg") or isinstance(step.blur, tuple)]
-        if random:
-            raise UserError(f"agree: {name} is made by {', '.join(random)}, which is random; leave agree out")
+        refused = [step.name for step in self.by if step.name in ("noise", "jpeg", "blur")]
+        if refused:
+            listed = ", ".join(refused)
+            raise UserError(f"agree: {name} is made by {listed}, which has no exact inverse; leave agree out")
+                f"agree: {name} is made by {', '.join(refused)}, which has no exact inverse; leave agree out"
+            )
 
     def agree(self, images: Tensor, values: list[Value]) -> Tensor:
         """Return the nearest images (B, C, H, W) whose degradation rounds to the measurements.

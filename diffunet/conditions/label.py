@@ -47,6 +47,10 @@ class LabelConfig(ConditionConfig):
         listed = ", ".join(self.class_names[:LISTED]) + (", ..." if len(self.class_names) > LISTED else "")
         return f"class by number or name, several separated by commas, none: unconditional ({listed})"
 
+    @property
+    def choices(self) -> list[Any]:
+        return list(range(self.num_classes or 0))
+
     def read(self, name: str, table: Table, folder: Path | None) -> tuple[Self, Column] | None:
         """Return the config with the classes of its column, integers or strings, and the class of each image.
 

@@ -168,10 +168,12 @@ def _hidden_states(model: nn.Module, ids: list[list[int]], device: torch.device)
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the warnings and progress bars of `transformers`, which raises every error that it logs."""
+    from logging import CRITICAL
+
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
         yield

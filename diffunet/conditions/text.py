@@ -107,10 +107,12 @@ class TextConfig(ConditionConfig):
         distinct = distinct_captions(captions)
         read = self._read_own if self.is_own else self._read_frozen
         config, tokens, counts, files = read(name, captions, distinct, folder)
-        if cut := sum(count > config.max_length for count in counts):
-            print_once(f"conditions.{name}: {cut} of {len(counts):,} captions are cut to {config.max_length} tokens")
+        length = config.max_length or 0
+        cut = frozenset(index for index, count in enumerate(counts, start=1) if count > length)
+        if cut:
+            print_once(f"conditions.{name}: {len(cut)} of {len(counts):,} captions are cut to {length} tokens")
         dropout = config.word_dropout or 0.0
-        return config, TextColumn.of(captions, distinct, tokens, config.max_length, word_dropout=dropout, texts=files)
+        return config, TextColumn.of(captions, distinct, tokens, length, word_dropout=dropout, cut=cut, texts=files)
 
     def _read_own(
         self, name: str, captions: list[list[str]], distinct: list[str], folder: Path | None
@@ -187,7 +189,7 @@ class TextConfig(ConditionConfig):
             if len(row) > (self.max_length or 0):
                 found = f"the prompt has {len(row)} tokens, the run was trained on at most {self.max_length}"
                 raise UserError(f"{name}: {found}; shorten it")
-        return Sequences.of(ids) if self.is_own else encoder.encode(prompts, self.max_length)
+        return Sequences.of(ids) if self.is_own else encoder.encode(prompts, self.max_length or 0)
 
     def _tokenizer_in(self, name: str, folder: Path) -> str | None:
         """Return the tokenizer.json of a run, None if it is missing. Raise UserError if it is not the run's."""

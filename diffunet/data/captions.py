@@ -158,6 +158,8 @@ class TextColumn(Column):
     """Number of tokens of a batch, with padding."""
     word_dropout: float = 0.0
     """Probability of replacing an id by padding, each on its own."""
+    cut: frozenset[int] = frozenset()
+    """The captions with more tokens than `length`, as indices of `distinct`."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """`files`."""
 
@@ -196,8 +198,12 @@ class TextColumn(Column):
         return tokens
 
     def words(self, value: Tensor, image: Tensor, rng: BatchRNG) -> list[str | None]:
-        """Return the captions that `prepare` chooses with the same random numbers; None for an absent one."""
-        return [self.distinct[index] or None for index in self.choose(value, image, rng).tolist()]
+        """Return the captions that `prepare` chooses with the same random numbers.
+
+        None stands for an absent one, and for one that is cut: as a prompt it would be too long.
+        """
+        chosen = self.choose(value, image, rng).tolist()
+        return [None if index in self.cut else self.distinct[index] or None for index in chosen]
 
     def plain(self) -> Self:
         return replace(self, word_dropout=0.0)

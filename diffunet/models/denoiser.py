@@ -35,7 +35,7 @@ class Denoiser(nn.Module):
     `Conditioning`, also for a condition that is absent (value None) or dropped for some examples.
     """
 
-    def __init__(self, unet: UNet | Tiled, time: nn.Module, **embeddings: nn.Module):
+    def __init__(self, unet: UNet, time: nn.Module, **embeddings: nn.Module):
         super().__init__()
         self.unet = unet
         self.time = time
@@ -62,7 +62,8 @@ class Denoiser(nn.Module):
 
     def tiled(self, tile: int) -> "Denoiser":
         """Return the same denoiser for images of any size, in tiles of the network's input with this side."""
-        return Denoiser(Tiled(self.unet, tile), self.time, **self.embeddings)
+        tiles = Tiled(self.unet, tile)
+        return Denoiser(tiles, self.time, **self.embeddings)  # pyright: ignore[reportArgumentType]
 
     def forward(
         self, x_t: Tensor, t: Tensor, keep_masks: Mapping[str, Tensor] | None = None, **conditions: Tensor

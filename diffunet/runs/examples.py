@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..conditions.image import ImageConfig
-from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..core.rng import BatchRNG, fixed_subset
 from ..data.dataset import ImageDataset
@@ -28,8 +27,8 @@ MAX_ROWS = 4
 
 
 def example_files(images: ImageDataset) -> dict[str, bytes]:
-    """Return the files of at most MAX_EXAMPLES of these images by their names in a run; none if all are labels."""
-    if all(isinstance(condition, LabelConfig) for condition in images.conditions.values()):
+    """Return the files of at most MAX_EXAMPLES images, by their names in a run; {} if all are sampled anyway."""
+    if all(condition.choices is not None for condition in images.conditions.values()):
         return {}
     indices = fixed_subset(len(images), MAX_EXAMPLES).tolist()
     truth, words = examples_of(images, indices)

@@ -100,7 +100,7 @@ class Sampler:
 
     denoiser: Denoiser
     objective: Objective
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     """(channels, height, width) of an image."""
     bit_depth: int
     conditions: Mapping[str, ConditionConfig] = field(default_factory=dict)
@@ -123,12 +123,12 @@ class Sampler:
         Raise UserError for a word that cannot be used.
         """
         self.check(config)
-        all_labels = all(isinstance(condition, LabelConfig) for condition in self.conditions.values())
+        every = {name: condition.choices for name, condition in self.conditions.items()}
         values = {}
         for name, condition in self.conditions.items():
-            words: Any = config.conditions.get(name, None)
-            if words is None and all_labels:
-                words = list(range(condition.num_classes or 0))
+            words: Any = config.conditions.get(name)
+            if words is None and None not in every.values():
+                words = every[name]
             elif words is None:
                 words = NONE if config.conditions else self.examples.get(name, NONE)
             values[name] = condition.parse(name, words, self.folder, self.shape[1:])
@@ -151,7 +151,7 @@ class Sampler:
             self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
         for indices, size in self._batches(config, values):
-            model = self._model(config, device, tiled=size != self.shape[1:])
+            model = self._model(config, device, config.tile if size != self.shape[1:] else None)
             seeds = [config.seed + index for index in indices]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             shape = (self.shape[0], *size)
@@ -199,13 +199,13 @@ class Sampler:
             for first in range(0, len(indices), config.batch_size):
                 yield indices[first : first + config.batch_size], size
 
-    def _model(self, config: SampleConfig, device: torch.device, tiled: bool) -> Guided:
-        """Return the guided denoiser, in the precision and memory format of the config."""
+    def _model(self, config: SampleConfig, device: torch.device, tile: int | None) -> Guided:
+        """Return the guided denoiser, in the precision and memory format of the config, in tiles if there is a side."""
         networks = [network for network in (self.denoiser, self.guide) if network]
         for network in networks:
             prepare_for(network.unet, config.runtime)
         try:
-            networks = [network.tiled(config.tile) for network in networks] if tiled else networks
+            networks = [network.tiled(tile) for network in networks] if tile else networks
         except ValueError as error:
             raise UserError(f"tile: {str(error).removeprefix('tile ')}") from None
         model, *guide = (autocast(network, config.runtime.mixed_precision, device) for network in networks)

@@ -238,7 +238,7 @@ def test_samples_agree_with_their_source(tmp_path, by):
 def test_only_fixed_linear_conditions_can_be_agreed_with():
     for condition, message in (
         (complete(column="source"), "not made from the image itself"),
-        (complete(by=[{"blur": [0, 1]}, {"jpeg": [10, 50]}]), "made by blur, jpeg, which is random"),
+        (complete(by=[{"blur": [0, 1]}, {"jpeg": [10, 50]}]), "made by blur, jpeg, which has no exact inverse"),
     ):
         with pytest.raises(UserError, match=message):
             condition.check_agreement("source", [])
