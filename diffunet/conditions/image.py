@@ -174,8 +174,7 @@ class ImageConfig(ConditionConfig):
         if self.noise is not None:
             noise = torch.randn(planes.shape, generator=torch.Generator().manual_seed(0))
             planes = with_noise(planes, degradation, torch.tensor([self.noise[0]]), noise)
-        own = (height, width) == tuple(size)
-        return Value(planes[0], str(file), measurement[0], None if own else (height, width))
+        return Value(planes[0], str(file), measurement[0], (height, width))
 
     def is_file(self, word: str) -> bool:
         return word != NONE
@@ -205,8 +204,6 @@ class ImageConfig(ConditionConfig):
         if refused:
             listed = ", ".join(refused)
             raise UserError(f"agree: {name} is made by {listed}, which has no exact inverse; leave agree out")
-                f"agree: {name} is made by {', '.join(refused)}, which has no exact inverse; leave agree out"
-            )
 
     def agree(self, images: Tensor, values: list[Value]) -> Tensor:
         """Return the nearest images (B, C, H, W) whose degradation rounds to the measurements.
