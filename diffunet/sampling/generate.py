@@ -34,7 +34,8 @@ class SampleConfig(Settings):
     num_images: int = Field(64, ge=1, le=10_000_000)
     """Number of images."""
     conditions: dict[str, Words] = Field({})
-    """What to sample, by condition: classes, a prompt, a source file, numbers, a list of such in turn, or none."""
+    """What to sample, by condition: classes, a prompt, a source file, numbers, a list of such in turn, or none; left out:
+    all classes, or the conditions of held-out examples, in turn; where others are given, absent."""
     guidance_scale: Scale | dict[str, Scale] = 1.0
     """Classifier-free guidance: 1 is none, more follows the conditions more closely; one number or one by condition."""
     guidance_interval: Annotated[tuple[Share, Share], Strict(False)] = (0.0, 1.0)
@@ -180,13 +181,17 @@ class Sampler:
     def _batches(self, config: SampleConfig, values: dict[str, list[Value]]) -> Iterator[tuple[list[int], tuple]]:
         """Yield the indices of each batch and the (height, width) of its images.
 
-        Raise UserError for another size than the run's without tiles.
+        Raise UserError for another size than the run's without tiles, or for sources of different sizes.
         """
         own = self.shape[1:]
 
         def size_of(index: int) -> tuple[int, ...]:
-            sizes = [turn[index % len(turn)].size for turn in values.values()]
-            return next(filter(None, sizes), own)
+            chosen = {name: turn[index % len(turn)].size for name, turn in values.items()}
+            sizes = {name: size for name, size in chosen.items() if size}
+            if len(set(sizes.values())) > 1:
+                found = ", ".join(f"{height}×{width}" for height, width in sizes.values())
+                raise UserError(f"{', '.join(sizes)}: sources of images of different sizes (got {found}); match them")
+            return next(iter(sizes.values()), own)
 
         for size, group in groupby(range(config.num_images), key=size_of):
             if size != own and not config.tile:
