@@ -1,0 +1,41 @@
+"""A network and a training for 32×32 pixels on a few CPU cores, laid over the shipped configs."""
+
+from pathlib import Path
+from typing import Any
+
+from diffunet.runs.run import Run
+from diffunet.tasks.generation import train
+
+UNET = {
+    "levels": [
+        {"channels": 32, "blocks": 1},  # 32×32
+        {"channels": 64, "blocks": 1},  # 16×16
+        {"channels": 128, "blocks": 1, "attention": True},  # 8×8
+    ],
+    "head_channels": 32,
+    "norm_groups": 8,
+    "dropout": 0.0,
+}
+TRAIN = {
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "lr_schedule": "cosine",
+    "warmup_steps": 100,
+    "adam_beta2": 0.99,
+    "ema_decay": 0.995,
+    "log_every": 20,
+    "checkpoint_every": 500,
+    "preview_every": 2000,
+    "snapshots": 0,
+}
+SAMPLE = {"num_images": 24}
+"""Of the previews."""
+
+
+def train_small(config: str, output: Path, minutes: float, seed: int, **sections: dict[str, Any]) -> Run:
+    """Train a shipped config with the small network to the end, resuming the run if there is one."""
+    settings = TRAIN | {"output": str(output), "minutes": minutes, "seed": seed}
+    resumed = (output / "checkpoints").exists()
+    if resumed:
+        return train(config, resumed=True, train={"output": str(output)})
+    return train(config, overwrite=True, unet=UNET, train=settings, sample=SAMPLE, **sections)
