@@ -73,12 +73,12 @@ def read_examples(folder: Path) -> dict[str, list[Any]]:
         return {}
     try:
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        words = {name: [record[name] for record in records] for name in records[0]}
+        words = {name: [record[name] for record in records] for name in ("file_name", *records[0])}
+        for name, turn in words.items():
+            if name == "file_name" or (folder / name).is_dir():
+                words[name] = [None if word is None else str(folder / word) for word in turn]
     except (ValueError, LookupError, TypeError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}); python train.py --resume RUN writes it again") from None
-    for name, turn in words.items():
-        if name == "file_name" or (folder / name).is_dir():
-            words[name] = [None if word is None else str(folder / word) for word in turn]
     return words
 
 

@@ -182,7 +182,7 @@ def test_files_of_held_out_words_give_the_planes_of_training(pairs, tmp_path, by
     values = parse(images.conditions["source"], [str(tmp_path / f"word-{index}.png") for index in range(3)])
     found = torch.stack([value.tensor for value in values])
     torch.testing.assert_close(found, planes, atol=2.5 / 255, rtol=0)
-    assert all(value.size is None for value in values)
+    assert all(value.size == (SIDE, SIDE) for value in values)
 
 
 def test_folders_are_sorted_and_none_is_absent(pairs):
