@@ -17,39 +17,10 @@ from diffunet.data.dataset import load_images
 from diffunet.data.pixels import denormalize, normalize
 from diffunet.data.sources import load_rows
 from diffunet.runs.config import Config
+from stress.fuzz_conditions import MIXED, NAMES, NUMBER, SIDE, read_metadata, write_metadata, write_photos
 from stress.program import ROOT, program
 
-SIDE, NUMBER, STEPS = 8, 24, 8
-MIXED = """
-unet: {levels: [{channels: 8, blocks: 1}, {channels: 16, blocks: 1, attention: true}], norm_groups: 8, dropout: 0.1}
-conditions:
-  label: {type: label}
-  caption: {type: text, column: text, width: 16, layers: 1, heads: 2, word_dropout: 0.2, dropout: 0.1}
-  source: {type: image, dropout: 0.1}
-  numbers: {type: vector, column: [weight, age]}
-  small: {type: image, by: [{downscale: 2}]}
-data: {path: photos, random_flip: true, augmentation: 0.3, held_out: 0.2}
-train: {output: run, steps: 8, batch_size: 8, gradient_accumulation_steps: 2, learning_rate: 1e-3, ema_decay: 0.9,
-        log_every: 2, checkpoint_every: 4, preview_every: 8, snapshots: 0,
-        runtime: {mixed_precision: no, compile: false}}
-sample: {num_images: 4, steps: 3, guidance_scale: 1.5, runtime: {mixed_precision: no}}
-"""
-NAMES = ("label", "caption", "source", "numbers", "small")
-
-
-def write_photos(folder: Path) -> None:
-    """Write an image folder in which each column but the label lacks some values."""
-    records = []
-    for index in range(NUMBER):
-        write_image(folder / f"{index:02d}.png", "RGB", (SIDE, SIDE), seed=index)
-        write_image(folder / "sources" / f"{index:02d}.png", "L", (SIDE, SIDE), seed=100 + index)
-        kind = ["disk", "ring", "star"][index % 3]
-        captions = [f"a small {kind}", f"{kind} number {index}", f"one more {kind}"][: index % 4]
-        source = None if index % 7 == 3 else f"sources/{index:02d}.png"
-        weight = None if index % 5 == 2 else index / 2
-        record = {"label": kind, "text": captions, "source_file_name": source, "weight": weight, "age": index % 4}
-        records.append({"file_name": f"{index:02d}.png", **record})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +47,9 @@ def sample(*argv, folder: str = "out") -> tuple[torch.Tensor, list[dict]]:
     """Run sample.py with two steps. Return the images and their metadata."""
     shutil.rmtree(folder, ignore_errors=True)
     assert run(commands.sample, "run", "--steps", "2", "--output", folder, *argv) == 0
-    records = records_of(Path(folder))
+    records = read_metadata(Path(folder))
     images = [np.asarray(Image.open(Path(folder) / record["file_name"])) for record in records]
     return torch.from_numpy(np.stack(images)).int(), records
-
-
-def records_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
 
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────
@@ -125,9 +92,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("column", CHANGES)
 def test_changed_values_are_refused_by_a_resumed_run(mixed, capsys, column):
-    records = records_of(Path("photos"))
+    records = read_metadata(Path("photos"))
     CHANGES[column](records[1])
-    Path("photos/metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+    write_metadata(Path("photos"), records)
     assert run(commands.train, "--resume", "run", "--train.steps", "10") == 2
     assert "\rdata.path: different data set (20 examples, run/checkpoints" in capsys.readouterr().err
 
@@ -137,21 +104,21 @@ def test_the_fingerprint_follows_every_column(mixed):
         conditions = {name: config.conditions[name] for name in names}
         return load_images(config.data, conditions, Path("run/model"), log=lambda line: None).fingerprint
 
-    config, records = settings_from(Path("run/config.yaml"), Config), records_of(Path("photos"))
+    config, records = settings_from(Path("run/config.yaml"), Config), read_metadata(Path("photos"))
     found = {"": fingerprint()}
     for column, change in CHANGES.items():
         changed = json.loads(json.dumps(records))
         change(changed[1])
-        Path("photos/metadata.jsonl").write_text("\n".join(map(json.dumps, changed)))
+        write_metadata(Path("photos"), changed)
         found[column] = fingerprint()
     assert len(set(found.values())) == 1 + len(CHANGES)
-    Path("photos/metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+    write_metadata(Path("photos"), records)
     assert fingerprint() == found[""]
     assert fingerprint(["small"]) == fingerprint([])  # made from the images, which are in it already
 
 
 def test_examples_hold_the_conditions_of_held_out_images(mixed):
-    records = records_of(Path("run/examples"))
+    records = read_metadata(Path("run/examples"))
     config = settings_from(Path("run/config.yaml"), Config)
     assert len(records) == int(0.2 * NUMBER)
     assert all(record.keys() == {"file_name", *NAMES} for record in records)
@@ -161,7 +128,7 @@ def test_examples_hold_the_conditions_of_held_out_images(mixed):
     for record in records:
         index = originals[Image.open(Path("run/examples", record["file_name"])).tobytes()]
         assert index in held_out.indices.tolist()
-        truth = records_of(Path("photos"))[index]
+        truth = read_metadata(Path("photos"))[index]
         assert config.conditions["label"].class_names[record["label"]] == truth["label"]
         assert record["caption"] in (truth["text"] or [None])
         numbers = None if truth["weight"] is None else pytest.approx([truth["weight"], truth["age"]], abs=1e-6)
@@ -206,8 +173,8 @@ def test_two_processes_see_the_same_data_and_noise_as_one(mixed):
 def test_sampling_without_options_reproduces_the_last_preview(mixed):
     assert run(commands.sample, "run", "--output", "out") == 0
     assert Path("out/grid.png").read_bytes() == Path(f"run/samples/step_{STEPS:08d}.png").read_bytes()
-    examples = records_of(Path("run/examples"))
-    for record, example in zip(records_of(Path("out")), examples, strict=True):
+    examples = read_metadata(Path("run/examples"))
+    for record, example in zip(read_metadata(Path("out")), examples, strict=True):
         assert record.get("caption") == example["caption"]
         assert record.get("numbers") == example["numbers"]
 
@@ -233,7 +200,7 @@ def test_each_condition_changes_the_samples(mixed):
     absent, records = sample("--num_images", "1", "--label", "none")
     assert records == [{"file_name": "00000.png", "seed": 0}]
     words = {"caption": "a small disk", "numbers": "3, 1", "source": "photos/sources/05.png"}
-    words |= {"label": "ring", "small": "run/examples/" + records_of(Path("run/examples"))[0]["small"]}
+    words |= {"label": "ring", "small": "run/examples/" + read_metadata(Path("run/examples"))[0]["small"]}
     for name, word in words.items():
         images, [record] = sample("--num_images", "1", f"--{name}", word)
         assert not torch.equal(images, absent), name
@@ -258,7 +225,7 @@ def test_a_folder_of_sources_gives_one_image_each(mixed):
 
 
 def test_samples_agree_with_their_source_to_the_bit(mixed):
-    file = Path("run/examples") / records_of(Path("run/examples"))[0]["small"]
+    file = Path("run/examples") / read_metadata(Path("run/examples"))[0]["small"]
     source = torch.tensor(np.asarray(Image.open(file))).permute(2, 0, 1)
     degradation = settings_from(Path("run/config.yaml"), Config).conditions["small"]._degradation((SIDE, SIDE))
 
@@ -302,7 +269,7 @@ def test_without_its_examples_a_run_samples_without_conditions(mixed):
     assert torch.equal(found, absent)
     assert all(record.keys() == {"file_name", "seed"} for record in records)
     assert run(commands.train, "--resume", "run", "--train.steps", "9") == 0
-    assert len(records_of(Path("run/examples"))) == int(0.2 * NUMBER)
+    assert len(read_metadata(Path("run/examples"))) == int(0.2 * NUMBER)
 
 
 def test_a_run_is_evaluated_under_held_out_conditions(mixed):
