@@ -34,8 +34,8 @@ class SampleConfig(Settings):
     num_images: int = Field(64, ge=1, le=10_000_000)
     """Number of images."""
     conditions: dict[str, Words] = Field({})
-    """What to sample, by condition: classes, a prompt, a source file, numbers, a list of such in turn, or none; left out:
-    all classes, or the conditions of held-out examples, in turn; where others are given, absent."""
+    """What to sample, by condition: classes, a prompt, a source file, numbers, a list in turn, or none; left out: all
+    classes, or the conditions of held-out examples, in turn; where others are given, absent."""
     guidance_scale: Scale | dict[str, Scale] = 1.0
     """Classifier-free guidance: 1 is none, more follows the conditions more closely; one number or one by condition."""
     guidance_interval: Annotated[tuple[Share, Share], Strict(False)] = (0.0, 1.0)
