@@ -35,7 +35,6 @@ SAMPLE = {"num_images": 24}
 def train_small(config: str, output: Path, minutes: float, seed: int, **sections: dict[str, Any]) -> Run:
     """Train a shipped config with the small network to the end, resuming the run if there is one."""
     settings = TRAIN | {"output": str(output), "minutes": minutes, "seed": seed}
-    resumed = (output / "checkpoints").exists()
-    if resumed:
+    if (output / "checkpoints").exists():
         return train(config, resumed=True, train={"output": str(output)})
-    return train(config, overwrite=True, unet=UNET, train=settings, sample=SAMPLE, **sections)
+    return train(config, unet=UNET, train=settings, sample=SAMPLE, **sections)
