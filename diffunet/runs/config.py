@@ -10,7 +10,7 @@ from ..conditions.augmentation import AugmentationConfig
 from ..conditions.base import ConditionConfig
 from ..conditions.label import LabelConfig
 from ..conditions.types import Condition
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError, did_you_mean, printable
 from ..core.settings import Settings
 from ..data.augmentation import KINDS
 from ..data.dataset import DataConfig, ImageDataset
@@ -29,6 +29,8 @@ CONFIG_DIR = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.
 """The shipped configs: inside the installed package, or beside it in a checkout."""
 RESERVED = {"time", "image", "target", "weight", "x_t", "t", "keep_masks", "model", "rng", "run", "output", "help"}
 """Names that a condition cannot have: columns and arguments with another meaning."""
+MAX_NAME = 64
+"""Maximum length of the name of a condition, which is also that of a folder."""
 
 
 class ModelConfig(Settings):
@@ -46,8 +48,8 @@ class ModelConfig(Settings):
             taken = name in RESERVED or name in SampleConfig.model_fields
             if taken or (name == "augmentation") != isinstance(condition, AugmentationConfig):
                 raise ValueError(f"{name} is a reserved name; choose another")
-            if not name.isidentifier():
-                raise ValueError(f"{name!r} is not a name: use letters, digits and _")
+            if not name.isidentifier() or len(name) > MAX_NAME:
+                raise ValueError(f"{printable(name, 40)} is not a name: use at most {MAX_NAME} letters, digits and _")
         return conditions
 
     @property

@@ -222,7 +222,7 @@ def test_a_reserved_condition_name_is_an_error(tmp_path, name):
 def test_a_condition_name_that_is_not_an_identifier_is_an_error(tmp_path):
     line = error(tmp_path, "conditions: {'my label': {type: label}}")
     assert "some.yaml:1: conditions" in line
-    assert "is not a name: use letters, digits and _" in line
+    assert "is not a name: use at most 64 letters, digits and _" in line
 
 
 def test_mistakes_in_an_entry_are_at_its_line(tmp_path):
