@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -36,11 +36,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from .cases import TINY, Case
+from .fuzz_conditions import MIXED, condition_case, write_photos
 from .fuzz_configs import command_case, config_case
 from .fuzz_datasets import image_folder_case, parquet_case
 from .fuzz_runs import run_case
 
-KINDS = ("configs", "command lines", "image folders", "parquet files", "run folders")
+KINDS = ("configs", "command lines", "image folders", "parquet files", "run folders", "conditions")
 SECONDS = 60
 """After which a case counts as hung."""
 MEMORY = 4 * 2**30
@@ -48,7 +49,7 @@ MEMORY = 4 * 2**30
 IMPORTED = (
     *("diffunet.cli.main", "diffunet.evaluation.report", "diffunet.evaluation.monitor", "diffunet.interop.diffusers"),
     *("diffunet.models.inspection", "diffunet.models.tiling", "diffunet.training.trainer", "datasets"),
-    *("accelerate.tracking", "einops._torch_specific"),
+    *("accelerate.tracking", "einops._torch_specific", "tokenizers"),
     *("matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet"),
     *("sklearn.datasets.data", "sklearn.svm", "torch.utils.flop_counter", "torchvision.io", "torchvision.utils"),
     "torchvision.transforms.v2.functional",
@@ -75,12 +76,12 @@ class Outcome:
     faults: list[str]
 
 
-def run_cases(cases: int, seed: int, folder: Path) -> Iterator[Outcome]:
-    """Yield the outcomes of cases of each kind in turn, run in folders of `folder`; those that pass are removed."""
+def run_cases(cases: int, seed: int, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[Outcome]:
+    """Yield the outcomes of cases of these kinds in turn, run in folders of `folder`; those that pass are removed."""
     _warm_up()
     run = _real_run(folder)
     for index in range(cases):
-        kind = KINDS[index % len(KINDS)]
+        kind = kinds[index % len(kinds)]
         outcome = _try(kind, index, f"{seed} {kind} {index}", folder / f"{seed}_{index:05d}", run)
         if not outcome.faults:
             shutil.rmtree(outcome.folder)
@@ -101,10 +102,13 @@ def _warm_up() -> None:
 
 
 def _real_run(folder: Path) -> Path:
-    """Train a small run, sample from it and export it, for the cases to damage."""
+    """Train a small run, sample from it and export it, for the cases to damage; another one with all conditions."""
     home = folder / "real"
     home.mkdir(parents=True)
     (home / "tiny.yaml").write_text(TINY)
+    mixed = home / "mixed"
+    write_photos(mixed / "photos")
+    (mixed / "mixed.yaml").write_text(MIXED)
 
     def make() -> None:
         for argv in (["train", "--config", "tiny.yaml"], ["sample", "run"], ["export", "run", "run/exported"]):
@@ -112,7 +116,9 @@ def _real_run(folder: Path) -> Path:
                 _command(argv)
 
     code, _ = _in_a_child(make, home)
-    if code or not (home / "run" / "exported").is_dir():
+    if not code:
+        code, _ = _in_a_child(lambda: _command(["train", "--config", "mixed.yaml", "--train.steps", "1"]), mixed)
+    if code or not (home / "run" / "exported").is_dir() or not (mixed / "run" / "examples").is_dir():
         raise RuntimeError(f"no run to damage: {(home / STDERR).read_text()}")
     for name in (STDOUT, STDERR):
         (home / name).unlink()
@@ -131,6 +137,7 @@ def _try(kind: str, index: int, seed: str, folder: Path, run: Path) -> Outcome:
             "image folders": lambda: image_folder_case(rng, folder),
             "parquet files": lambda: parquet_case(rng, folder),
             "run folders": lambda: run_case(rng, folder, run),
+            "conditions": lambda: condition_case(rng, folder, run.parent / "mixed"),
         }[kind]()
         (folder / CASE).write_text(json.dumps(asdict(case)))
         _command(list(case.argv))
@@ -232,25 +239,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     args = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA context does not survive a fork
     folder = Path(tempfile.mkdtemp(prefix="diffunet_inputs_"))
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in tqdm(run_cases(args.cases, args.seed, folder), total=args.cases, unit="case", dynamic_ncols=True):
+    found = run_cases(args.cases, args.seed, folder, args.kinds)
+    for outcome in tqdm(found, total=args.cases, unit="case", dynamic_ncols=True):
         outcomes[outcome.kind].append(outcome)
         for fault in outcome.faults:
             line = shlex.join(["diffunet", *outcome.case.argv])
             tqdm.write(f"{outcome.folder} ({outcome.kind}): {outcome.case.about}\n    {line[:200]}\n    {fault[:300]}")
     print(f"{'':16}{'cases':>7}{'refused':>9}{'accepted':>10}{'failed':>8}{'slowest':>10}{'all':>8}")
-    for kind, found in outcomes.items():
-        codes = [outcome.code for outcome in found]
-        seconds = [outcome.seconds for outcome in found]
-        failed = sum(bool(outcome.faults) for outcome in found)
+    for kind, tried in outcomes.items():
+        codes = [outcome.code for outcome in tried]
+        seconds = [outcome.seconds for outcome in tried]
+        failed = sum(bool(outcome.faults) for outcome in tried)
         print(
-            f"{kind:16}{len(found):7}{codes.count(2):9}{codes.count(0):10}{failed:8}"
+            f"{kind:16}{len(tried):7}{codes.count(2):9}{codes.count(0):10}{failed:8}"
             f"{max(seconds):8.1f} s{sum(seconds):6.0f} s"
         )
-    failed = any(outcome.faults for found in outcomes.values() for outcome in found)
+    failed = any(outcome.faults for tried in outcomes.values() for outcome in tried)
     if not failed:
         shutil.rmtree(folder)
     return int(failed)
