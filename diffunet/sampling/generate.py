@@ -133,6 +133,8 @@ class Sampler:
             elif words is None:
                 words = NONE if config.conditions else self.examples.get(name, NONE)
             values[name] = condition.parse(name, words, self.folder, self.shape[1:])
+            if not values[name]:
+                raise UserError(f"{name}: no values (got an empty list); give one, or {NONE}")
         return values
 
     def number_of_files(self, config: SampleConfig, values: Mapping[str, list[Value]]) -> int:

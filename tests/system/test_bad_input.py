@@ -177,6 +177,7 @@ def test_names_with_another_meaning_are_refused(mixed, capsys, name):
 SAMPLING = {
     "--lable ring": "--lable: unknown argument; did you mean --label?",
     "--conditions {lable: ring}": "lable: not one of label, caption, source, numbers, small; did you mean label?",
+    "--conditions {caption: []}": "caption: no values (got an empty list); give one, or none",
     "--label rnig": "label: rnig is not one of the 3 classes: disk, ring, star; did you mean ring?",
     "--guidance_scale {lable: 2}": "lable: not one of label, caption, source, numbers, small; did you mean label?",
     "--guidance_scale {label: -1}": "--guidance_scale",
