@@ -166,7 +166,9 @@ def test_a_mistake_in_a_condition_is_one_line(mixed, capsys, change):
     assert not Path("new").exists()
 
 
-@pytest.mark.parametrize("name", ["time", "image", "x_t", "help", "seed", "steps", "agree", "augmentation", "no-name", "x" * 65])
+@pytest.mark.parametrize(
+    "name", ["time", "image", "x_t", "help", "seed", "steps", "agree", "augmentation", "no-name", "x" * 65]
+)
 def test_names_with_another_meaning_are_refused(mixed, capsys, name):
     argv = ("--conditions", f"{{{name}: {{type: label}}}}", "--train.output", "new")
     line = refused(capsys, commands.train, "--config", "mixed.yaml", *argv)
