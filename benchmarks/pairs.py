@@ -106,8 +106,10 @@ def comparison(images: Tensor, truth: Tensor, features: FeatureExtractor, real: 
 
 def upsampled(measurements: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """Return sources (N, c, h, w) in [-1, 1] as images from 0 to 1, in bicubic interpolation where they are smaller."""
-    images = (measurements[:, :channels] + 1) / 2
-    images = images if images.shape[1] == channels else images[:, :1].expand(-1, channels, -1, -1)
+    images = (measurements + 1) / 2
+    if images.shape[1] in (2, 4):  # transparent, on white
+        images = images[:, :-1] * images[:, -1:] + 1 - images[:, -1:]
+    images = images.expand(-1, channels, -1, -1)
     return images if images.shape[2:] == size else F.interpolate(images, size, mode="bicubic").clamp(0, 1)
 
 
