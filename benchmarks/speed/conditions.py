@@ -22,6 +22,7 @@ from timing import format_median, interleaved, interval
 
 from diffunet.conditions import pretrained_text
 from diffunet.core.settings import merge, settings_from
+from diffunet.data.digits import digit_images
 from diffunet.runs.config import Config, config_file
 from diffunet.tasks.fit import _trainer
 from diffunet.tasks.generation import generation
@@ -77,7 +78,7 @@ def main() -> None:
         calls = {name: make(conditions) for name, conditions in CONDITIONS.items()}
         if args.encoder:
             encoded, distinct, calls["text, frozen encoder"] = count_encoded(args.encoder, folder)
-            print(f"the frozen encoder encoded {encoded} captions, {distinct} of them distinct")
+            print(f"frozen encoder: {encoded} captions encoded, {distinct} distinct, {len(digit_images()):,} images")
         seconds = interleaved(calls, args.rounds)
     base = seconds["unconditional"]
     cells = ([name, format_median(1000 * s, ".1f"), format_median(s / base, ".3f")] for name, s in seconds.items())
