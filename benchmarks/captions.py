@@ -10,7 +10,7 @@ skin tone; `--encoder FOLDER` takes frozen tokens. Continues where it stopped. W
 captions.json to OUTPUT:
 
 - retrieval: the share of samples whose nearest image among 1,000 of DATA, or five nearest, have their caption, by
-  features of efficientnet-lite0, beside images of REFERENCE and real images with the detail of their size;
+  features of efficientnet-lite0, beside the images of REFERENCE;
 - composition: shape and skin tone of samples for withheld combinations, for as many that were seen, and of real images.
 """
 
@@ -31,7 +31,6 @@ from diffunet.conditions.label import LabelConfig
 from diffunet.core.rng import fixed_subset
 from diffunet.data.dataset import DataConfig, ImageDataset, load_images
 from diffunet.evaluation.conditional import wilson_error
-from diffunet.evaluation.features import FeatureExtractor
 from diffunet.runs.figures import save_grid
 from diffunet.runs.run import Run
 
@@ -98,12 +97,12 @@ def sample(run: Run, captions: list[str], seed: int = 0, **settings: float) -> T
     return run.sample(conditions=conditions, num_images=len(captions), batch_size=100, seed=seed, **settings).pixels
 
 
-def nearest(images: Tensor, pool: Tensor, features: FeatureExtractor) -> Tensor:
-    """Return the indices of the images of the pool from the nearest to the farthest, (N, P).
+def nearest(found: Tensor, known: Tensor) -> Tensor:
+    """Return the indices of a pool with features (P, D) from the nearest to the farthest of each (N, D), (N, P).
 
     By the cosine of features that are standardized by those of the pool.
     """
-    found, known = features(images).double(), features(pool).double()
+    found, known = found.double(), known.double()
     mean, std = known.mean(0), known.std(0).clamp(min=1e-6)
     found, known = (torch.nn.functional.normalize((x - mean) / std, dim=1) for x in (found, known))
     return (found @ known.T).argsort(dim=1, descending=True)
@@ -176,13 +175,13 @@ def retrieval(draw, real, other, validation, left_out, number, features) -> dict
     held_out = [caption for caption in captions if caption in validation | left_out][:number]
     rest = [caption for caption in captions if caption not in validation | left_out]
     seen = [rest[index] for index in fixed_subset(len(rest), POOL - len(held_out)).tolist()]
-    pool = torch.stack([real[caption] for caption in held_out + seen])
+    pool = features(torch.stack([real[caption] for caption in held_out + seen]))
     place = {caption: index for index, caption in enumerate(held_out + seen)}
     groups = {"training captions": (seen[:number], draw), "held-out captions": (held_out, draw)}
     groups["another hand"] = ((held_out + seen)[-number:], lambda chosen: torch.stack([other[c] for c in chosen]))
     rows = {}
     for group, (chosen, images) in groups.items():
-        order = nearest(images(chosen), pool, features)
+        order = nearest(features(images(chosen)), pool)
         own = order == torch.tensor([place[caption] for caption in chosen])[:, None]
         rows[group] = {f"top-{rank}": row(own[:, :rank].any(1)) for rank in (1, 5)}
     return rows
@@ -193,7 +192,7 @@ def composition(draw, toned, real, other, validation, left_out, number, features
 
     The shape is right if the nearest of all images with a single tone has the name, whatever its tone.
     """
-    pool = torch.stack([real[record["text"]] for record in toned])
+    pool = features(torch.stack([real[record["text"]] for record in toned]))
     names = [record["name"] for record in toned]
     palette = skin_palette({record["text"]: record["skin"] for record in toned if record["text"] not in left_out}, real)
     withheld = [record for record in toned if record["text"] in left_out][:number]
@@ -213,7 +212,7 @@ def composition(draw, toned, real, other, validation, left_out, number, features
         ("another hand", withheld, others),
     ):
         pixels = images([record["text"] for record in chosen])
-        first = nearest(pixels, pool, features)[:, 0].tolist()
+        first = nearest(features(pixels), pool)[:, 0].tolist()
         shape = torch.tensor([names[i] == record["name"] for i, record in zip(first, chosen, strict=True)])
         tone = skin_tone(pixels, palette)
         tone = torch.tensor([TONES[i] == record["skin"] for i, record in zip(tone.tolist(), chosen, strict=True)])
