@@ -137,6 +137,7 @@ GOOD = {
     "16 bits": (".png", saved("I;16")),
     "16-bit TIFF": (".tif", saved("I;16")),
     "32-bit TIFF": (".tif", saved("I")),
+    "float TIFF": (".tif", saved("F")),
     "16-bit color": (".png", deep_color),
     "animated GIF": (".gif", animated()),
     "animated PNG": (".png", animated()),
@@ -169,7 +170,6 @@ BROKEN = {
     "no pixels": (".png", contents(png(0, 0, b""))),
     "large header": (".png", contents(png(12_000, 12_000, b"x"))),
     "bomb": (".png", bomb),
-    "float TIFF": (".tif", saved("F")),
     "PostScript": (".eps", contents(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")),
 }
 AMBIGUOUS = {

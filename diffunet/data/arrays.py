@@ -94,7 +94,7 @@ def pillow_reads_tiff(file: BinaryIO) -> bool:
         with Image.open(file) as image:
             samples, bits = image.tag_v2.get(277, 1), image.tag_v2.get(258, (1,))
             unknown = samples == 2 and 0 in image.tag_v2.get(338, ())
-            signed = image.tag_v2.get(339, (1,))[0] == 2
+            signed = image.tag_v2.get(339, (1,))[0] == 2 and max(bits) <= 16  # of 32 bits they are clipped to 16
             return samples <= 4 and not unknown and not signed and (samples == 1 or max(bits) <= 8)
     except (Image.DecompressionBombError, Image.UnidentifiedImageError):
         return False

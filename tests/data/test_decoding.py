@@ -41,6 +41,14 @@ def test_16_bit_gray_is_kept(tmp_path):
     assert eight.tolist() == np.round(ramp / 257).astype(int).tolist()
 
 
+def test_a_tiff_of_32_bit_integers_is_clipped_to_16_bits(tmp_path):
+    values = np.array([[-5, 0, 1000], [65535, 65536, 10**9]], dtype=np.int32)
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    dataset, logged = load(tmp_path)
+    assert "1 channel, 16 bits" in logged
+    assert dataset.images[0, 0].tolist() == values.clip(0, 65535).tolist()
+
+
 def test_16_bit_color_is_kept(tmp_path):
     """Pillow opens such files with 8 bits, silently."""
     pixels = np.random.default_rng(0).integers(0, 65536, (4, 5, 3), dtype=np.uint16)
