@@ -5,14 +5,16 @@ and a subfolder for each condition that is an image.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..conditions.base import ConditionConfig
 from ..conditions.image import ImageConfig
-from ..core.errors import UserError
+from ..core.errors import UserError, printable
 from ..core.rng import BatchRNG, fixed_subset
 from ..data.dataset import ImageDataset
 from ..data.decoding import decode, inspect
@@ -63,11 +65,12 @@ def examples_of(images: ImageDataset, indices: list[int]) -> tuple[Tensor, dict[
     return batch["image"], {name: column.words(batch[name], image, rng) for name, column in images.columns.items()}
 
 
-def read_examples(folder: Path) -> dict[str, list[Any]]:
+def read_examples(folder: Path, conditions: Mapping[str, ConditionConfig]) -> dict[str, list[Any]]:
     """Return the words of the examples by condition, and as `file_name` the images; files are paths.
 
-    Return {} without examples. Raise UserError if metadata.jsonl is damaged.
+    Return {} without examples. Raise UserError if metadata.jsonl is damaged, or names a file outside of the folder.
     """
+    images = {"file_name", *(name for name, c in conditions.items() if isinstance(c, ImageConfig))}
     file = folder / METADATA
     if not file.exists():
         return {}
@@ -75,11 +78,19 @@ def read_examples(folder: Path) -> dict[str, list[Any]]:
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         words = {name: [record[name] for record in records] for name in ("file_name", *records[0])}
         for name, turn in words.items():
-            if name == "file_name" or (folder / name).is_dir():
-                words[name] = [None if word is None else str(folder / word) for word in turn]
+            if name in images:
+                words[name] = [None if word is None else str(_inside(folder, word)) for word in turn]
     except (ValueError, LookupError, TypeError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}); python train.py --resume RUN writes it again") from None
     return words
+
+
+def _inside(folder: Path, word: str) -> Path:
+    """Return the path of a file. Raise ValueError if it is outside of the folder: a run may come from a stranger."""
+    path = folder / word
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{printable(word)} is outside of the folder")
+    return path
 
 
 def save_example_comparison(folder: Path, samples: Tensor, config: Config, path: Path) -> None:
@@ -87,7 +98,7 @@ def save_example_comparison(folder: Path, samples: Tensor, config: Config, path:
 
     samples: pixels (N, C, H, W), of the examples in turn. No-op without examples.
     """
-    words, data = read_examples(folder), config.data
+    words, data = read_examples(folder, config.inputs), config.data
     if not words:
         return
     number, bit_depth = len(words["file_name"]), data.bit_depth or 8

@@ -197,7 +197,7 @@ class Run:
             bit_depth=own.data.bit_depth or 8,
             conditions=own.inputs,
             folder=self.folder / "model",
-            examples=read_examples(self.folder / EXAMPLES),
+            examples=read_examples(self.folder / EXAMPLES, own.inputs),
             guide=guide,
         )
 
