@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a captioned folder")
     parser.add_argument("--reference", type=Path, required=True, help="the same images by another hand")
     parser.add_argument("--minutes", type=float, default=180, help="of training (%(default)s)")
+    parser.add_argument("--train_steps", type=int, help="steps of training instead of minutes")
     parser.add_argument("--encoder", default="own", help="folder of a frozen text encoder (%(default)s)")
     parser.add_argument("--config", default="configs/captions.yaml", help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/captions-benchmark"))
@@ -138,9 +139,8 @@ def main() -> None:
     write_folder(args.data, kept, training)
     data = {"path": str(training), "resolution": 32, "channels": 3}
     caption = {"type": "text", "column": "text", "encoder": args.encoder, "max_length": 48}  # of any caption
-    run = train_small(
-        args.config, args.output / "run", args.minutes, args.seed, data=data, conditions={"caption": caption}
-    )
+    length = {"steps": args.train_steps} if args.train_steps else {"minutes": args.minutes}
+    run = train_small(args.config, args.output / "run", length, args.seed, data=data, conditions={"caption": caption})
     if args.train_only:
         return
     draw = partial(sample, run, guidance_scale=args.guidance_scale, steps=args.steps)
@@ -150,13 +150,13 @@ def main() -> None:
     other, _ = images_by_caption(DataConfig(**data | {"path": str(args.reference)}))
     features = efficientnet_features()
     validation = held_out_captions(trained)
-    measured = {"minutes": args.minutes, "steps": run.config().train.steps, "encoder": args.encoder}
+    measured = {**length, "steps": run.config().train.steps, "encoder": args.encoder}
     measured |= {"guidance_scale": args.guidance_scale, "features": features.name, "weights_sha256": features.weights}
     found = retrieval(draw, real, other, validation, left_out, args.number, features)
     shapes = composition(draw, toned, real, other, validation, left_out, args.number, features)
     measured |= {"retrieval": found, "composition": shapes}
     (args.output / "captions.json").write_text(json.dumps(measured, indent=2))
-    print(f"{machine()}, {measured['steps']:,} steps in {args.minutes:g} minutes. Percent.\n")
+    print(f"{machine()}, {measured['steps']:,} steps. Percent.\n")
     for name, groups in (("retrieval", found), ("composition", shapes)):
         heads = list(next(iter(groups.values())))
         cells = ([group, *(percent(rows[head]) for head in heads)] for group, rows in groups.items())

@@ -181,7 +181,7 @@ def main() -> None:
     config = args.config if args.config.endswith(".yaml") else f"configs/{args.config}.yaml"
     folder = paired_folder(args.data, args.source, args.output / "data")
     data = {"path": str(folder), "resolution": 32, "channels": 3, "held_out": 0.1, "random_flip": False}
-    run = train_small(config, args.output / "run", args.minutes, args.seed, data=data)
+    run = train_small(config, args.output / "run", {"minutes": args.minutes}, args.seed, data=data)
     features = efficientnet_features()
     record = {"config": args.config, "data": folder.name, "minutes": args.minutes, "steps": run.config().train.steps}
     record |= {"features": features.name, "weights_sha256": features.weights}

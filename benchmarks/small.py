@@ -32,9 +32,12 @@ SAMPLE = {"num_images": 24}
 """Of the previews."""
 
 
-def train_small(config: str, output: Path, minutes: float, seed: int, **sections: dict[str, Any]) -> Run:
-    """Train a shipped config with the small network to the end, resuming the run if there is one."""
-    settings = TRAIN | {"output": str(output), "minutes": minutes, "seed": seed}
+def train_small(config: str, output: Path, length: dict[str, float], seed: int, **sections: dict[str, Any]) -> Run:
+    """Train a shipped config with the small network to the end, resuming the run if there is one.
+
+    `length` is of the training: {"minutes": M}, or {"steps": N} where two trainings shall be as long on a busy machine.
+    """
+    settings = TRAIN | {"output": str(output), "seed": seed} | length
     if (output / "checkpoints").exists():
         return train(config, resumed=True, train={"output": str(output)})
     return train(config, unet=UNET, train=settings, sample=SAMPLE, **sections)

@@ -22,6 +22,8 @@ if __name__ == "__main__":
 
     def traced(self, batch, rng):
         prepared = prepare(self, batch, rng)
+        if rng.positions.start is None:  # not of a training step, but of a preview
+            return prepared
         checksums = [zlib.crc32(image.numpy().tobytes()) for image in prepared["image"]]
         with open(f"{trace}.{os.environ.get('RANK', '0')}", "a") as file:
             print(json.dumps([rng.positions.start, checksums]), file=file)

@@ -3,10 +3,10 @@
     python benchmarks/speed/conditions.py                                  # minutes; on an otherwise idle machine
     python benchmarks/speed/conditions.py --rounds 2 --encoder FOLDER      # a rehearsal, and a frozen text encoder
 
-The network of configs/text-digits.yaml, unconditional and with one condition each: a caption by the own encoder, a
-source made by a degradation, two numbers. With
-`--encoder`, also frozen tokens, and a check that each distinct caption was encoded once. Ratios are medians of those
-within rounds, with the interval of the median.
+The network of configs/text-digits.yaml, unconditional and with one condition each: a caption as in that file, or by an
+encoder with the default number of layers; a source made by a degradation; two numbers. With `--encoder`, also frozen
+tokens, and a check that each distinct caption was encoded once. Ratios are medians of those within rounds, with the
+interval of the median.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import yaml
 from report import add_record_flag, append_rows, header, table
 from timing import format_median, interleaved, interval
 
@@ -27,10 +28,12 @@ from diffunet.runs.config import Config, config_file
 from diffunet.tasks.fit import _trainer
 from diffunet.tasks.generation import generation
 
+TEXT = yaml.safe_load(config_file("configs/text-digits.yaml").read_text())["conditions"]["caption"]
 CONDITIONS = {
     "unconditional": {},
     "class": {"label": {"type": "label"}},
-    "text, own encoder": {"caption": {"type": "text", "width": 64, "word_dropout": 0}},
+    f"text, {TEXT['layers']} layer": {"caption": TEXT},
+    "text, 2 layers": {"caption": {**TEXT, "layers": 2}},
     "source by a degradation": {"source": {"type": "image", "by": [{"downscale": 2}]}},
     "two numbers": {"measured": {"type": "vector", "column": ["ink", "slant"]}},
 }
@@ -77,7 +80,7 @@ def main() -> None:
         make = partial(training_step, folder=f"{folder}/run")
         calls = {name: make(conditions) for name, conditions in CONDITIONS.items()}
         if args.encoder:
-            encoded, distinct, calls["text, frozen encoder"] = count_encoded(args.encoder, folder)
+            encoded, distinct, calls["text, frozen"] = count_encoded(args.encoder, folder)
             print(f"frozen encoder: {encoded} captions encoded, {distinct} distinct, {len(digit_images()):,} images")
         seconds = interleaved(calls, args.rounds)
     base = seconds["unconditional"]

@@ -234,7 +234,7 @@ def test_describe_presets_files_and_runs(small, capsys):
     of_the_run = table(capsys, "run")
     assert "8×8" in of_the_run[1]
     parameters = sum(parameter.numel() for parameter in Run("run").denoiser().parameters())
-    assert f"(label): {parameters:,} parameters" in of_the_run[-1]
+    assert f"(label: 10 classes): {parameters:,} parameters" in of_the_run[-1]
 
 
 def test_mistakes_of_describe_are_one_line(small, capsys):
