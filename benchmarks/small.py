@@ -39,5 +39,6 @@ def train_small(config: str, output: Path, length: dict[str, float], seed: int, 
     """
     settings = TRAIN | {"output": str(output), "seed": seed} | length
     if (output / "checkpoints").exists():
-        return train(config, resumed=True, train={"output": str(output)})
+        steps = {"steps": length["steps"]} if "steps" in length else {}
+        return train(config, resumed=True, train={"output": str(output)} | steps)
     return train(config, unet=UNET, train=settings, sample=SAMPLE, **sections)

@@ -41,8 +41,7 @@ def load_rows(path: str, split: str, log: Callable[[str], None]) -> "Dataset":
             files = split_patterns(local)
             _accept_arrays()
             rows = datasets.load_dataset("imagefolder", data_dir=str(local), data_files=files, split=split)
-            used = sum(isinstance(kind, datasets.Image) for kind in rows.features.values())
-            _log_unlisted_images(local, used * len(rows), log)
+            _log_unlisted_images(local, rows, log)
         else:
             rows = datasets.load_dataset(path, split=split)
     except UserError:
@@ -117,13 +116,18 @@ def _parquet_files(local: Path) -> list[Path]:
     return files
 
 
-def _log_unlisted_images(folder: Path, used: int, log: Callable[[str], None]) -> None:
+def _log_unlisted_images(folder: Path, rows: "Dataset", log: Callable[[str], None]) -> None:
     """Log how many images a metadata file does not list: `datasets` drops them silently."""
+    import datasets
+
     if any(folder.rglob("metadata.*")):
         known = {*Image.registered_extensions(), ".npy"}
-        total = sum(file.suffix.lower() in known for file in folder.rglob("*"))
-        if total > used:
-            log(f"skipped {total - used} images in {folder} that its metadata file does not list")
+        files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in known}
+        text = [name for name, kind in rows.features.items() if kind == datasets.Value("string")]
+        files -= {path for name in text for path in rows[name]}  # sources, given as paths
+        unlisted = len(files) - len(rows) * sum(isinstance(kind, datasets.Image) for kind in rows.features.values())
+        if unlisted > 0:
+            log(f"skipped {unlisted} images in {folder} that its metadata file does not list")
 
 
 @quiet()

@@ -95,9 +95,11 @@ def test_columns_of_metadata_become_labels(tmp_path):
     lines = []
     for number, color in enumerate(["red", "blue", "red"]):
         write_image(tmp_path / f"{number}.png", size=(8, 8))
-        lines.append(json.dumps({"file_name": f"{number}.png", "color": color}))
+        write_image(tmp_path / "sources" / f"{number}.png", size=(8, 8))
+        lines.append(json.dumps({"file_name": f"{number}.png", "color": color, "path": f"sources/{number}.png"}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    dataset, _ = load(tmp_path, {"color": None})
+    dataset, logged = load(tmp_path, {"color": None})
+    assert "skipped" not in logged
     assert class_names(dataset) == {"color": ("blue", "red")}
     assert sorted(dataset.columns["color"].values.tolist()) == [0, 1, 1]
     write_image(tmp_path / "unlisted.png", size=(8, 8))
