@@ -31,7 +31,7 @@ from diffunet.conditions.label import LabelConfig
 from diffunet.core.rng import fixed_subset
 from diffunet.data.dataset import DataConfig, ImageDataset, load_images
 from diffunet.evaluation.conditional import wilson_error
-from diffunet.runs.figures import save_grid
+from diffunet.runs.figures import save_comparison
 from diffunet.runs.run import Run
 
 PROMPTS = [
@@ -48,6 +48,8 @@ PROMPTS = [
     "waving hand sign, dark skin tone",
     "waving hand sign, light skin tone",
 ]
+COLUMNS = 8
+"""Samples of each prompt."""
 POOL = 1000
 """Images among which the right one is searched."""
 WITHHELD_EVERY = 7
@@ -144,7 +146,8 @@ def main() -> None:
     if args.train_only:
         return
     draw = partial(sample, run, guidance_scale=args.guidance_scale, steps=args.steps)
-    save_grid(torch.cat([draw(PROMPTS, seed) for seed in (0, 100, 200, 300)]), 8, args.output / "prompts.png", 12)
+    columns = torch.stack([draw(PROMPTS, 100 * seed) for seed in range(COLUMNS)], dim=1)
+    save_comparison(args.output / "prompts.png", [(*row, 8) for row in zip(PROMPTS, columns, strict=True)])
     real, trained = images_by_caption(DataConfig(**data))
     real |= images_by_caption(DataConfig(**data | {"path": str(args.data)}))[0]
     other, _ = images_by_caption(DataConfig(**data | {"path": str(args.reference)}))
