@@ -1,10 +1,15 @@
 """The base class of training objectives: add noise, predict a target, weight the squared error.
 
     objective.loss(model, image, **conditions)                    # training
-    objective.sampler("dpm++", steps=25)                          # sampling/loop.py
+    objective.sampler("dpm++", steps=10)                          # sampling/loop.py
 
-The model is any callable `model(x_t, t, **conditions)`. Noise levels of different objectives are compared on one axis,
-their quantile u in training: 0 is the cleanest, 1 the noisiest.
+The model is any callable `model(x_t, t, **conditions)`. Every objective is the same two equations with other numbers:
+
+    x_t        = alpha x_0 + sigma noise                          # levels(t)
+    prediction =     a x_0 +     b noise                          # target(t)
+
+so an estimate of x_0 follows from a prediction, and back. Noise levels of different objectives are compared on one
+axis, their quantile u in training: 0 is the cleanest, 1 the noisiest.
 """
 
 from abc import ABC, abstractmethod
@@ -20,11 +25,14 @@ from torch import Tensor
 from ..core.errors import UserError, did_you_mean
 from ..core.rng import BatchRNG
 from ..core.settings import Settings
+from .solvers import METHODS, Solver
 
 NOISE_BINS = 4
 """Number of equal ranges of u by which losses are also reported."""
 CLIP_TO_DATA_RANGE = {"thresholding": True, "sample_max_value": 1.0}
 """Arguments of diffusers' schedulers that clip estimates of the clean image to [-1, 1]."""
+START = -4.0
+"""log(alpha / sigma) at which solvers start: above this noise, a call changes next to nothing of the image."""
 
 
 class ObjectiveConfig(Settings):
@@ -52,28 +60,97 @@ class NoisyBatch:
 class Objective(ABC):
     """A noise process and a prediction target, with the weighted mean squared error as loss."""
 
-    samplers: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]]
-    """The samplers of this process by name: class in `diffusers`, and arguments in addition to the process's own."""
+    schedulers: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]] = {}
+    """Samplers of diffusers by name, in addition to METHODS: class, and arguments besides the process's own."""
 
     def __init__(self, config: ObjectiveConfig, dropout: Mapping[str, float] = {}):
         """dropout: probability of dropping a condition alone, in addition to `config.condition_dropout`, by name."""
         self.config = config
         self.dropout = {name: probability for name, probability in dropout.items() if probability}
 
+    # ── the process ───────────────────────────────────────────────────────────────────────────────
+
     @abstractmethod
+    def time_at(self, u: Tensor) -> Tensor:
+        """Return the t that the network sees at noise quantiles u in [0, 1)."""
+
+    @abstractmethod
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma at the times t, in the shape of t."""
+
+    @abstractmethod
+    def target(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors a of x_0 and b of the noise in the target at the times t, in the shape of t."""
+
+    @abstractmethod
+    def times(self, log_snr: Tensor) -> Tensor:
+        """Return N times that the network was trained at, for N falling noise levels, given as log(alpha / sigma)."""
+
+    @property
+    @abstractmethod
+    def cleanest(self) -> float:
+        """log(alpha / sigma) at which solvers make their last call."""
+
+    def weight(self, t: Tensor) -> Tensor | float:
+        """Return the weight of the squared error at the times t."""
+        return 1.0
+
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
         """Return the batch for images (B, C, *S) in [-1, 1], standard normal noise, and u, (B,) in [0, 1)."""
+        t = self.time_at(u)
+        alpha, sigma = _like(image, self.levels(t))
+        a, b = _like(image, self.target(t))
+        return NoisyBatch(alpha * image + sigma * noise, t, a * image + b * noise, self.weight(t))
 
-    @abstractmethod
-    def timestep_at(self, u: float) -> float:
-        """Return the t that the network sees at the noise quantile u."""
+    def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the estimate of x_0, (B, C, *S), that a prediction implies; t is () or (B,)."""
+        alpha, sigma = _like(x_t, self.levels(t))
+        a, b = _like(x_t, self.target(t))
+        return (b * x_t - sigma * prediction) / (alpha * b - sigma * a)
 
-    @abstractmethod
+    def prediction(self, clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction, (B, C, *S), that implies an estimate of x_0; the inverse of `clean`."""
+        alpha, sigma = _like(x_t, self.levels(t))
+        a, b = _like(x_t, self.target(t))
+        return a * clean + b * (x_t - alpha * clean) / sigma
+
+    # ── sampling ──────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def samplers(cls) -> tuple[str, ...]:
+        """Return the names of the samplers."""
+        return (*METHODS, *cls.schedulers)
+
     def sampler(self, name: str, steps: int) -> Any:
-        """Return a diffusers scheduler whose timesteps are set for `steps` network calls.
+        """Return a solver or scheduler of diffusers whose timesteps are set for `steps` network calls.
 
         Raise UserError for an unknown name, or a number of steps or a target with which the sampler is inaccurate.
         """
+        if name not in self.samplers():
+            known = ", ".join(self.samplers())
+            raise UserError(f"sampler: {name} is not one of {known}{did_you_mean(name, self.samplers())}")
+        self.check_steps(steps)
+        if name in self.schedulers:
+            return self.scheduler(*self.schedulers[name], steps)
+        return Solver(self, self.falling_times(steps), METHODS[name])
+
+    def check_steps(self, steps: int) -> None:
+        """Raise UserError for a number of network calls that the process does not have."""
+        if steps < 1:
+            raise UserError(f"steps: at least 1 (got {steps})")
+
+    def falling_times(self, steps: int, noisiest: float = START) -> Tensor:
+        """Return the times (steps,) of a solver: even in log-SNR from `noisiest` to the cleanest.
+
+        Even steps suit a solver whose error grows with a power of the step in log-SNR (Lu et al. 2022, section 4).
+        """
+        return self.times(torch.linspace(noisiest, self.cleanest, steps, dtype=torch.float64))
+
+    def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
+        """Return a scheduler of diffusers with this process, and its timesteps set."""
+        raise NotImplementedError(f"{type(self).__name__} has no schedulers of diffusers")
+
+    # ── training ──────────────────────────────────────────────────────────────────────────────────
 
     def loss(
         self, model: Callable[..., Tensor], image: Tensor, rng: BatchRNG = BatchRNG(), **conditions: Tensor
@@ -110,12 +187,11 @@ class Objective(ABC):
         prediction = model(noisy.x_t, noisy.t, **conditions).float()
         return (prediction - noisy.target).square().flatten(1).mean(1)
 
-    def scheduler_args(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Return the diffusers class of a sampler and its arguments. Raise UserError for an unknown name."""
-        if name not in self.samplers:
-            known = ", ".join(self.samplers)
-            raise UserError(f"sampler: {name} is not one of {known}{did_you_mean(name, self.samplers)}")
-        return self.samplers[name]
+
+def _like(image: Tensor, levels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return numbers () or (B,) in a shape that multiplies images (B, C, *S)."""
+    first, second = (level.reshape(-1, *[1] * (image.ndim - 1)) for level in levels)
+    return first, second
 
 
 def noise_bins(u: Tensor) -> dict[str, Tensor]:

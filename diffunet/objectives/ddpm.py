@@ -3,6 +3,7 @@
 x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (equation 4), with alpha_bar of the schedulers of diffusers.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -12,14 +13,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..core.errors import UserError
-from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
+from .base import CLIP_TO_DATA_RANGE, Objective, ObjectiveConfig
 from .schedulers import from_diffusers
 
 MULTISTEP = {**CLIP_TO_DATA_RANGE, "final_sigmas_type": "zero"}
-DPM = {**MULTISTEP, "use_lu_lambdas": True}
 FIRST_ORDER = {**CLIP_TO_DATA_RANGE, "clip_sample": False}
-PURE_NOISE = 40.0
-"""Noise-to-signal ratio after UniPC's first step; nothing can be predicted above it."""
+UNIPC_START = -math.log(40.0)
+"""log(alpha / sigma) after UniPC's first step; from further up, it misses the spread."""
 
 
 class DDPMConfig(ObjectiveConfig):
@@ -60,13 +60,11 @@ class DDPMConfig(ObjectiveConfig):
 class DDPM(Objective):
     """DDPM's objective, over the noise schedules of diffusers.
 
-    Samplers that miss the mean or the spread of Gaussian data for some number of steps or target are left out.
+    Schedulers that miss the mean or the spread of Gaussian data for some number of steps or target are left out.
     """
 
     config: DDPMConfig
-    samplers: ClassVar = {
-        "dpm++": ("DPMSolverMultistepScheduler", DPM),
-        "sde-dpm++": ("DPMSolverMultistepScheduler", {**DPM, "algorithm_type": "sde-dpmsolver++"}),
+    schedulers: ClassVar = {
         "unipc": ("UniPCMultistepScheduler", MULTISTEP),
         "ddim": ("DDIMScheduler", FIRST_ORDER),
         "ddpm": ("DDPMScheduler", FIRST_ORDER),
@@ -75,27 +73,32 @@ class DDPM(Objective):
 
     def __init__(self, config: DDPMConfig, dropout: Mapping[str, float] = {}):
         super().__init__(config, dropout)
-        self.scheduler = config.scheduler()
+        self.alpha_bar = config.scheduler().alphas_cumprod
+        """(T,), share of the signal in the variance at each timestep."""
 
-    def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
-        t = (u * self.config.num_train_timesteps).long()
-        x_t = self.scheduler.add_noise(image, noise, t)  # equation 4
-        return NoisyBatch(x_t, t, self._target(image, noise, t), self._weight(t))
+    def time_at(self, u: Tensor) -> Tensor:
+        return (u * self.config.num_train_timesteps).long()
 
-    def timestep_at(self, u: float) -> float:
-        return u * self.config.num_train_timesteps
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.alpha_bar.to(t.device)[t.long()]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()  # equation 4
 
-    def _target(self, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        if self.config.prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(image, noise, t)
-        return {"epsilon": noise, "sample": image}[self.config.prediction_type]
+    def target(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.levels(t)
+        match self.config.prediction_type:
+            case "epsilon":
+                return torch.zeros_like(alpha), torch.ones_like(alpha)
+            case "sample":
+                return torch.ones_like(alpha), torch.zeros_like(alpha)
+            case "v_prediction":
+                return -sigma, alpha
 
-    def _weight(self, t: Tensor) -> Tensor | float:
+    def weight(self, t: Tensor) -> Tensor | float:
         """Return the min-SNR weight (Hang et al. 2023): min(SNR, gamma) on the error of x_0, in terms of the target."""
         gamma = self.config.min_snr_gamma
         if gamma is None:
             return 1.0
-        alpha_bar = self.scheduler.alphas_cumprod.to(t.device)[t]
+        alpha_bar = self.alpha_bar.to(t.device)[t]
         snr = alpha_bar / (1 - alpha_bar)
         match self.config.prediction_type:
             case "epsilon":
@@ -105,35 +108,45 @@ class DDPM(Objective):
             case "v_prediction":
                 return snr.clamp(max=gamma) / (snr + 1)
 
-    def sampler(self, name: str, steps: int) -> Any:
-        class_name, options = self.scheduler_args(name)
-        total, prediction = self.config.num_train_timesteps, self.config.prediction_type
+    @property
+    def cleanest(self) -> float:
+        return float(self._log_snr[0])
+
+    @property
+    def _log_snr(self) -> np.ndarray:
+        """log(alpha / sigma) at each timestep, (T,), falling."""
+        alpha_bar = self.alpha_bar.double().clamp(min=1e-12)
+        return (0.5 * (alpha_bar / (1 - alpha_bar)).log()).numpy()
+
+    def times(self, log_snr: Tensor) -> Tensor:
+        """Return distinct whole timesteps (N,) int64, near these noise levels."""
+        rising = self._log_snr[::-1]
+        last = len(rising) - 1
+        nearest = last - np.interp(log_snr.numpy(), rising, np.arange(last + 1)).round().astype(np.int64)
+        index = np.arange(len(nearest))
+        falling = np.minimum.accumulate(nearest + index) - index
+        return torch.from_numpy(np.maximum(falling, len(nearest) - 1 - index))
+
+    def check_steps(self, steps: int) -> None:
+        total = self.config.num_train_timesteps
         if not 1 <= steps <= total:
             raise UserError(f"steps: {steps} is not between 1 and the {total} noise levels of the training")
-        if name == "ddim" and total % steps:
+
+    def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
+        total, prediction = self.config.num_train_timesteps, self.config.prediction_type
+        if class_name == "DDIMScheduler" and total % steps:
             near = min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - steps))
             raise UserError(f"steps: ddim needs a divisor of {total} (got {steps}); try {near}")
-        if name == "euler-a" and prediction == "sample":
-            raise UserError("sampler: euler-a does not support prediction_type sample; use sde-dpm++")
-        if name == "euler-a" and prediction == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
-            raise UserError("sampler: euler-a does not support epsilon with cosine noise; use sde-dpm++")
-        sampler = self.config.scheduler(class_name, **options)
-        sampler.set_timesteps(steps)
-        if name == "unipc":  # its own even timesteps miss the spread by up to half
-            sigmas = ((1 - sampler.alphas_cumprod) / sampler.alphas_cumprod).sqrt()
-            sampler.timesteps = _even_in_log_snr(sigmas, steps)
-            sampler.sigmas = torch.cat([sigmas[sampler.timesteps], torch.zeros(1)])
-        return sampler
-
-
-def _even_in_log_snr(sigmas: Tensor, steps: int) -> Tensor:
-    """Return distinct timesteps (steps,) int64: the last one, then even in log-SNR from PURE_NOISE down to timestep 0.
-
-    sigmas: noise-to-signal ratio at each timestep, rising.
-    """
-    log_sigmas = sigmas.double().log().numpy()
-    even = np.linspace(min(log_sigmas[-1], np.log(PURE_NOISE)), log_sigmas[0], steps - 1)
-    nearest = np.interp(even, log_sigmas, np.arange(len(sigmas))).round().astype(np.int64)
-    index = np.arange(steps)
-    falling = np.minimum.accumulate(np.append(len(sigmas) - 1, nearest) + index) - index
-    return torch.from_numpy(np.maximum(falling, steps - 1 - index))
+        if class_name == "EulerAncestralDiscreteScheduler" and prediction == "sample":
+            raise UserError("sampler: euler-a does not support prediction_type sample; use ancestral")
+        if class_name == "EulerAncestralDiscreteScheduler" and prediction == "epsilon" and self.alpha_bar[-1] < 1e-6:
+            raise UserError("sampler: euler-a does not support epsilon with cosine noise; use ancestral")
+        scheduler = self.config.scheduler(class_name, **options)
+        scheduler.set_timesteps(steps)
+        if class_name == "UniPCMultistepScheduler":  # its own even timesteps miss the spread by up to half
+            last = torch.tensor([self._log_snr[-1]])  # where it expects pure noise
+            even = torch.linspace(max(UNIPC_START, last.item()), self.cleanest, steps - 1, dtype=torch.float64)
+            scheduler.timesteps = self.times(torch.cat([last, even]))
+            sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+            scheduler.sigmas = torch.cat([sigmas[scheduler.timesteps], torch.zeros(1)])
+        return scheduler

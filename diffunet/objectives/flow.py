@@ -3,16 +3,20 @@
 x_t = (1 - s) x_0 + s noise for s from 0 to 1; the network predicts the velocity, noise - x_0.
 """
 
+import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from .base import CLIP_TO_DATA_RANGE, NoisyBatch, Objective, ObjectiveConfig
+from .base import CLIP_TO_DATA_RANGE, Objective, ObjectiveConfig
 from .schedulers import from_diffusers
 
 TIME_SCALE = 1000
 """The network sees t = 1000 s, the range that its sinusoidal time embedding is made for."""
+LAST = 0.01
+"""s of a solver's last call."""
 MULTISTEP = {
     **CLIP_TO_DATA_RANGE,
     "prediction_type": "flow_prediction",
@@ -33,22 +37,29 @@ class Flow(Objective):
     """The error of the velocity."""
 
     config: FlowConfig
-    samplers: ClassVar = {
-        "dpm++": ("DPMSolverMultistepScheduler", MULTISTEP),
-        "unipc": ("UniPCMultistepScheduler", MULTISTEP),
-    }
+    schedulers: ClassVar = {"unipc": ("UniPCMultistepScheduler", MULTISTEP)}
 
-    def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
-        s = u.reshape(-1, *[1] * (image.ndim - 1))
-        return NoisyBatch((1 - s) * image + s * noise, TIME_SCALE * u, noise - image)
-
-    def timestep_at(self, u: float) -> float:
+    def time_at(self, u: Tensor) -> Tensor:
         return TIME_SCALE * u
 
-    def sampler(self, name: str, steps: int) -> Any:
-        class_name, options = self.scheduler_args(name)
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t / TIME_SCALE, t / TIME_SCALE
+
+    def target(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    @property
+    def cleanest(self) -> float:
+        return math.log(1 / LAST - 1)
+
+    def times(self, log_snr: Tensor) -> Tensor:
+        return TIME_SCALE * torch.sigmoid(-log_snr).float()
+
+    def check_steps(self, steps: int) -> None:
         if not 1 <= steps <= TIME_SCALE:
             raise UserError(f"steps: {steps} is not between 1 and {TIME_SCALE}")
-        sampler = from_diffusers(class_name)(**options)
-        sampler.set_timesteps(steps)
-        return sampler
+
+    def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
+        scheduler = from_diffusers(class_name)(**options)
+        scheduler.set_timesteps(steps)
+        return scheduler

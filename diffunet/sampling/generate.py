@@ -216,7 +216,7 @@ class Sampler:
         except ValueError as error:
             raise UserError(f"tile: {str(error).removeprefix('tile ')}") from None
         model, *guide = (autocast(network, config.runtime.mixed_precision, device) for network in networks)
-        lowest, highest = map(self.objective.timestep_at, config.guidance_interval)
+        lowest, highest = self.objective.time_at(torch.tensor(config.guidance_interval)).tolist()
         scale = config.guidance_scale
         if isinstance(scale, dict):  # in the order of the conditions, whatever that of the config
             scale = {name: scale[name] for name in self.conditions if name in scale}

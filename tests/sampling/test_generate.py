@@ -64,7 +64,7 @@ def test_noise_has_one_generator_per_image():
     recorder = Sampler(Recorder(plain.denoiser.unet, plain.denoiser.time), COSINE, (1, 8, 6), 8)
     sampled(recorder, num_images=2, seed=5, steps=2)
     expected = [torch.randn(1, 8, 6, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)]
-    assert torch.equal(noise[0], torch.stack(expected))
+    torch.testing.assert_close(noise[0], torch.stack(expected), rtol=3e-4, atol=0)  # sigma is .9998 at the first step
 
 
 def test_every_condition_cycles_through_its_own_classes():

@@ -11,7 +11,7 @@ from diffunet.objectives.flow import Flow, FlowConfig
 from diffunet.sampling.loop import sample
 
 OBJECTIVES = (DDPM(DDPMConfig()), EDM(EDMConfig()), Flow(FlowConfig()))
-SAMPLERS = [(objective, name) for objective in OBJECTIVES for name in objective.samplers]
+SAMPLERS = [(objective, name) for objective in OBJECTIVES for name in objective.samplers()]
 IDS = [f"{type(objective).__name__}-{name}" for objective, name in SAMPLERS]
 
 
