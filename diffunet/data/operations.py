@@ -103,7 +103,7 @@ class Blur(Operation):
     def __call__(self, image: Tensor, rng: BatchRNG | None = None) -> Tensor:
         """Return (B, C, H, W)."""
         low, high = self.range
-        std = image.new_full((len(image),), low) if self.is_fixed else _uniform(self.range, image, rng)
+        std = image.new_full((1,), low) if self.is_fixed else _uniform(self.range, image, rng)
         for axis in (-2, -1):
             radius = min(math.ceil(TRUNCATE * high), image.shape[axis] - 1)  # reflection reaches no farther
             place = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
@@ -197,11 +197,11 @@ def _uniform(interval: tuple[float, float], image: Tensor, rng: BatchRNG | None)
 
 
 def _convolve(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Return images (B, C, H, W), each convolved along one axis with its own kernel, (B, K)."""
+    """Return images (B, C, H, W) convolved along one axis, each with its own kernel, (B, K), or all with one, (1, K)."""
     rows = image.transpose(axis, -1)
-    batch, shape = len(rows), rows.shape
-    rows = F.pad(rows.reshape(batch, -1, shape[-1]), [kernel.shape[1] // 2] * 2, mode="reflect")
-    rows = F.conv1d(rows.transpose(0, 1), kernel[:, None], groups=batch)
+    groups, shape = len(kernel), rows.shape
+    rows = F.pad(rows.reshape(groups, -1, shape[-1]), [kernel.shape[1] // 2] * 2, mode="reflect")
+    rows = F.conv1d(rows.transpose(0, 1), kernel[:, None], groups=groups)
     return rows.transpose(0, 1).reshape(shape).transpose(axis, -1)
 
 
