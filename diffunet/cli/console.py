@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..core.errors import UserError, describe_oserror, ran_out_of_memory
 from ..runs.run import Run
+from ..runs.samples import next_folder
 from .flags import FLAG
 
 
@@ -74,6 +75,15 @@ def check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: not writable; choose another folder with --output")
+
+
+def output_folder(requested: str | None, numbered: Path) -> Path:
+    """Return the requested folder, if it is empty, or the first free one of numbered/000, ...; it can be written to."""
+    folder = Path(requested) if requested else next_folder(numbered)
+    if requested and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output: {folder} is not empty; choose another folder")
+    check_writable(folder)
+    return folder
 
 
 def add_condition_flags(parser: argparse.ArgumentParser, argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from ..core.errors import UserError, did_you_mean, printable
 from .console import user_friendly
+from .edit import edit
 from .evaluate import classifier, ema, evaluate
 from .network import describe, export, import_
 from .sample import sample
@@ -10,6 +11,7 @@ from .train import train
 COMMANDS = {
     "train": train,
     "sample": sample,
+    "edit": edit,
     "evaluate": evaluate,
     "ema": ema,
     "classifier": classifier,

@@ -1,15 +1,13 @@
 """The sample command."""
 
 import argparse
-from pathlib import Path
 
-from ..core.errors import UserError
 from ..core.progress import shared_bar
 from ..core.settings import settings_from
 from ..runs.run import Run
-from ..runs.samples import grid_columns, next_folder, save_samples
+from ..runs.samples import grid_columns, save_samples
 from ..sampling.generate import SampleConfig
-from .console import add_condition_flags, check_single_process, check_writable, user_friendly
+from .console import add_condition_flags, check_single_process, output_folder, user_friendly
 from .flags import add_flags, parse_flags
 
 
@@ -26,8 +24,7 @@ def sample(argv: list[str]) -> int:
     run = Run(args.run)
     own = run.config()
     config = settings_from(own.sample, SampleConfig, flags)
-    folder = _output_folder(run, args.output)
-    check_writable(folder)
+    folder = output_folder(args.output, run.folder / "images")
     sampler = run.sampler(config)
     values = sampler.values(config)
     if "num_images" not in flags and (number := sampler.number_of_files(config, values)):
@@ -36,13 +33,3 @@ def sample(argv: list[str]) -> int:
     number = save_samples(batches, folder, own.data, own.inputs, grid_columns(values))
     print(f"{number} images: {folder}")
     return 0
-
-
-def _output_folder(run: Run, output: str | None) -> Path:
-    """Return the requested folder, if it is empty, or the next free one of the run."""
-    if not output:
-        return next_folder(run.folder / "images")
-    folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output: {folder} is not empty; choose another folder")
-    return folder

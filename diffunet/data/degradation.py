@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.rng import BatchRNG
 from ..core.settings import Settings
-from .operations import OPERATIONS, Extend, Operation, Shape, random_mask
+from .operations import OPERATIONS, Blur, Extend, Operation, Shape, random_mask
 
 ITERATIONS, CG_ITERATIONS = 300, 30
 """Maximum number of alternations in `project`, and of conjugate gradients in each of them."""
@@ -130,6 +130,11 @@ class Degradation:
         return all(operation.is_linear for operation in self.operations)
 
     @property
+    def has_inverse(self) -> bool:
+        """Whether images that agree with a measurement exactly can be computed: not of a blur, which loses too much."""
+        return self.is_linear and not any(isinstance(operation, Blur) for operation in self.operations)
+
+    @property
     def is_fixed(self) -> bool:
         """Whether nothing is random but the mask, which a measurement contains."""
         return all(operation.is_fixed for operation in self.operations)
@@ -169,6 +174,10 @@ class Degradation:
         with torch.enable_grad():
             image = values.new_zeros(len(values), *self.shape, requires_grad=True)
             return torch.autograd.grad(self.apply(image, mask), image, values)[0]
+
+    def pseudoinverse(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return A^+ y, (B, C, H, W), the shortest image that A maps to values y, (B, C', H', W')."""
+        return self.adjoint(self._solve(values, mask), mask)
 
     def project(self, image: Tensor, measurement: Tensor, bit_depth: int | None = None) -> Tensor:
         """Return the nearest images in [-1, 1] that A maps to measurements, in the type of `image`.

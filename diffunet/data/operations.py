@@ -197,7 +197,7 @@ def _uniform(interval: tuple[float, float], image: Tensor, rng: BatchRNG | None)
 
 
 def _convolve(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Return images (B, C, H, W) convolved along one axis, each with its own kernel, (B, K), or all with one, (1, K)."""
+    """Return images (B, C, H, W) convolved along an axis, each with its own kernel, (B, K), or all with one, (1, K)."""
     rows = image.transpose(axis, -1)
     groups, shape = len(kernel), rows.shape
     rows = F.pad(rows.reshape(groups, -1, shape[-1]), [kernel.shape[1] // 2] * 2, mode="reflect")

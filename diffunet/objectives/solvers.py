@@ -61,6 +61,8 @@ class Solver:
         self.timesteps = torch.cat([self.times[:-1].repeat_interleave(self.rounds), self.times[-1:]])
         alpha, sigma = self.process.levels(self.times)
         self._alpha, self._sigma = alpha.double().tolist(), sigma.double().tolist()
+        self.levels = list(zip(self._alpha, self._sigma, strict=True))
+        """(alpha, sigma) at each of the times."""
         self._log_snr = (alpha.double() / sigma.double()).clamp(min=1e-9).log().tolist()  # 0: no signal at all
         self.init_noise_sigma = self._sigma[0]
         self._calls = 0

@@ -22,6 +22,8 @@ GAP = 2
 MIN_TILE = 32
 """Pixels; smaller images are enlarged in a grid."""
 MAX_TIMELINE_ROWS = 12
+FILM_SIZE, FRAME_MILLISECONDS = 128, 80
+"""Pixels to which smaller frames of a film are enlarged, and the time of each."""
 MARGIN_GAP = 6
 """Pixels beside the labels of a comparison."""
 
@@ -82,6 +84,18 @@ def save_comparison(path: Path, rows: Sequence[tuple[str, Tensor, int]]) -> None
             figure.paste(picture, (left, top + (tile[0] - picture.height) // 2), picture)
     with atomic_write(path) as file:
         figure.save(file, format="PNG")
+
+
+def save_film(folder: Path, pixels: Tensor, bit_depth: int) -> None:
+    """Write frames (N, C, H, W) as film.gif, for every viewer, and film.png, animated without loss; there and back."""
+    pixels = displayable(pixels, bit_depth)
+    scale = max(1, FILM_SIZE // min(pixels.shape[-2:]))
+    frames = [to_pil(frame, 8).convert("RGB") for frame in [*pixels, *pixels.flip(0)[1:-1]]]
+    frames = [frame.resize((frame.width * scale, frame.height * scale), Image.Resampling.NEAREST) for frame in frames]
+    for name in ("film.gif", "film.png"):
+        with atomic_write(folder / name) as file:
+            options = {"format": name[-3:], "save_all": True, "append_images": frames[1:], "loop": 0}
+            frames[0].save(file, duration=FRAME_MILLISECONDS, **options)
 
 
 def save_timeline(folder: Path, size: tuple[int, int]) -> None:

@@ -7,7 +7,7 @@ An image of 8 bits with 1, 3 or 4 channels, or gray of 16 bits, is a PNG; any ot
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -32,11 +32,13 @@ def save_samples(
     data: DataConfig,
     conditions: Mapping[str, ConditionConfig],
     columns: int | None = None,
+    edited: Sequence[Path] = (),
 ) -> int:
     """Write 00000.png, ..., metadata.jsonl with seed and conditions, and grid.png. Return the number of images.
 
-    Samples of a source have its name instead of a number. `data` and `conditions` are those of the run, `columns` those
-    of the grid. Each batch is on the disk before the next is sampled. The folder is made with the first.
+    Samples of a source have its name instead of a number, as have those made from files, `edited`, one for each sample.
+    `data` and `conditions` are those of the run, `columns` those of the grid. Each batch is on the disk before the next
+    is sampled. The folder is made with the first.
     """
     records, pixels, names = [], [], Counter()
     bit_depth = data.bit_depth or 8
@@ -45,11 +47,15 @@ def save_samples(
         for place, (image, seed) in enumerate(zip(batch.pixels, batch.seeds, strict=True)):
             suffix, content = encode_image(image, bit_depth, data.value_range)
             words = {name: turn[place] for name, turn in batch.conditions.items() if turn[place] is not None}
-            stem = next((Path(word).stem for name, word in words.items() if conditions[name].type == "image"), None)
+            origin = [str(edited[len(records)])] if edited else []
+            sources = [word for name, word in words.items() if conditions[name].type == "image"]
+            stem = next((Path(file).stem for file in [*origin, *sources]), None)
             names[stem] += 1
             repeat = f"_{names[stem] - 1}" if names[stem] > 1 else ""
             stem = f"{len(records):05d}" if stem is None else stem + repeat
             record: dict = {"file_name": f"{stem}{suffix}", "seed": seed}
+            if edited:
+                record["image"] = origin[0]
             for name, word in words.items():
                 record |= {name: word} | conditions[name].record(name, word)
             (folder / record["file_name"]).write_bytes(content)

@@ -19,6 +19,7 @@ from ..core.settings import Settings
 from ..data.pixels import denormalize
 from ..models.denoiser import Denoiser
 from ..objectives.base import Objective
+from .editing import FROM_NOISE, Edit, Interpolate, invert
 from .guidance import Guided
 from .loop import sample
 
@@ -143,18 +144,26 @@ class Sampler:
         files = [name for name, word in words.items() if self.conditions[name].is_file(word)]
         return max((len(values[name]) for name in files), default=0)
 
-    def sample(self, config: SampleConfig, progress: Callable = no_progress) -> Iterator[SampleBatch]:
+    def sample(
+        self,
+        config: SampleConfig,
+        progress: Callable = no_progress,
+        edit: Edit = FROM_NOISE,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Iterator[SampleBatch]:
         """Yield batches of images, on the CPU. `progress` wraps the steps of each batch.
 
         Image i has the seed `config.seed` + i, and its conditions cycle through the values of each. A batch has images
-        of one size. Raise UserError before the first batch if `values` does, and if the network's output is not finite.
+        of one size. `watch` gets the estimate of the images, (B, C, H, W) in about [-1, 1], at each network call.
+        Raise UserError before the first batch if `values` does, and if the network's output is not finite.
         """
         values = self.values(config)
         if config.agree:
             self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
-        for indices, size in self._batches(config, values):
+        for indices, size in self._batches(config, values, edit):
             model = self._model(config, device, config.tile if size != self.shape[1:] else None)
+            model = edit.model(model, self.objective, indices)
             seeds = [config.seed + index for index in indices]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             shape = (self.shape[0], *size)
@@ -162,12 +171,31 @@ class Sampler:
             chosen = {name: [turn[index % len(turn)] for index in indices] for name, turn in values.items()}
             stacked = {name: self.conditions[name].stack(turn) for name, turn in chosen.items()}
             conditions = {name: value.to(device) for name, value in stacked.items() if value is not None}
-            sampler = self.objective.sampler(config.sampler, config.steps)
-            images = sample(model, sampler, noise, generators, progress, **conditions)
+            sampler = edit.sampler(self.objective, config.sampler, config.steps)
+            model = model if watch is None else _watched(model, self.objective, watch)
+            start = edit.start(noise, sampler, indices)
+            images = edit.finish(sample(model, sampler, start, generators, progress, **conditions), indices)
             for name, turn in chosen.items() if config.agree else ():
                 images = self.conditions[name].agree(images, turn)
             words = {name: [value.word for value in turn] for name, turn in chosen.items()}
             yield SampleBatch(denormalize(images, self.bit_depth).cpu(), seeds, words)
+
+    def invert(self, config: SampleConfig, images: Tensor, progress: Callable = no_progress) -> Tensor:
+        """Return the noise (B, C, H, W) from which `Interpolate` samples these images in [-1, 1], on the CPU.
+
+        The conditions are the first of each. Raise UserError with guidance, under which inversion diverges.
+        """
+        if config.guidance_scale != 1:
+            raise UserError(f"guidance_scale: images are inverted without it (got {config.guidance_scale}); use 1")
+        device = next(self.denoiser.parameters()).device
+        size = (images.shape[2], images.shape[3])
+        model = self._model(config, device, config.tile if size != self.shape[1:] else None)
+        chosen = {
+            name: self.conditions[name].stack(turn[:1] * len(images)) for name, turn in self.values(config).items()
+        }
+        conditions = {name: value.to(device) for name, value in chosen.items() if value is not None}
+        solver = Interpolate(images).sampler(self.objective, config.sampler, config.steps)
+        return invert(model, solver, images.to(device), progress, **conditions).cpu()
 
     def _check_agreement(self, values: Mapping[str, list[Value]]) -> None:
         """Raise UserError unless a source is given that samples can be made to agree with; others are left alone."""
@@ -180,15 +208,17 @@ class Sampler:
                     problems.append(problem)
         raise problems[0] if problems else UserError("agree: no source is given; give one, or leave agree out")
 
-    def _batches(self, config: SampleConfig, values: dict[str, list[Value]]) -> Iterator[tuple[list[int], tuple]]:
+    def _batches(
+        self, config: SampleConfig, values: dict[str, list[Value]], edit: Edit
+    ) -> Iterator[tuple[list[int], tuple]]:
         """Yield the indices of each batch and the (height, width) of its images.
 
-        Raise UserError for another size than the run's without tiles, or for sources of different sizes.
+        Raise UserError for another size than the run's without tiles, or for images of different sizes.
         """
         own = self.shape[1:]
 
         def size_of(index: int) -> tuple[int, ...]:
-            chosen = {name: turn[index % len(turn)].size for name, turn in values.items()}
+            chosen = {name: turn[index % len(turn)].size for name, turn in values.items()} | {"image": edit.size}
             sizes = {name: size for name, size in chosen.items() if size}
             if len(set(sizes.values())) > 1:
                 found = ", ".join(f"{height}×{width}" for height, width in sizes.values())
@@ -198,8 +228,9 @@ class Sampler:
         for size, group in groupby(range(config.num_images), key=size_of):
             if size != own and not config.tile:
                 height, width = own
+                given = "edit" if edit.size else "source"
                 raise UserError(
-                    f"tile: the source gives an image of {size[0]}×{size[1]}, but the run was trained on "
+                    f"tile: the {given} gives an image of {size[0]}×{size[1]}, but the run was trained on "
                     f"{height}×{width}; add --tile {min(own)}"
                 )
             indices = list(group)
@@ -221,3 +252,14 @@ class Sampler:
         if isinstance(scale, dict):  # in the order of the conditions, whatever that of the config
             scale = {name: scale[name] for name in self.conditions if name in scale}
         return Guided(model, scale, (lowest, highest), *guide)
+
+
+def _watched(model: Callable[..., Tensor], objective: Objective, watch: Callable[[Tensor], None]) -> Callable:
+    """Return the model, with `watch` called with the estimate of the images that each prediction implies."""
+
+    def call(x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        prediction = model(x_t, t, **conditions)
+        watch(objective.clean(prediction[:, : x_t.shape[1]].float(), x_t, t))
+        return prediction
+
+    return call

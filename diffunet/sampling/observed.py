@@ -100,6 +100,7 @@ def gmres(system: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Ten
     # Least squares by the normal equations of a few unknowns, in fp64; the space of an example may end early.
     h = hessenberg.to("cpu", torch.float64)
     gram = h.mT @ h
-    gram = gram + 1e-12 * gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=tiny) * torch.eye(iterations)
+    ridge = (1e-12 * gram.diagonal(dim1=1, dim2=2).sum(1)).clamp(min=tiny)
+    gram = gram + ridge[:, None, None] * torch.eye(iterations)
     coefficients = (norm.cpu()[:, None] * torch.linalg.solve(gram, h[:, 0])).to(b)
     return torch.einsum("bks,bk->bs", basis[:, :-1], coefficients).reshape(b.shape)

@@ -20,7 +20,7 @@ OBJECTIVES = {
     "edm": EDM(EDMConfig()),
     "flow": Flow(FlowConfig()),
 }
-STEPS = {"dpm++": 25, "sde-dpm++": 40, "ancestral": 250}
+STEPS = {"dpm++": 25, "sde-dpm++": 40, "ancestral": 300}
 MEAN, STD, SIDE = 0.1, 0.2, 4
 
 
@@ -80,11 +80,13 @@ def kullback_leibler(mean, covariance, images) -> float:
     return (divergence - (size * (size + 1) / 4 + size / 2) / count).item()
 
 
-def combinations():
-    """Yield every objective, method and observation; the first-order method needs many steps, so most are slow."""
+def combinations() -> list:
+    """Return every objective, method and observation; the first-order method needs many steps, so most are slow."""
+    found = []
     for name, method, case in product(OBJECTIVES, METHODS, CASES):
         slow = method == "ancestral" and (name, case) != ("cosine", "mask")
-        yield pytest.param(name, method, case, marks=[pytest.mark.slow] * slow)
+        found.append(pytest.param(name, method, case, marks=[pytest.mark.slow] * slow))
+    return found
 
 
 @pytest.mark.parametrize(("name", "method", "case"), combinations())
