@@ -140,11 +140,12 @@ class Objective(ABC):
             raise UserError(f"steps: at least 1 (got {steps})")
 
     def falling_times(self, steps: int, noisiest: float = START) -> Tensor:
-        """Return the times (steps,) of a solver: even in log-SNR from `noisiest` to the cleanest.
+        """Return the times (steps,) of a solver: even in log-SNR from `noisiest` to the cleanest, or a bit beyond.
 
         Even steps suit a solver whose error grows with a power of the step in log-SNR (Lu et al. 2022, section 4).
         """
-        return self.times(torch.linspace(noisiest, self.cleanest, steps, dtype=torch.float64))
+        last = max(self.cleanest, noisiest + 1)
+        return self.times(torch.linspace(noisiest, last, steps, dtype=torch.float64))
 
     def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
         """Return a scheduler of diffusers with this process, and its timesteps set."""

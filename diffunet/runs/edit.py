@@ -100,7 +100,10 @@ def interpolation(
     """
     noise, images = [], []
     for end in ends:
-        image = read_images([Path(end)], run, run.data.channels or 1) if Path(end).exists() else None
+        file = Path(end).expanduser()
+        if file.is_dir():
+            raise UserError(f"{printable(end)}: is a folder; give one image or seed at each end")
+        image = read_images([file], run, run.data.channels or 1) if file.exists() else None
         if image is not None:
             noise.append(sampler.invert(config, image, progress)[0])
         elif end.isdecimal():

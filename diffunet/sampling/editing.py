@@ -154,7 +154,7 @@ class Vary(Edit):
             return _solver(objective, name, objective.falling_times(steps))
         alpha, sigma = objective.levels(objective.time_at(torch.tensor([self.strength], dtype=torch.float64)))
         noisiest = float((alpha / sigma).log())
-        return _solver(objective, name, objective.falling_times(steps, min(noisiest, objective.cleanest)))
+        return _solver(objective, name, objective.falling_times(steps, noisiest))
 
     def start(self, noise: Tensor, sampler: Solver, indices: Sequence[int]) -> Tensor:
         if self.strength == 1:
