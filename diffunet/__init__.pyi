@@ -28,12 +28,16 @@ from .objectives.base import Objective
 from .objectives.ddpm import DDPM, DDPMConfig
 from .objectives.edm import EDM, EDMConfig
 from .objectives.flow import Flow, FlowConfig
+from .objectives.solvers import Solver
 from .runs.config import Config
+from .runs.edit import EditConfig, read_edit
 from .runs.evaluate import EvaluationConfig, evaluate
 from .runs.run import Run, load_denoiser, load_run
+from .sampling.editing import Interpolate, Restore, Vary
 from .sampling.generate import SampleConfig, Sampler
 from .sampling.guidance import Guided
 from .sampling.loop import sample
+from .sampling.observed import Observed
 from .tasks.generation import train
 from .training.config import TrainConfig
 from .training.ema import EMA
@@ -51,21 +55,26 @@ __all__ = [
     "Denoiser",
     "DiffusersUNet",
     "EDMConfig",
+    "EditConfig",
     "EvaluationConfig",
     "Flow",
     "FlowConfig",
     "Guided",
     "ImageConfig",
     "ImageDataset",
+    "Interpolate",
     "LabelConfig",
     "LabelEmbedding",
     "LevelConfig",
     "LucidrainsUNet",
     "Objective",
+    "Observed",
     "PlaneEmbedding",
+    "Restore",
     "Run",
     "SampleConfig",
     "Sampler",
+    "Solver",
     "TextConfig",
     "Tiled",
     "TimeConfig",
@@ -76,6 +85,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "UserError",
+    "Vary",
     "VectorConfig",
     "VectorEmbedding",
     "copy_encoder",
@@ -87,6 +97,7 @@ __all__ = [
     "load_images",
     "load_run",
     "load_unet",
+    "read_edit",
     "receptive_field",
     "sample",
     "save_guided_diffusion",
