@@ -7,7 +7,7 @@ import typing
 from pydantic.fields import FieldInfo
 
 from ..core.errors import UserError, did_you_mean, printable
-from ..core.settings import TAG, Key, Settings, mapping_of, section_of, to_yaml, union_members, variants_of
+from ..core.settings import TAG, Key, Settings, fields_of, mapping_of, section_of, to_yaml, union_members, variants_of
 
 FLAG = "flag:"
 """Marks the flags of settings among a parser's arguments."""
@@ -18,7 +18,7 @@ NAME = "NAME"
 def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], above: Key = ()) -> None:
     """Add one flag for each value of `settings`, also of its sections, tagged unions and mappings."""
     group = parser.add_argument_group(".".join(above), settings.__doc__.splitlines()[0]) if above else parser
-    for name, field in settings.model_fields.items():
+    for name, field in fields_of(settings).items():
         key = (*above, name)
         if section := section_of(field):
             add_flags(parser, section, key)

@@ -26,7 +26,12 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
     )
 
 
@@ -44,16 +49,20 @@ def settings_from(
     settings: type[S],
     overrides: Mapping[str, str] = {},
     transform: Callable[[dict], dict] | None = None,
+    base: S | None = None,
 ) -> S:
     """Return settings read from a YAML file, or copied from existing ones, with overrides applied.
 
     `overrides` maps dotted keys to flag values, `{"train.steps": "100"}`. `transform` converts the values first, such
-    as those of an older format. Raise UserError with one line for each mistake.
+    as those of an older format. `base` has the values that the source lacks. Raise UserError with one line for each
+    mistake.
     """
     from_file = isinstance(source, Path)
     values, places = read_yaml(source) if from_file else (source.model_dump(mode="json"), {})
     if transform:
         values, places = transform(values), {}
+    if base:
+        values = merge(base.model_dump(mode="json"), values)
     # A type decides which other keys there are, so it comes first.
     for dotted, word in sorted(overrides.items(), key=lambda item: not _sets_type(settings, item[0])):
         _override(values, places, settings, dotted, word)
@@ -61,15 +70,22 @@ def settings_from(
 
 
 def merge(values: dict, changes: Mapping[str, Any]) -> dict:
-    """Return nested values, updated by others section by section."""
+    """Return nested values, updated by others section by section; a section of another type replaces the former."""
     merged = dict(values)
     for name, change in changes.items():
-        nested = isinstance(change, Mapping) and isinstance(merged.get(name), dict)
-        merged[name] = merge(merged[name], change) if nested else change
+        former = merged.get(name)
+        nested = isinstance(change, Mapping) and isinstance(former, dict)
+        same = nested and change.get(TAG, former.get(TAG)) == former.get(TAG)
+        merged[name] = merge(former, change) if same else change
     return merged
 
 
 # ── types of fields ───────────────────────────────────────────────────────────────────────────────
+
+
+def fields_of(settings: type[Settings]) -> dict[str, FieldInfo]:
+    """Return the fields by their keys in a file: their names, but `from`, which cannot be a name in Python."""
+    return {field.serialization_alias or name: field for name, field in settings.model_fields.items()}
 
 
 def section_of(field: FieldInfo) -> type[Settings] | None:
@@ -104,7 +120,7 @@ def find_field(settings: type[Settings], key: Key) -> FieldInfo | None:
     """Return the field at a dotted key, also inside unions and mappings; None if there is none."""
     field, candidates, names = None, [settings], iter(key)
     for name in names:
-        field = next((c.model_fields[name] for c in candidates if name in c.model_fields), None)
+        field = next((fields_of(c)[name] for c in candidates if name in fields_of(c)), None)
         if field is None:
             return None
         inner = mapping_of(field)
@@ -225,7 +241,7 @@ def _override(values: dict, places: dict[Key, str], settings: type[Settings], do
         return
     if key[-1] == TAG and section.get(TAG) != value:  # drop the keys that only the former type has
         variants = variants_of(getattr(find_field(settings, key[:-1]), "annotation", None))
-        known = variants[value].model_fields if value in variants else section
+        known = fields_of(variants[value]) if value in variants else section
         for name in [name for name in section if name not in known]:
             del section[name]
     section[key[-1]] = value
@@ -271,7 +287,7 @@ def _locate(settings: type[Settings], location: tuple) -> tuple[Key, list[type[S
     while rest:
         name = rest.pop(0)
         key.append(str(name))
-        field = next((c.model_fields[name] for c in candidates if name in c.model_fields), None)
+        field = next((fields_of(c)[name] for c in candidates if name in fields_of(c)), None)
         if field is None:
             continue
         annotation = field.annotation
@@ -295,7 +311,7 @@ def _nested(annotation: Any) -> Iterator[Any]:
 def _message(error: Mapping[str, Any], candidates: list[type[Settings]]) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
-        known = [name for c in candidates for name in c.model_fields]
+        known = [name for c in candidates for name in fields_of(c)]
         return f"unknown key{did_you_mean(str(error['loc'][-1]), known)}"
     if kind == "missing":
         return f"{error['loc'][-1]} is missing"

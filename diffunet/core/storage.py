@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -128,6 +128,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         found = re.search(r"os error (\d+)", str(error))
         code = int(found[1]) if found else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """Return the contents of the file that `save_tensors` writes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(tensors, metadata={"sha256": sha256_of_tensors(tensors)})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ axis, their quantile u in training: 0 is the cleanest, 1 the noisiest.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -37,6 +37,9 @@ START = -4.0
 
 class ObjectiveConfig(Settings):
     """Settings of every objective."""
+
+    begins_from: ClassVar[Set[str]] = frozenset()
+    """Types of other objectives, with whose networks a finetuning by this one can begin."""
 
     type: Any
     condition_dropout: float = Field(0.1, ge=0, lt=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from ..conditions.augmentation import AugmentationConfig
 from ..conditions.base import ConditionConfig
@@ -14,7 +14,7 @@ from ..core.errors import UserError, did_you_mean, printable
 from ..core.settings import Settings
 from ..data.augmentation import KINDS
 from ..data.dataset import DataConfig, ImageDataset
-from ..models.config import UNetConfig, levels_for
+from ..models.config import MAX_CHANNELS, UNetConfig, levels_for
 from ..models.denoiser import Denoiser, TimeConfig
 from ..objectives.base import Objective
 from ..objectives.ddpm import DDPM, DDPMConfig
@@ -112,6 +112,17 @@ class RunConfig(Settings):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, explicit_end=True)
 
 
+class FinetuneConfig(Settings):
+    """The weights that a training begins with, instead of random ones."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    source: str | None = Field(None, validation_alias="from", serialization_alias="from")
+    """A run folder, a DDPMPipeline folder of diffusers, or its id on the hub; null: random weights."""
+    lora_rank: int = Field(0, ge=0, le=MAX_CHANNELS)
+    """Rank of the change of each weight (Hu et al. 2021), which leaves few weights to train; 0: train all weights."""
+
+
 class Config(ModelConfig, RunConfig):
     """Everything that determines a run."""
 
@@ -119,6 +130,7 @@ class Config(ModelConfig, RunConfig):
 
     objective: Annotated[DDPMConfig | EDMConfig | FlowConfig, Field(discriminator="type")] = DDPMConfig()
     """The training objective; its type decides which keys there are."""
+    finetune: FinetuneConfig = FinetuneConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

@@ -58,7 +58,9 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
         return ended_by
     if config.minutes and not start.previous:
         log(f"trained for {trainer.spent['steps'] / 60:.2f} of {config.minutes:g} minutes")
-    log(task.report(trainer.ema.model))
+    if (least := trainer.least) and least.step:
+        log(f"published: step {int(least.step)}, with the least validation loss, {float(least.loss):.4g}")
+    log(task.report(trainer.published))
     return None
 
 

@@ -11,10 +11,13 @@ import torch
 from ..core.errors import UserError, ran_out_of_memory
 from ..core.runtime import prepare_for
 from ..core.settings import merge, settings_from
+from ..core.storage import load_strictly, load_tensors, tensors_to_bytes
 from ..data.captions import TextColumn, mentions_sides
 from ..data.dataset import load_images
 from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
+from ..models.lora import add_lora
+from ..models.lora import merge as merge_lora
 from ..runs.config import Config, config_file
 from ..runs.examples import EXAMPLES, example_files, save_example_comparison
 from ..runs.figures import plot_curves, save_grid, save_timeline
@@ -23,6 +26,7 @@ from ..runs.samples import grid_columns
 from ..sampling.generate import SampleBatch, check_sample_config
 from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
+from .finetuning import INITIAL_WEIGHTS, Source, configure, describe_memorization, initial_weights
 from .fit import fit, make_accelerator
 from .start import begin, resume
 from .task import Task
@@ -47,24 +51,27 @@ def train(
     after a checkpoint. Raise UserError for a mistake in the configuration or the data.
     """
 
-    def change(source: Config | Path, changes: Mapping[str, Any] = sections) -> Config:
-        return settings_from(source, Config, transform=lambda values: merge(values, changes))
-
-    if isinstance(config, Mapping):
-        config = change(Config(), config)
-    config = change(config if isinstance(config, Config) else config_file(str(config)))
+    if isinstance(config, Mapping | Config):
+        given = config.model_dump(mode="json") if isinstance(config, Config) else config
+        config, source = configure(None, changes=merge(given, sections))
+    else:
+        config, source = configure(config_file(str(config)), changes=sections)
     run = Run(config.train.output)
     if resumed and run.exists:
-        config, start = resume(run.folder, Config, change)
+        changed = partial(settings_from, settings=Config, transform=lambda values: merge(values, sections))
+        (config, start), source = resume(run.folder, Config, changed), None
     else:
         start = begin(config, overwrite)
-    if fit(generation(config), start):
+    if fit(generation(config, source), start):
         raise KeyboardInterrupt
     return run
 
 
-def generation(config: Config) -> Task:
-    """Return the task of training a generator of images. Raise UserError where config and data disagree."""
+def generation(config: Config, source: Source | None = None) -> Task:
+    """Return the task of training a generator of images, beginning with the weights of `source` if there is one.
+
+    A finetuning that is resumed has its first weights in the run folder. Raise UserError where config and data disagree.
+    """
     for key, needed in UNET.items():
         if (found := getattr(config.unet, key)) != needed:
             raise UserError(f"unet.{key}: a generator of images needs {needed} (got {found})")
@@ -74,13 +81,17 @@ def generation(config: Config) -> Task:
     log = accelerator.print
     run = Run(config.train.output)
     decoding = partial(tqdm, desc="decode", unit="image", leave=False)
-    images = load_images(config.data, config.inputs, run.folder / "model", log, decoding)
+    folder = source.folder if source and source.folder else run.folder / "model"
+    images = load_images(config.data, config.inputs, folder, log, decoding)
     config = config.resolve(images)
+    initial = run.folder / INITIAL_WEIGHTS
+    weights = initial_weights(config, source, log) if source else load_tensors(initial) if config.finetune.source else {}
     objective = config.build_objective()
     check_sample_config(config.inputs, objective, config.sample)
     training, held_out = images.split_held_out()
     texts = [text for column in images.columns.values() for text in column.files.items()]
     files = {f"model/{name}": text.encode() for name, text in texts}
+    files |= {INITIAL_WEIGHTS: tensors_to_bytes(weights)} if source else {}
     if config.data.random_flip or config.data.augmentation:
         for name, column in images.columns.items():
             if isinstance(column, TextColumn) and mentions_sides(column.distinct):
@@ -89,12 +100,21 @@ def generation(config: Config) -> Task:
 
     def build(train: TrainConfig) -> Denoiser:
         denoiser = config.build_denoiser()
+        if weights:
+            load_strictly(denoiser, weights, initial)
+        if rank := config.finetune.lora_rank:
+            add_lora(denoiser, rank)
         prepare_for(denoiser.unet, train.runtime)
         return denoiser
 
     def publish(ema: Denoiser) -> None:
-        run.publish(ema)
+        run.publish(merge_lora(ema, config.build_denoiser()) if config.finetune.lora_rank else ema)
         plot_curves(run.folder)
+
+    def report(ema: Denoiser) -> str:
+        outputs = f"samples: {run.folder}/samples, curves: {run.folder}/curves.png; "
+        memorization = describe_memorization(run, ema, images) + "\n" if config.finetune.source else ""
+        return f"{memorization}{outputs}sample more with python sample.py {run.folder}"
 
     kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
     height, width = config.data.size
@@ -108,10 +128,7 @@ def generation(config: Config) -> Task:
         preview=preview,
         publish=publish,
         summary=f"{len(images):,} images of {height}×{width}{kept}, {conditions}",
-        report=lambda ema: (
-            f"samples: {run.folder}/samples, curves: {run.folder}/curves.png; "
-            f"sample more with python sample.py {run.folder}"
-        ),
+        report=report,
         files={**files, **example_files(held_out if len(held_out) else training)},
     )
 

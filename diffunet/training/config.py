@@ -47,6 +47,11 @@ class TrainConfig(Settings):
     """Gradients are clipped to this norm."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Decay per step of the EMA of the weights, limited to (1 + step) / (10 + step) at the start."""
+    ema_share: float | None = Field(None, gt=0, le=1)
+    """Length of the EMA as a share of the training, instead of ema_decay, and without its limit, so that the EMA leaves
+    the initial weights slowly, as finetuning needs; null: ema_decay."""
+    publish: Literal["newest", "least_val_loss"] = "newest"
+    """Which EMA weights to publish: those of the newest checkpoint, or of the preview with the least val_loss."""
     snapshots: int = Field(16, ge=0, le=1000)
     """Snapshots of two more EMAs, from which `diffunet ema` makes one of any length; 0: none."""
     log_every: int = Field(50, ge=1, le=10**9)
@@ -71,7 +76,12 @@ class TrainConfig(Settings):
         return self.learning_rate * warmup * decay[self.lr_schedule]
 
     def ema_decay_at(self, step: int) -> float:
-        """Return the EMA decay of step 0, 1, ...: short at first, so that the random initial weights are forgotten."""
+        """Return the EMA decay of step 0, 1, ...: short at first, so that random initial weights are forgotten.
+
+        With `ema_share` it is constant, 1 - 1 / n for a length of n steps, and e^(-steps / n) of the initial weights remain.
+        """
+        if self.ema_share is not None:
+            return 1 - 1 / max(1.0, self.ema_share * self.steps)
         return min(self.ema_decay, (1 + step) / (10 + step))
 
     def due_after(self, step: int, stopping: bool, retry_checkpoint: bool) -> Due:

@@ -28,7 +28,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, rate_at: Callable[[int], float]):
         """At step 0, 1, ... the average moves by `rate_at(step)` of the way to the model."""
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model = copy_of(model)
         self.rate_at = rate_at
 
     @torch.no_grad()
@@ -38,6 +38,33 @@ class EMA:
         torch._foreach_lerp_(averaged, current, self.rate_at(step))
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
+
+
+class LeastLoss(nn.Module):
+    """A copy of the EMA weights at the least validation loss so far; its state dict is part of the checkpoints."""
+
+    loss: Tensor
+    step: Tensor
+
+    def __init__(self, ema: nn.Module):
+        super().__init__()
+        self.model = copy_of(ema)
+        self.register_buffer("loss", torch.tensor(torch.inf, dtype=torch.float64))
+        self.register_buffer("step", torch.tensor(0))
+
+    def update(self, ema: nn.Module, step: int, loss: float) -> None:
+        """Keep the weights of this step if their loss is less than any before."""
+        if loss < self.loss:
+            self.model.load_state_dict(ema.state_dict())
+            self.loss.fill_(loss)
+            self.step.fill_(step)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy for evaluation. Buffers outside the state dict are constants, which both models share."""
+    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    constants = {id(buffer): buffer for buffer in model.buffers() if id(buffer) not in saved}
+    return copy.deepcopy(model, constants).requires_grad_(False).eval()
 
 
 def std_to_gamma(std: float) -> float:

@@ -22,7 +22,7 @@ from ..core.runtime import synchronize
 from .checkpoint import State, checksum_of, list_checkpoints, newest_checkpoint, read_state, remove, restore
 from .checkpoint import write_checkpoint as write
 from .config import TrainConfig
-from .ema import EMA, STDS, list_snapshots, power_ema_rate, save_snapshot
+from .ema import EMA, STDS, LeastLoss, list_snapshots, power_ema_rate, save_snapshot
 from .failures import explained
 from .loader import TrainingData, fetch
 from .log import Log
@@ -42,7 +42,8 @@ class Trainer:
     """Trains `model` on `objective` over `data` in the folder `config.output`.
 
     `preview(step, ema_model)` and `publish(ema_model)` are called in the main process only: a preview returns numbers
-    for the log, and publishing follows a checkpoint, when the log has a line for the step.
+    for the log, of which `config.publish` reads val_loss, and publishing follows a checkpoint, when the log has a line
+    for the step.
     Raise UserError for a batch size that the processes cannot share equally.
     """
 
@@ -69,6 +70,7 @@ class Trainer:
         self._non_finite_in_a_row = torch.zeros_like(self._skipped)
         self.ema = EMA(model, lambda step: 1 - config.ema_decay_at(step))
         self.posthoc = {std: EMA(model, power_ema_rate(std)) for std in STDS if config.snapshots}
+        self.least = LeastLoss(self.ema.model) if config.publish == "least_val_loss" else None
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -87,6 +89,11 @@ class Trainer:
     def skipped(self) -> int:
         """Steps that were skipped because their gradient was not finite."""
         return int(self._skipped)
+
+    @property
+    def published(self) -> nn.Module:
+        """The EMA weights, or those of the least validation loss so far if `config.publish` is that."""
+        return self.least.model if self.least and self.least.step else self.ema.model
 
     @property
     def _unwrapped(self) -> nn.Module:
@@ -169,6 +176,8 @@ class Trainer:
         started, seen = time.monotonic(), {}
         with self._tolerate_io_error("preview"):
             seen = self.preview(self.step, self.ema.model)
+        if self.least and "val_loss" in seen:
+            self.least.update(self.ema.model, self.step, seen["val_loss"])
         self.spent["previews"] += time.monotonic() - started
         return seen
 
@@ -293,7 +302,7 @@ class Trainer:
         )
         write(self.folder, state, self._models, self.optimizer.optimizer)
         remove(self.folder, list_checkpoints(self.folder)[: -self.config.keep_checkpoints])
-        self.publish(self.ema.model)
+        self.publish(self.published)
 
     def resume(self, checkpoint: Path | None = None, force: bool = False) -> None:
         """Restore a checkpoint, or the newest, or the start if there is none; the same one in all processes.
@@ -317,7 +326,7 @@ class Trainer:
             if chosen:
                 newer = [other for other in list_checkpoints(self.folder) if other.name > chosen[0].name]
                 remove(self.folder, newer)
-                self.publish(self.ema.model)  # a kill may have come between the two
+                self.publish(self.published)  # a kill may have come between the two
         self.accelerator.wait_for_everyone()
 
     def _restore(self, checkpoint: Path, checksum: str, force: bool) -> None:
@@ -341,7 +350,8 @@ class Trainer:
     @property
     def _models(self) -> dict[str, nn.Module]:
         posthoc = {f"ema_{std}": average.model for std, average in self.posthoc.items()}
-        return {"model": self._unwrapped, "ema": self.ema.model, **posthoc}
+        least = {"least_val_loss": self.least} if self.least else {}
+        return {"model": self._unwrapped, "ema": self.ema.model, **posthoc, **least}
 
     @property
     def _environment(self) -> dict[str, str | int]:

@@ -16,7 +16,8 @@ FLOORS = [
     {"conditions"},
     {"sampling", "evaluation"},
     {"runs"},
-    {"tasks", "interop"},
+    {"interop"},
+    {"tasks"},
     {"cli"},
 ]
 """A package imports only from floors above it in this list; packages on one floor never import each other."""
