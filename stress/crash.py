@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,11 +33,13 @@ STEPS = 12
 """Training steps per kill, so that the run outlasts them: each kill waits for one of the next saves."""
 
 
-def survive(folder: Path, kills: int, seed: int = 0, processes: int = 1, watch=iter) -> dict:
+def survive(
+    folder: Path, kills: int, seed: int = 0, processes: int = 1, watch=iter, flags: Sequence[object] = ()
+) -> dict:
     """Train without and with `kills` kills and compare the runs. Raise AssertionError if anything was lost."""
     (folder / "small.yaml").write_text(SMALL_RUN)
     steps = STEPS * kills
-    options = ["--train.steps", steps, "--train.checkpoint_every", 2, "--train.preview_every", 50]
+    options = ["--train.steps", steps, "--train.checkpoint_every", 2, "--train.preview_every", 50, *flags]
     begin = [ROOT / "train.py", "--config", folder / "small.yaml", *options, "--train.output"]
     started, process = time.monotonic(), program(*begin, folder / "whole", processes=processes)
     while process.poll() is None and not list_checkpoints(folder / "whole"):

@@ -7,9 +7,11 @@ import yaml
 from diffunet.cli.flags import add_flags, parse_flags
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
-from diffunet.core.settings import Settings, mapping_of, section_of, settings_from, variants_of
+from diffunet.core.settings import Settings, fields_of, mapping_of, section_of, settings_from, variants_of
+from diffunet.objectives.ddpm import DDPMConfig
 from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config
+from diffunet.training.config import TrainConfig
 
 
 def read(path, text="", argv=()):
@@ -134,7 +136,7 @@ def test_help_has_description_default_and_range_of_every_flag():
 
     def check(settings: type[Settings], above: str) -> int:
         found = 0
-        for name, field in settings.model_fields.items():
+        for name, field in fields_of(settings).items():
             flag, annotation = f"{above}{name}", field.annotation
             if (inner := mapping_of(field)) is not None:
                 assert f"--{flag} " in text
@@ -239,3 +241,27 @@ def test_null_and_lists_for_a_mapping_are_errors(tmp_path):
         line = error(tmp_path, "", ["--conditions", value])
         assert line.startswith("--conditions"), line
         assert len(line.splitlines()) == 1
+
+
+def test_a_base_has_the_values_that_the_file_lacks_and_errors_keep_their_lines(tmp_path):
+    """A section of another type replaces that of the base."""
+    base = Config(objective=DDPMConfig(beta_schedule="cosine"), train=TrainConfig(steps=7, batch_size=3))
+    file = tmp_path / "config.yaml"
+    file.write_text("objective: {type: edm, sigma_data: 0.7}\ntrain: {batch_size: 5}\n")
+    config = settings_from(file, Config, {"train.seed": "9"}, base=base)
+    assert config.objective == EDMConfig(sigma_data=0.7)
+    assert config.train == TrainConfig(steps=7, batch_size=5, seed=9)
+    file.write_text("train: {batch_size: 5}\nobjective: {beta_schedule: 3}\n")
+    with pytest.raises(UserError, match=r"config.yaml:2: objective.beta_schedule: "):
+        settings_from(file, Config, base=base)
+
+
+def test_a_key_that_is_a_word_of_python_has_another_name_in_code(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("finetune: {from: runs/digits}\n")
+    config = settings_from(file, Config, {"finetune.lora_rank": "2"})
+    assert config.finetune.source == "runs/digits"
+    assert "finetune:\n  from: runs/digits\n" in config.to_yaml()
+    file.write_text("finetune: {form: runs/digits}\n")
+    with pytest.raises(UserError, match=r"finetune.form: unknown key; did you mean from\?"):
+        settings_from(file, Config)

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from diffunet.core.errors import UserError
+from diffunet.training.config import TrainConfig
 from diffunet.training.ema import (
     EMA,
     STDS,
+    LeastLoss,
     list_snapshots,
     posthoc_coefficients,
     posthoc_ema,
@@ -115,3 +117,33 @@ def test_buffers_are_copied_from_the_model(tmp_path):
     save_snapshot(tmp_path, 1, averages)
     torch.testing.assert_close(posthoc_ema(tmp_path, 0.1)["running_mean"], model.running_mean, atol=2e-3, rtol=0)
     assert posthoc_ema(tmp_path, 0.1)["num_batches_tracked"] == 1
+
+
+def test_an_ema_of_a_share_of_the_training_leaves_its_first_weights_exponentially():
+    """The closed form: d^k w_0 + (1 - d) sum_j d^(k - j) w_j with d = 1 - 1 / (share * steps)."""
+    config = TrainConfig(steps=200, ema_share=0.1)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(201, 3, generator=generator)
+    model = torch.nn.Linear(3, 1, bias=False)
+    model.weight.data = weights[:1].clone()
+    ema = EMA(model, lambda step: 1 - config.ema_decay_at(step))
+    assert torch.equal(ema.model.weight[0], weights[0])
+    for step in range(200):
+        model.weight.data = weights[step + 1][None].clone()
+        ema.update(model, step)
+        if step + 1 in (1, 20, 200):
+            decay = 1 - 1 / 20
+            own = decay ** np.arange(step, -1, -1) * (1 - decay) @ weights[1 : step + 2].double().numpy()
+            expected = decay ** (step + 1) * weights[0].double() + torch.from_numpy(own)
+            torch.testing.assert_close(ema.model.weight[0].double(), expected, atol=1e-6, rtol=1e-5)
+    assert decay**20 == pytest.approx(np.exp(-1), abs=0.02)
+    assert TrainConfig(ema_share=0.1, steps=3).ema_decay_at(0) == 0
+
+
+def test_the_least_loss_keeps_the_weights_of_its_step():
+    model = torch.nn.Linear(1, 1, bias=False)
+    least = LeastLoss(model)
+    for step, loss in ((1, 0.5), (2, 0.3), (3, 0.4), (4, 0.3)):
+        model.weight.data.fill_(step)
+        least.update(model, step, loss)
+    assert (int(least.step), float(least.loss), float(least.model.weight)) == (2, 0.3, 2.0)

@@ -335,3 +335,39 @@ def test_a_changed_environment_is_logged(tmp_path, capsys):
     finally:
         run.accelerator.state.__dict__["_mixed_precision"] = before
     assert "precision: no -> bf16" in capsys.readouterr().out
+
+
+def test_weights_of_the_least_validation_loss_are_published_also_by_a_resumed_run(tmp_path):
+    """The losses fall until step 4; a resumed run has only those after its checkpoint of step 8."""
+    published = {}
+
+    def with_previews(folder):
+        run = trainer(folder, publish="least_val_loss", preview_every=2, keep_checkpoints=9)
+        averages, losses = {}, {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.0, 10: 1.5, 12: 1.0}
+
+        def preview(step, ema):
+            averages[step] = ema[0].weight.clone()
+            return {"val_loss": losses[step]}
+
+        run.preview, run.publish = preview, lambda ema: published.update(weight=ema[0].weight.clone())
+        return run, averages
+
+    run, averages = with_previews(tmp_path / "whole")
+    run.fit()
+    assert torch.equal(published["weight"], averages[4])
+    assert not torch.equal(averages[4], averages[12])
+    whole = states(tmp_path / "whole", 12)
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step_00000012")
+    published.clear()
+    run, _ = with_previews(tmp_path / "whole")
+    run.resume()
+    assert torch.equal(published["weight"], averages[4])
+    run.fit()
+    assert torch.equal(published["weight"], averages[4])
+    assert states(tmp_path / "whole", 12) == whole
+
+
+def test_without_validation_the_newest_weights_are_published(tmp_path):
+    run = trainer(tmp_path, publish="least_val_loss")
+    run.fit()
+    assert run.published is run.ema.model
