@@ -8,7 +8,7 @@ from ..models.inspection import describe
 from ..runs.config import Config, config_file
 from ..runs.run import Run
 from ..tasks.estimate import describe_throughput
-from ..tasks.finetuning import Source, configure
+from ..tasks.finetuning import Pretrained, configure
 from ..tasks.fit import benchmark, fit
 from ..tasks.generation import generation
 from ..tasks.start import begin, resume
@@ -23,7 +23,9 @@ IF_THERE = ""
 def train(argv: list[str]) -> int:
     """Train on an image data set. Without arguments: handwritten digits, in a few minutes on a CPU."""
     parser = argparse.ArgumentParser(prog="train.py", description=train.__doc__)
-    parser.add_argument("--config", metavar="FILE", help="a YAML file [default: configs/digits.yaml, or that of finetune.from]")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file [default: configs/digits.yaml, or that of finetune.from]"
+    )
     parser.add_argument(
         "--resume",
         metavar="RUN",
@@ -38,31 +40,30 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--print_config", action="store_true", help="print the configuration and exit")
     add_flags(parser, Config)
     args, flags = parse_flags(parser, argv)
-    path, start, source = args.resume, None, None
+    path, start, pretrained = args.resume, None, None
     if path and args.config:
         raise UserError(f"--resume: {path} has its own config; leave out --config")
     if path is None or path == IF_THERE:
-        default = None if flags.get("finetune.from") else "configs/digits.yaml"
-        file = args.config or default
-        config, source = configure(file and config_file(file), flags)
+        name = args.config or ("" if "finetune.from" in flags else "configs/digits.yaml")
+        config, pretrained = configure(config_file(name) if name else None, flags)
         path = config.train.output if path is not None and Run(config.train.output).exists else None
     if path is not None:
         config, start = resume(
             path, Config, lambda previous: settings_from(previous, Config, flags), args.overwrite, args.force
         )
-        source = None
+        pretrained = None
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
     if args.benchmark:
-        return _benchmark(config, source)
+        return _benchmark(config, pretrained)
     start = start or begin(config, args.overwrite)
-    ended_by = fit(generation(config, source), start)
+    ended_by = fit(generation(config, pretrained), start)
     return 128 + ended_by if ended_by else 0
 
 
-def _benchmark(config: Config, source: Source | None) -> int:
-    task = generation(config, source)
+def _benchmark(config: Config, pretrained: Pretrained | None) -> int:
+    task = generation(config, pretrained)
     found, train = benchmark(task)
     network = describe(task.config.unet, task.config.data.size)[-1]
     task.accelerator.print(

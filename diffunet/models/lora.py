@@ -29,7 +29,7 @@ class LowRank(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float | None = None) -> nn.Module:
-    """Adapt every linear layer and convolution of `model`, in place, and return it. alpha: None is `rank`, a scale of 1.
+    """Adapt every linear layer and convolution of `model`, in place, and return it. alpha: `rank`, a scale of 1.
 
     Only A, B and tables of embeddings, whose rows are few and may be new, remain parameters. All other weights become
     buffers outside the state dict, so that optimizers, averages and checkpoints have no copies of them.
@@ -49,7 +49,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None = None) -> nn.Modu
 
 @torch.no_grad()
 def merge(adapted: nn.Module, plain: nn.Module) -> nn.Module:
-    """Copy the weights that `adapted` computes with into `plain`, a model as it was before `add_lora`, and return it."""
+    """Copy the weights that `adapted` computes with into `plain`, a model as before `add_lora`, and return it."""
     for name, tensor in plain.state_dict().items():
         owner, _, key = name.rpartition(".")
         tensor.copy_(getattr(adapted.get_submodule(owner), key))

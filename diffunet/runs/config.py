@@ -117,7 +117,7 @@ class FinetuneConfig(Settings):
 
     model_config = ConfigDict(validate_by_name=True)
 
-    source: str | None = Field(None, validation_alias="from", serialization_alias="from")
+    pretrained: str | None = Field(None, validation_alias="from", serialization_alias="from")
     """A run folder, a DDPMPipeline folder of diffusers, or its id on the hub; null: random weights."""
     lora_rank: int = Field(0, ge=0, le=MAX_CHANNELS)
     """Rank of the change of each weight (Hu et al. 2021), which leaves few weights to train; 0: train all weights."""

@@ -1,4 +1,4 @@
-"""Finetuning: a training that begins with the weights of a run or of diffusers, and its configuration."""
+"""Finetuning: a training that begins with the weights of a pretrained network, and the configuration of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,22 +21,28 @@ from ..runs.config import Config, FinetuneConfig
 from ..runs.run import Run
 from ..sampling.generate import SampleBatch
 
+Log = Callable[[str], None]
+
 INITIAL_WEIGHTS = "initial.safetensors"
-"""File of a run folder: the weights at step 0, which a finetuning is resumed with and which LoRA changes."""
-SHARE = 10
-"""A finetuning has this fraction of the steps of its source, between lines of the log, previews and so on as well."""
+"""File of a run folder: the weights at step 0, by which a finetuning is resumed without the pretrained network."""
+SHORTER = 10
+"""A finetuning has a tenth of the steps of the pretraining, in all and between previews, checkpoints and so on."""
+LOWER = 10
+"""A finetuning of all weights has a tenth of the learning rate."""
 EMA_SHARE = 0.1
-"""Length of the EMA as a share of the finetuning: e^-10 of the source's weights remain at the end."""
-OWN_CHOICE = {
+"""Length of the EMA as a share of the finetuning: e^-10 of the pretrained weights remain at its end."""
+MAY_DIFFER = {
     *("unet.dropout", "objective.condition_dropout"),
     *("objective.min_snr_gamma", "objective.P_mean", "objective.P_std", "objective.sigma_min", "objective.sigma_max"),
 }
-"""Settings that may differ from the source's: of regularization, of the weights of noise levels, and of sampling."""
+"""Settings that do not change what the network predicts: regularization, weights of noise levels, range of sampling."""
+FOUND = ("split", "image_column", "bit_depth", "value_range")
+"""Settings of the data that are those of other images, not of the network."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A trained network."""
+class Pretrained:
+    """A trained network to begin with."""
 
     name: str
     """As it was given: a folder or a hub id."""
@@ -46,13 +52,13 @@ class Source:
     denoiser: Callable[[], Denoiser]
 
 
-def load_source(name: str) -> Source:
+def load_pretrained(name: str) -> Pretrained:
     """Return the network of a run, a diffusers folder or a hub id. Raise UserError if there is none."""
     run = Run(name)
     if (run.folder / "unet").is_dir() or not run.folder.parent.is_dir():
         config, denoiser = load_diffusers(name)
-        return Source(name, config, None, lambda: denoiser)
-    return Source(name, run.config(), run.folder / "model", run.denoiser)
+        return Pretrained(name, config, None, lambda: denoiser)
+    return Pretrained(name, run.config(), run.folder / "model", run.denoiser)
 
 
 # ── configuration ─────────────────────────────────────────────────────────────────────────────────
@@ -60,117 +66,113 @@ def load_source(name: str) -> Source:
 
 def configure(
     file: Path | None, flags: Mapping[str, str] = {}, changes: Mapping[str, Any] = {}
-) -> tuple[Config, Source | None]:
-    """Return the configuration of a new training and, if it is a finetuning, its source.
+) -> tuple[Config, Pretrained | None]:
+    """Return the configuration of a new training, and the network that it begins with if it is a finetuning.
 
-    `changes`, nested values, and then `flags`, by dotted keys, are laid over the file; all of it over the defaults or,
-    with `finetune.from`, over the configuration of the source. Raise UserError for a mistake or a contradiction.
+    `changes`, nested values, and then `flags`, by dotted keys, are laid over the file, and all of it over the defaults
+    or, with `finetune.from`, over `finetune_defaults`. Raise UserError for a mistake or a contradiction.
     """
 
     def change(values: dict) -> dict:
         return merge(values, changes)
 
-    finetune = _finetune_section(change(read_yaml(file)[0] if file else {}), flags)
     transform = change if changes else None
-    if not finetune.source:
+    finetune = _finetune_section(change(read_yaml(file)[0] if file else {}), flags)
+    if finetune.pretrained is None:
         return settings_from(file or Config(), Config, flags, transform), None
-    source = load_source(finetune.source)
-    base = finetune_defaults(source, finetune.lora_rank)
-    config = settings_from(file or base, Config, flags, transform, base if file else None)
-    check_contradictions(config, source)
-    return config, source
+    pretrained = load_pretrained(finetune.pretrained)
+    base = finetune_defaults(pretrained, finetune.lora_rank)
+    config = settings_from(file or base, Config, flags, transform, base)
+    check_contradictions(config, pretrained)
+    return config, pretrained
 
 
 def _finetune_section(values: dict, flags: Mapping[str, str]) -> FinetuneConfig:
-    """Return the section `finetune` of a configuration whose other sections may depend on it."""
-    own = {name: word for name, word in flags.items() if name.startswith("finetune.")}
+    """Return the section `finetune` of a configuration whose other sections are not complete yet."""
+    own = {key: word for key, word in flags.items() if key.startswith("finetune.")}
     section = {name: value for name, value in values.items() if name == "finetune"}
     return settings_from(Config(), Config, own, lambda defaults: merge(defaults, section)).finetune
 
 
-def finetune_defaults(source: Source, lora_rank: int = 0) -> Config:
-    """Return the configuration of a finetuning to which nothing is added: that of the source, for other images.
+def finetune_defaults(pretrained: Pretrained, lora_rank: int = 0) -> Config:
+    """Return the configuration of a finetuning to which nothing is added: that of the pretraining, for other images.
 
-    The training is a tenth as long, and the learning rate a tenth; with LoRA, whose B begins at zero, it is the source's.
-    The EMA begins at the source, and the weights of the least validation loss are published.
+    It is shorter, and all weights have a lower learning rate, but not LoRA, whose B begins at zero. The EMA begins at
+    the pretrained weights, and the weights of the least validation loss are published.
     """
-    config = source.config
-    train = config.train
-    periods = ("steps", "log_every", "checkpoint_every", "preview_every")
-    shortened = {name: max(1, getattr(train, name) // SHARE) for name in periods}
-    shortened |= {"warmup_steps": train.warmup_steps // SHARE, "minutes": None}
-    lora = {"snapshots": 0} if lora_rank else {"learning_rate": train.learning_rate / SHARE}
-    found = {name: DataConfig.model_fields[name].default for name in ("split", "image_column", "bit_depth", "value_range")}
-    classes = {"num_classes": None, "class_names": ()}
+    config, train = pretrained.config, pretrained.config.train
+    lengths = ("steps", "log_every", "checkpoint_every", "preview_every")
+    changes = {name: max(1, getattr(train, name) // SHORTER) for name in lengths}
+    changes |= {"warmup_steps": train.warmup_steps // SHORTER, "minutes": None}
+    changes |= {"output": f"runs/{Path(pretrained.name).name}-finetuned"}
+    changes |= {"snapshots": 0} if lora_rank else {"learning_rate": train.learning_rate / LOWER}
+    changes |= {"ema_share": EMA_SHARE, "publish": "least_val_loss"}
+    unknown = {"num_classes": None, "class_names": ()}
     conditions = {
-        name: condition.model_copy(update=classes) if isinstance(condition, LabelConfig) else condition
+        name: condition.model_copy(update=unknown) if isinstance(condition, LabelConfig) else condition
         for name, condition in config.inputs.items()
     }
     return config.model_copy(update={"conditions": conditions}).replace(
-        finetune={"source": source.name, "lora_rank": lora_rank},
-        data=found,
-        train={
-            **shortened,
-            **lora,
-            "output": f"runs/{Path(source.name).name}-finetuned",
-            "ema_share": EMA_SHARE,
-            "publish": "least_val_loss",
-        },
-        sample={"conditions": {}, **({"guide": None} if lora_rank else {})},
+        finetune={"pretrained": pretrained.name, "lora_rank": lora_rank},
+        data={name: DataConfig.model_fields[name].default for name in FOUND},
+        train=changes,
+        sample={"conditions": {}, **({"guide": None} if lora_rank else {})},  # a guide is made of snapshots
     )
 
 
-def check_contradictions(config: Config, source: Source) -> None:
-    """Raise UserError, naming the setting, where the configuration contradicts the network of its source."""
-    theirs = source.config
-    objectives = config.objective.type, theirs.objective.type
-    sections = ["unet", "time"] + ["objective"] * (objectives[0] == objectives[1])
-    for section in sections:
-        new, old = (getattr(each, section).model_dump(mode="json") for each in (config, theirs))
+def check_contradictions(config: Config, pretrained: Pretrained) -> None:
+    """Raise UserError, naming the setting, where the configuration contradicts the pretrained network."""
+
+    def check(key: str, old: Any, new: Any) -> None:
+        if new != old:
+            raise UserError(
+                f"{key}: the network of {pretrained.name} was trained with {old} (got {new}); leave {key} out"
+            )
+
+    theirs = pretrained.config
+    if theirs.objective.type not in config.objective.begins_from:
+        check("objective.type", theirs.objective.type, config.objective.type)
+    same = config.objective.type == theirs.objective.type
+    for section in ("unet", "time", *(["objective"] if same else [])):
+        old, new = (getattr(each, section).model_dump(mode="json") for each in (theirs, config))
         for name in new:
-            if new[name] != old[name] and f"{section}.{name}" not in OWN_CHOICE:
-                raise _contradiction(f"{section}.{name}", source, old[name], new[name])
-    if objectives[0] != objectives[1] and objectives[1] not in config.objective.begins_from:
-        raise _contradiction("objective.type", source, *reversed(objectives))
-    if config.data.channels != theirs.data.channels:
-        raise _contradiction("data.channels", source, theirs.data.channels, config.data.channels)
+            if f"{section}.{name}" not in MAY_DIFFER:
+                check(f"{section}.{name}", old[name], new[name])
+    check("data.channels", theirs.data.channels, config.data.channels)
     if config.finetune.lora_rank and config.train.snapshots:
         raise UserError(f"train.snapshots: LoRA has none (got {config.train.snapshots}); leave it out")
-
-
-def _contradiction(key: str, source: Source, old: Any, new: Any) -> UserError:
-    return UserError(f"{key}: the network of {source.name} was trained with {old} (got {new}); leave {key} out")
 
 
 # ── weights ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.no_grad()
-def initial_weights(config: Config, source: Source, log: Callable[[str], None]) -> dict[str, Tensor]:
-    """Return the weights at step 0 of the network of a resolved `config`, which predicts what the source predicts.
+def initial_weights(config: Config, pretrained: Pretrained, log: Log) -> dict[str, Tensor]:
+    """Return the weights at step 0 of the network of a resolved `config`: it predicts what the pretrained one does.
 
     Rows of classes are kept by name, and new ones are the mean of the former. A new condition has no effect at first.
     A condition that the data lack is absent. Raise UserError, naming a condition that does not fit.
     """
-    new, old = config.build_denoiser(), source.denoiser()
-    tensors = {name: value for name, value in old.state_dict().items() if not name.startswith("embeddings.")}
-    absent = tensors["time.mlp.2.bias"].clone()
+    new, old, theirs = config.build_denoiser(), pretrained.denoiser(), pretrained.config.conditions
+    tensors = {name: tensor for name, tensor in old.state_dict().items() if not name.startswith("embeddings.")}
+    bias = tensors["time.mlp.2.bias"].clone()
     for name, embedding in old.embeddings.items():
         if name not in config.conditions:
-            _check_optional(source.config.conditions[name], f"conditions.{name}: the network of {source.name} needs it, and the data have none")
+            problem = f"the network of {pretrained.name} needs it, and {config.data.path} lacks it"
+            _check_optional(theirs[name], f"conditions.{name}: {problem}; use images that have it")
             null = embedding(None).vector
-            absent += 0.0 if null is None else null[0]
+            bias += 0.0 if null is None else null[0]
     for name, embedding in new.embeddings.items():
         if name in old.embeddings:
-            _take_over(embedding, old.embeddings[name], config, source, name, log)
+            _take_over(name, embedding, config, old.embeddings[name], pretrained, log)
         else:
-            problem = f"conditions.{name}: the network of {source.name} has no input for it"
-            _check_optional(config.conditions[name], f"{problem}; leave it out")
+            problem = f"the network of {pretrained.name} has no input for it"
+            _check_optional(config.conditions[name], f"conditions.{name}: {problem}; leave it out")
             last = [module for module in embedding.modules() if isinstance(module, nn.Linear | nn.Embedding)][-1]
             for parameter in last.parameters():
                 parameter.zero_()
-    tensors["time.mlp.2.bias"] = absent
-    return tensors | {f"embeddings.{name}": value for name, value in new.embeddings.state_dict().items()}
+    tensors["time.mlp.2.bias"] = bias
+    return tensors | {f"embeddings.{name}": tensor for name, tensor in new.embeddings.state_dict().items()}
 
 
 def _check_optional(condition: ConditionConfig, problem: str) -> None:
@@ -179,24 +181,21 @@ def _check_optional(condition: ConditionConfig, problem: str) -> None:
         raise UserError(problem)
 
 
-def _take_over(
-    new: nn.Module, old: nn.Module, config: Config, source: Source, name: str, log: Callable[[str], None]
-) -> None:
-    """Copy the weights of the embedding of a condition, those of labels by class."""
-    theirs, ours = source.config.conditions[name], config.conditions[name]
-    if isinstance(theirs, LabelConfig) and isinstance(ours, LabelConfig):
-        rows = dict(zip(theirs.class_names, old.table.weight, strict=False))  # the null label comes last
-        mean = old.table.weight[:-1].mean(0)
-        classes = [rows.get(class_name, mean) for class_name in ours.class_names]
-        new.table.weight.copy_(torch.stack([*classes, old.table.weight[-1]]))
-        added = [class_name for class_name in ours.class_names if class_name not in rows]
-        if added:
+def _take_over(name: str, new: nn.Module, config: Config, old: nn.Module, pretrained: Pretrained, log: Log) -> None:
+    """Copy the weights of the embedding of a condition, those of a label class by class."""
+    ours, theirs = config.conditions[name], pretrained.config.conditions[name]
+    if isinstance(ours, LabelConfig) and isinstance(theirs, LabelConfig):
+        table = old.table.weight  # the null label comes last
+        rows = dict(zip(theirs.class_names, table[:-1], strict=False))
+        new.table.weight.copy_(torch.stack([*(rows.get(c, table[:-1].mean(0)) for c in ours.class_names), table[-1]]))
+        if added := [class_name for class_name in ours.class_names if class_name not in rows]:
             listed = ", ".join(added[:LISTED]) + ", ..." * (len(added) > LISTED)
-            log(f"conditions.{name}: new to {source.name}, so begun at the mean of its classes: {printable(listed)}")
+            log(f"conditions.{name}: new to {pretrained.name}, begin at the mean of its classes: {printable(listed)}")
         return
-    own_choice = {"column": None, "dropout": 0.0}
-    if theirs.model_copy(update=own_choice) != ours.model_copy(update=own_choice):
-        raise UserError(f"conditions.{name}: differs from that of {source.name} ({theirs.summary}); use another name")
+    ignored = {"column": None, "dropout": 0.0}
+    if ours.model_copy(update=ignored) != theirs.model_copy(update=ignored):
+        problem = f"differs from that of {pretrained.name} ({theirs.summary})"
+        raise UserError(f"conditions.{name}: {problem}; leave its settings out, or use another name")
     new.load_state_dict(old.state_dict())
 
 
@@ -204,13 +203,14 @@ def _take_over(
 
 
 def describe_memorization(run: Run, denoiser: Denoiser, images: ImageDataset) -> str:
-    """Return a line on how many samples of a denoiser are copies of training images, by their pixels."""
+    """Return a line on how many samples are near copies of training images, by the pixels, as `diffunet evaluate`."""
     config = run.config().sample
     samples = SampleBatch.concatenate(run.sampler(config, denoiser).sample(config)).pixels
-    features = PixelFeatures(images.config.bit_depth)
-    trained, held_out = (extract(features, images.images, p.indices.tolist()) for p in images.split_held_out())
+    features = PixelFeatures(images.config.bit_depth or 8)
+    parts = [part.indices.tolist() for part in images.split_held_out() if part.indices is not None]
+    trained, held_out = (extract(features, images.images, part) for part in parts)
     found = memorization_record(features(samples), trained, held_out)
-    verdict = "memorized: fewer steps or more images help" if found["verdict"] else "no sign of memorization"
-    floor = "of held-out images" if len(held_out) else "expected"
-    share = f"{found['value']:.1%} of {len(samples)} samples are very near to a training image"
-    return f"{verdict} ({share}, {found['floor']:.1%} {floor})"
+    verdict = "MEMORIZED, try fewer steps or more images" if found["verdict"] else "no sign of memorization"
+    floor = "held-out images" if len(held_out) else "new images"
+    share = f"{found['value']:.1%} of {len(samples)} samples are near copies of training images"
+    return f"{verdict}: {share}, and {found['floor']:.1%} of {floor}"

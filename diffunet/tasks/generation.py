@@ -26,7 +26,7 @@ from ..runs.samples import grid_columns
 from ..sampling.generate import SampleBatch, check_sample_config
 from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
-from .finetuning import INITIAL_WEIGHTS, Source, configure, describe_memorization, initial_weights
+from .finetuning import INITIAL_WEIGHTS, Pretrained, configure, describe_memorization, initial_weights
 from .fit import fit, make_accelerator
 from .start import begin, resume
 from .task import Task
@@ -50,27 +50,26 @@ def train(
     `train.output` is resumed if there is one; with `overwrite`, it is replaced. KeyboardInterrupt ends a training
     after a checkpoint. Raise UserError for a mistake in the configuration or the data.
     """
-
     if isinstance(config, Mapping | Config):
         given = config.model_dump(mode="json") if isinstance(config, Config) else config
-        config, source = configure(None, changes=merge(given, sections))
+        config, pretrained = configure(None, changes=merge(given, sections))
     else:
-        config, source = configure(config_file(str(config)), changes=sections)
+        config, pretrained = configure(config_file(str(config)), changes=sections)
     run = Run(config.train.output)
     if resumed and run.exists:
         changed = partial(settings_from, settings=Config, transform=lambda values: merge(values, sections))
-        (config, start), source = resume(run.folder, Config, changed), None
+        (config, start), pretrained = resume(run.folder, Config, changed), None
     else:
         start = begin(config, overwrite)
-    if fit(generation(config, source), start):
+    if fit(generation(config, pretrained), start):
         raise KeyboardInterrupt
     return run
 
 
-def generation(config: Config, source: Source | None = None) -> Task:
-    """Return the task of training a generator of images, beginning with the weights of `source` if there is one.
+def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
+    """Return the task of training a generator of images, beginning with the weights of `pretrained` if there is one.
 
-    A finetuning that is resumed has its first weights in the run folder. Raise UserError where config and data disagree.
+    A finetuning that is resumed has those weights in its folder. Raise UserError where config and data disagree.
     """
     for key, needed in UNET.items():
         if (found := getattr(config.unet, key)) != needed:
@@ -81,17 +80,19 @@ def generation(config: Config, source: Source | None = None) -> Task:
     log = accelerator.print
     run = Run(config.train.output)
     decoding = partial(tqdm, desc="decode", unit="image", leave=False)
-    folder = source.folder if source and source.folder else run.folder / "model"
+    folder = pretrained.folder if pretrained and pretrained.folder else run.folder / "model"
     images = load_images(config.data, config.inputs, folder, log, decoding)
     config = config.resolve(images)
     initial = run.folder / INITIAL_WEIGHTS
-    weights = initial_weights(config, source, log) if source else load_tensors(initial) if config.finetune.source else {}
+    weights = {}
+    if config.finetune.pretrained:
+        weights = initial_weights(config, pretrained, log) if pretrained else load_tensors(initial)
     objective = config.build_objective()
     check_sample_config(config.inputs, objective, config.sample)
     training, held_out = images.split_held_out()
     texts = [text for column in images.columns.values() for text in column.files.items()]
     files = {f"model/{name}": text.encode() for name, text in texts}
-    files |= {INITIAL_WEIGHTS: tensors_to_bytes(weights)} if source else {}
+    files |= {INITIAL_WEIGHTS: tensors_to_bytes(weights)} if pretrained else {}
     if config.data.random_flip or config.data.augmentation:
         for name, column in images.columns.items():
             if isinstance(column, TextColumn) and mentions_sides(column.distinct):
@@ -113,7 +114,7 @@ def generation(config: Config, source: Source | None = None) -> Task:
 
     def report(ema: Denoiser) -> str:
         outputs = f"samples: {run.folder}/samples, curves: {run.folder}/curves.png; "
-        memorization = describe_memorization(run, ema, images) + "\n" if config.finetune.source else ""
+        memorization = describe_memorization(run, ema, images) + "\n" if config.finetune.pretrained else ""
         return f"{memorization}{outputs}sample more with python sample.py {run.folder}"
 
     kept = f" ({len(held_out):,} held out)" if len(held_out) else ""

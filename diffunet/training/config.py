@@ -78,7 +78,7 @@ class TrainConfig(Settings):
     def ema_decay_at(self, step: int) -> float:
         """Return the EMA decay of step 0, 1, ...: short at first, so that random initial weights are forgotten.
 
-        With `ema_share` it is constant, 1 - 1 / n for a length of n steps, and e^(-steps / n) of the initial weights remain.
+        With `ema_share` it is 1 - 1 / n for a length of n steps, and e^(-steps / n) of the initial weights remain.
         """
         if self.ema_share is not None:
             return 1 - 1 / max(1.0, self.ema_share * self.steps)

@@ -260,7 +260,7 @@ def test_a_key_that_is_a_word_of_python_has_another_name_in_code(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("finetune: {from: runs/digits}\n")
     config = settings_from(file, Config, {"finetune.lora_rank": "2"})
-    assert config.finetune.source == "runs/digits"
+    assert config.finetune.pretrained == "runs/digits"
     assert "finetune:\n  from: runs/digits\n" in config.to_yaml()
     file.write_text("finetune: {form: runs/digits}\n")
     with pytest.raises(UserError, match=r"finetune.form: unknown key; did you mean from\?"):

@@ -18,7 +18,7 @@ from diffunet.objectives.ddpm import DDPMConfig
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run, load_run
 from diffunet.sampling.loop import sample
-from diffunet.tasks.finetuning import INITIAL_WEIGHTS, configure, initial_weights, load_source
+from diffunet.tasks.finetuning import INITIAL_WEIGHTS, configure, initial_weights, load_pretrained
 from diffunet.tasks.generation import generation, train
 from diffunet.training.config import TrainConfig
 from diffunet.training.log import read_log
@@ -48,9 +48,9 @@ def a_run(folder: Path, conditions: dict = labels(*CLASSES), **sections) -> Run:
     return made
 
 
-def begun(source: Run, conditions: dict = {}) -> torch.nn.Module:
+def begun(source: Run, conditions: dict) -> torch.nn.Module:
     """Return the network of a finetuning with these conditions, before its first step."""
-    found = load_source(str(source.folder))
+    found = load_pretrained(str(source.folder))
     config = found.config.model_copy(update={"conditions": conditions})
     denoiser = config.build_denoiser()
     denoiser.load_state_dict(initial_weights(config, found, print))
@@ -77,7 +77,7 @@ def test_rows_of_classes_are_kept_by_name_and_new_ones_are_their_mean(in_a_new_f
     old = source.denoiser().embeddings["label"].table.weight
     new = begun(source, labels("7", "8", "0")).embeddings["label"].table.weight
     torch.testing.assert_close(new, torch.stack([old[2], old[:3].mean(0), old[0], old[3]]), atol=0, rtol=0)
-    assert capsys.readouterr().out == "conditions.label: new to old, so begun at the mean of its classes: 8\n"
+    assert capsys.readouterr().out == "conditions.label: new to old, begin at the mean of its classes: 8\n"
 
 
 @pytest.mark.parametrize("added", [labels("a", "b"), {"pose": VectorConfig(width=2, mean=(0.0, 0.0), std=(1.0, 1.0))}])
@@ -92,7 +92,7 @@ def test_a_condition_without_data_is_absent(in_a_new_folder):
     """Its null embedding moves into the embedding of the time."""
     pose = VectorConfig(width=2, mean=(0.0, 0.0), std=(1.0, 1.0))
     source = a_run(Path("old"), {**labels("a"), "pose": pose, "augmentation": AugmentationConfig(width=9)})
-    torch.testing.assert_close(begun(source)(X_T, T), source.denoiser()(X_T, T), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(begun(source, {})(X_T, T), source.denoiser()(X_T, T), atol=1e-5, rtol=1e-5)
 
 
 # ── configuration ─────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +117,10 @@ def test_the_configuration_of_the_source_is_the_base(in_a_new_folder):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--unet.modulation", "shift"], "unet.modulation: the network of old was trained with scale_shift (got shift)"),
+        (
+            ["--unet.modulation", "shift"],
+            "unet.modulation: the network of old was trained with scale_shift (got shift)",
+        ),
         (["--time.freq_shift", "1"], "time.freq_shift: the network of old was trained with 0 (got 1)"),
         (
             ["--objective.prediction_type", "epsilon"],
@@ -142,7 +145,9 @@ def test_conditions_that_do_not_fit_are_one_line(in_a_new_folder, capsys):
     line = mistake(capsys, commands.train, *begin, "--conditions", "{caption: {type: text}}")
     assert line == "conditions.caption: the network of old has no input for it; leave it out"
     vector = {"pose": VectorConfig(width=1, mean=(0.0,), std=(1.0,))}
-    with pytest.raises(UserError, match=r"conditions.pose: differs from that of old \(1 number\); use another name"):
+    with pytest.raises(
+        UserError, match=r"conditions.pose: differs from that of old \(1 number\); leave its settings out"
+    ):
         begun(a_run(Path("old"), vector), {"pose": VectorConfig(width=1, mean=(0.5,), std=(1.0,))})
 
 
@@ -174,7 +179,7 @@ def test_a_finetuned_run_is_a_run_like_others(small, capsys, rank):
     output = capsys.readouterr().out
     least = min((line for line in read_log(Path("new/log.jsonl")) if "val_loss" in line), key=lambda x: x["val_loss"])
     assert f"published: step {least['step']}, with the least validation loss, {least['val_loss']:.4g}" in output
-    assert "no sign of memorization (" in output
+    assert "no sign of memorization: " in output
     source, found = load_run("run").denoiser().state_dict(), load_run("new").denoiser().state_dict()
     assert found.keys() == source.keys()
     moved = {name for name in source if not torch.equal(source[name], found[name])}
@@ -193,7 +198,7 @@ def test_finetuning_from_python(small):
     train_small("--train.steps", "2")
     made = train({"finetune": {"from": "run"}}, train={"output": "new", "steps": 2})
     assert load_tensors(made.folder / INITIAL_WEIGHTS).keys() == made.denoiser().state_dict().keys()
-    assert made.config().finetune.source == "run"
+    assert made.config().finetune.pretrained == "run"
 
 
 @pytest.mark.slow
@@ -203,7 +208,9 @@ def test_killed_and_resumed_finetuning_equals_an_uninterrupted_one(tmp_path, mon
     Path("small.yaml").write_text(SMALL_RUN)
     train_small()
     flags = ["--finetune.from", tmp_path / "run", "--finetune.lora_rank", rank, "--train.preview_every", "2"]
-    result = crash.survive(tmp_path, kills=2, flags=[*flags, "--train.snapshots", "0", "--train.publish", "least_val_loss"])
+    result = crash.survive(
+        tmp_path, kills=2, flags=[*flags, "--train.snapshots", "0", "--train.publish", "least_val_loss"]
+    )
     assert result["kills"] == 2
     checkpoint = load_tensors(sorted((tmp_path / "killed/checkpoints").iterdir())[-1] / "model.safetensors")
     if rank != "0":
@@ -227,7 +234,16 @@ def test_a_diffusers_folder_is_finetuned_and_drawn_alike_by_diffusers(in_a_new_f
     for index in range(8):
         write_image(Path("photos") / f"{index}.png", "RGB", (20, 20), seed=index)
     flags = ["--finetune.from", "theirs", "--finetune.lora_rank", rank, "--data.path", "photos"]
-    short = ["--train.steps", "2", "--train.batch_size", "4", "--train.learning_rate", "0.01", "--sample.num_images", "2"]
+    short = [
+        "--train.steps",
+        "2",
+        "--train.batch_size",
+        "4",
+        "--train.learning_rate",
+        "0.01",
+        "--sample.num_images",
+        "2",
+    ]
     assert run(commands.train, *flags, *short, "--sample.steps", "2", "--train.output", "new") == 0
     assert run(commands.main, "export", "new", "exported") == 0
 
