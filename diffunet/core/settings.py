@@ -74,9 +74,10 @@ def merge(values: dict, changes: Mapping[str, Any]) -> dict:
     merged = dict(values)
     for name, change in changes.items():
         former = merged.get(name)
-        nested = isinstance(change, Mapping) and isinstance(former, dict)
-        same = nested and change.get(TAG, former.get(TAG)) == former.get(TAG)
-        merged[name] = merge(former, change) if same else change
+        if isinstance(change, Mapping) and isinstance(former, dict):
+            same = change.get(TAG, former.get(TAG)) == former.get(TAG)
+            change = merge(former, change) if same else change
+        merged[name] = change
     return merged
 
 

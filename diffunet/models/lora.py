@@ -41,9 +41,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None = None) -> nn.Modu
             delattr(layer, name)
             layer.register_buffer(name, parameter.detach(), persistent=False)
         if isinstance(layer, nn.Linear | _ConvNd):
-            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank, alpha or rank))
-            originals = layer.parametrizations["weight"]
-            originals.register_buffer("original", originals.original, persistent=False)
+            weight = layer.weight
+            parametrize.register_parametrization(layer, "weight", LowRank(weight, rank, alpha or rank))
+            layer.get_submodule("parametrizations.weight").register_buffer("original", weight, persistent=False)
     return model
 
 
