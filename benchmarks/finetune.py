@@ -7,8 +7,7 @@
 Trains configs/digits.yaml on the digits 0 to 7, and begins with those weights on the 8s and 9s, in full and by LoRA.
 Beside them, trainings from random weights on the 8s and 9s, as long and ten times as long. 1,000 samples of each are
 compared with all 8s and 9s: the Fréchet distance in the 64 pixels, and the share of samples that the classifier of
-`diffunet evaluate` finds in their class. *Source* are samples of the source without a class. The table goes to
-FOLDER/finetune.md.
+`diffunet evaluate` finds in their class. The table goes to FOLDER/finetune.md.
 """
 
 import argparse
@@ -25,18 +24,20 @@ from diffunet.data.digits import digit_images, load_digits
 from diffunet.evaluation.features import FeatureExtractor, choose_features
 from diffunet.runs.evaluate import evaluate_denoiser, real_images
 from diffunet.runs.run import Run
+from diffunet.tasks.finetuning import configure
 from diffunet.tasks.generation import train
 
 OLD, NEW = range(8), (8, 9)
 STEPS = 1000
 """Of the source, and of the long training from random weights."""
-FROM_SOURCE = {
-    "finetuned": {},
-    "LoRA, rank 16": {"lora_rank": 16},
-    "LoRA, rank 4": {"lora_rank": 4},
+FINETUNED = {
+    "finetuned": (0, 1.0),
+    "finetuned, learning rate / 10": (0, 0.1),
+    "LoRA, rank 16": (16, 1.0),
+    "LoRA, rank 4": (4, 1.0),
 }
-"""Sections `finetune` by row."""
-RANDOM, LONG, SOURCE = "from random weights", "from random weights, ten times as long", "source"
+"""Rank, and factor of the default learning rate."""
+RANDOM, LONG = "random weights", "random weights, longer"
 
 
 def write_digits(folder: Path, classes: range | tuple[int, ...]) -> str:
@@ -89,9 +90,12 @@ def rows_of(seed: int, folder: Path, steps: int, number: int) -> list[dict]:
     scratch = {"data": {"path": new}}
     source = trained(home / "source", "configs/digits.yaml", data={"path": old}, train=common | {"steps": steps})
     runs = {}
-    for row, section in FROM_SOURCE.items():
-        section = {"from": str(source.folder), **section}
-        runs[row] = trained(home / row, {"finetune": section}, data={"path": new}, train={"seed": seed})
+    for row, (rank, factor) in FINETUNED.items():
+        section = {"from": str(source.folder), "lora_rank": rank}
+        default = configure(None, changes={"finetune": section})[0].train.learning_rate
+        settings = {"seed": seed, "learning_rate": factor * default}
+        name = row.replace("/", "by")
+        runs[row] = trained(home / name, {"finetune": section}, data={"path": new}, train=settings)
     for row, length in ((RANDOM, steps // 10), (LONG, steps)):
         settings = common | {"steps": length, "warmup_steps": length // 10}
         runs[row] = trained(home / row, "configs/digits.yaml", **scratch, train=settings)

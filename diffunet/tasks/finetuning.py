@@ -27,8 +27,8 @@ INITIAL_WEIGHTS = "initial.safetensors"
 """File of a run folder: the weights at step 0, by which a finetuning is resumed without the pretrained network."""
 SHORTER = 10
 """A finetuning has a tenth of the steps of the pretraining, in all and between previews, checkpoints and so on."""
-LOWER = 10
-"""A finetuning of all weights has a tenth of the learning rate."""
+LORA_RATE = 3
+"""LoRA, whose B begins at zero, has three times the learning rate of the pretraining (docs/finetuning.md)."""
 EMA_SHARE = 0.1
 """Length of the EMA as a share of the finetuning: e^-10 of the pretrained weights remain at its end."""
 MAY_DIFFER = {
@@ -97,15 +97,14 @@ def _finetune_section(values: dict, flags: Mapping[str, str]) -> FinetuneConfig:
 def finetune_defaults(pretrained: Pretrained, lora_rank: int = 0) -> Config:
     """Return the configuration of a finetuning to which nothing is added: that of the pretraining, for other images.
 
-    It is shorter, and all weights have a lower learning rate, but not LoRA, whose B begins at zero. The EMA begins at
-    the pretrained weights, and the weights of the least validation loss are published.
+    It is shorter, the EMA begins at the pretrained weights, and the weights of the least validation loss are published.
     """
     config, train = pretrained.config, pretrained.config.train
     lengths = ("steps", "log_every", "checkpoint_every", "preview_every")
     changes = {name: max(1, getattr(train, name) // SHORTER) for name in lengths}
     changes |= {"warmup_steps": train.warmup_steps // SHORTER, "minutes": None}
     changes |= {"output": f"runs/{Path(pretrained.name).name}-finetuned"}
-    changes |= {"snapshots": 0} if lora_rank else {"learning_rate": train.learning_rate / LOWER}
+    changes |= {"snapshots": 0, "learning_rate": LORA_RATE * train.learning_rate} if lora_rank else {}
     changes |= {"ema_share": EMA_SHARE, "publish": "least_val_loss"}
     unknown = {"num_classes": None, "class_names": ()}
     conditions = {

@@ -109,9 +109,9 @@ def test_the_configuration_of_the_source_is_the_base(in_a_new_folder):
     train = config.train
     assert (train.output, train.steps, train.warmup_steps, train.minutes) == ("runs/old-finetuned", 100, 5, None)
     assert (train.seed, train.batch_size, train.publish) == (3, 4, "least_val_loss")
-    assert train.learning_rate == pytest.approx(1e-4)
+    assert train.learning_rate == source.train.learning_rate
     lora, _ = configure(None, {"finetune.from": "old", "finetune.lora_rank": "4"})
-    assert (lora.train.learning_rate, lora.train.snapshots) == (1e-3, 0)
+    assert (lora.train.learning_rate, lora.train.snapshots) == (3e-3, 0)
 
 
 @pytest.mark.parametrize(
