@@ -15,6 +15,7 @@ from diffunet.core.errors import UserError
 from diffunet.core.storage import load_tensors
 from diffunet.data.dataset import DataConfig
 from diffunet.objectives.ddpm import DDPMConfig
+from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run, load_run
 from diffunet.sampling.loop import sample
@@ -137,6 +138,16 @@ def test_contradictions_are_one_line(in_a_new_folder, capsys, flags, line):
     assert found.startswith(line)
     assert "leave " in found
     assert not Path("runs").exists()
+
+
+def test_an_objective_can_begin_from_another_and_keeps_the_network(in_a_new_folder, monkeypatch):
+    source = a_run(Path("old"))
+    flags = {"finetune.from": "old", "objective": "edm"}
+    with pytest.raises(UserError, match="objective.type"):
+        configure(None, flags)
+    monkeypatch.setattr(EDMConfig, "begins_from", {"ddpm"})
+    config, _ = configure(None, flags)
+    assert (config.objective, config.unet) == (EDMConfig(), source.config().unet)
 
 
 def test_conditions_that_do_not_fit_are_one_line(in_a_new_folder, capsys):
