@@ -44,7 +44,7 @@ def train(argv: list[str]) -> int:
     if path and args.config:
         raise UserError(f"--resume: {path} has its own config; leave out --config")
     if path is None or path == IF_THERE:
-        name = args.config or ("" if "finetune.from" in flags else "configs/digits.yaml")
+        name = args.config or ("" if flags.get("finetune.from", "null") != "null" else "configs/digits.yaml")
         config, pretrained = configure(config_file(name) if name else None, flags)
         path = config.train.output if path is not None and Run(config.train.output).exists else None
     if path is not None:

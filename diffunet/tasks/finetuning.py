@@ -19,7 +19,6 @@ from ..interop.diffusers import load_diffusers
 from ..models.denoiser import Denoiser
 from ..runs.config import Config, FinetuneConfig
 from ..runs.run import Run
-from ..sampling.generate import SampleBatch
 
 Log = Callable[[str], None]
 
@@ -201,10 +200,8 @@ def _take_over(name: str, new: nn.Module, config: Config, old: nn.Module, pretra
 # ── the end ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def describe_memorization(run: Run, denoiser: Denoiser, images: ImageDataset) -> str:
+def describe_memorization(samples: Tensor, images: ImageDataset) -> str:
     """Return a line on how many samples are near copies of training images, by the pixels, as `diffunet evaluate`."""
-    config = run.config().sample
-    samples = SampleBatch.concatenate(run.sampler(config, denoiser).sample(config)).pixels
     features = PixelFeatures(images.config.bit_depth or 8)
     parts = [part.indices.tolist() for part in images.split_held_out() if part.indices is not None]
     trained, held_out = (extract(features, images.images, part) for part in parts)

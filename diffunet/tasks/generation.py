@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.errors import UserError, ran_out_of_memory
 from ..core.runtime import prepare_for
@@ -113,9 +114,11 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
         plot_curves(run.folder)
 
     def report(ema: Denoiser) -> str:
-        outputs = f"samples: {run.folder}/samples, curves: {run.folder}/curves.png; "
-        memorization = describe_memorization(run, ema, images) + "\n" if config.finetune.pretrained else ""
-        return f"{memorization}{outputs}sample more with python sample.py {run.folder}"
+        outputs = f"samples: {run.folder}/samples, curves: {run.folder}/curves.png"
+        lines = [f"{outputs}; sample more with python sample.py {run.folder}"]
+        if config.finetune.pretrained and (sampled := preview.sample(ema, "memorization")):
+            lines.insert(0, describe_memorization(sampled[0], images))
+        return "\n".join(lines)
 
     kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
     height, width = config.data.size
@@ -146,23 +149,28 @@ class Preview:
 
     def __call__(self, step: int, ema: Denoiser) -> dict[str, float]:
         """Return numbers for the log; none if sampling failed. Raise OSError if the folder cannot be written to."""
+        if (sampled := self.sample(ema, f"preview at step {step}")) is None:
+            return {}
+        pixels, columns = sampled
+        folder = self.run.folder / "samples"
+        bit_depth = self.config.data.bit_depth or 8
+        save_grid(pixels, bit_depth, folder / f"step_{step:08d}.png", columns)
+        save_timeline(folder, self.config.data.size)
+        if not self.config.sample.conditions:
+            save_example_comparison(self.run.folder / EXAMPLES, pixels, self.config, folder / "comparison.png")
+        return self.monitor(ema, pixels, self.device)
+
+    def sample(self, ema: Denoiser, purpose: str) -> tuple[Tensor, int | None] | None:
+        """Return samples, integers (N, C, H, W), and the columns of their grid, if fixed; None if sampling failed."""
         config = self.config.sample
         if config.guide and not list_snapshots(self.run.folder):  # nothing to guide with yet
             config = config.model_copy(update={"guide": None, "guidance_scale": 1.0})
         try:
             sampler = self.run.sampler(config, ema)
-            pixels = SampleBatch.concatenate(sampler.sample(config)).pixels
+            return SampleBatch.concatenate(sampler.sample(config)).pixels, grid_columns(sampler.values(config))
         except (UserError, RuntimeError, MemoryError) as error:
             if not isinstance(error, UserError) and not ran_out_of_memory(error):
                 raise
             memory = f"out of memory with sample.batch_size {config.batch_size}"
-            self.log(f"skipped preview at step {step}: {error if isinstance(error, UserError) else memory}")
-            return {}
-        folder = self.run.folder / "samples"
-        bit_depth = self.config.data.bit_depth or 8
-        values = sampler.values(config)
-        save_grid(pixels, bit_depth, folder / f"step_{step:08d}.png", grid_columns(values))
-        save_timeline(folder, self.config.data.size)
-        if not config.conditions:
-            save_example_comparison(self.run.folder / EXAMPLES, pixels, self.config, folder / "comparison.png")
-        return self.monitor(ema, pixels, self.device)
+            self.log(f"skipped {purpose}: {error if isinstance(error, UserError) else memory}")
+            return None
