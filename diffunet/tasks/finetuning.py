@@ -54,10 +54,16 @@ class Pretrained:
 def load_pretrained(name: str) -> Pretrained:
     """Return the network of a run, a diffusers folder or a hub id. Raise UserError if there is none."""
     run = Run(name)
-    if (run.folder / "unet").is_dir() or not run.folder.parent.is_dir():
+    is_diffusers = (run.folder / "unet").is_dir()
+    if not is_diffusers and run.folder.parent.is_dir():
+        return Pretrained(name, run.config(), run.folder / "model", run.denoiser)
+    try:
         config, denoiser = load_diffusers(name)
-        return Pretrained(name, config, None, lambda: denoiser)
-    return Pretrained(name, run.config(), run.folder / "model", run.denoiser)
+    except UserError as mistake:
+        raise (
+            mistake if is_diffusers else UserError(f"finetune.from: no such folder, and on the hub {mistake}")
+        ) from None
+    return Pretrained(name, config, None, lambda: denoiser)
 
 
 # ── configuration ─────────────────────────────────────────────────────────────────────────────────

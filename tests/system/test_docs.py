@@ -82,6 +82,9 @@ def help_of(name: str, run: str, capsys) -> set[str]:
 def test_every_command_is_accepted(page, run, capsys):
     for words in typed_commands(page):
         name = words[0].removesuffix(".py")
+        words = [
+            run if before == "--finetune.from" else word for before, word in zip(["", *words], words, strict=False)
+        ]
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
         if "..." in words:
             continue
