@@ -154,7 +154,8 @@ def check_contradictions(config: Config, pretrained: Pretrained) -> None:
 def initial_weights(config: Config, pretrained: Pretrained, log: Log) -> dict[str, Tensor]:
     """Return the weights at step 0 of the network of a resolved `config`: it predicts what the pretrained one does.
 
-    Rows of classes are kept by name, and new ones are the mean of the former. A new condition has no effect at first.
+    Rows of classes are kept by name; new ones are drawn with the mean and spread of the former, since classes that begin
+    at the same row are slow to separate. A new condition has no effect at first.
     A condition that the data lack is absent. Raise UserError, naming a condition that does not fit.
     """
     new, old, theirs = config.build_denoiser(), pretrained.denoiser(), pretrained.config.conditions
@@ -191,10 +192,13 @@ def _take_over(name: str, new: nn.Module, config: Config, old: nn.Module, pretra
     if isinstance(ours, LabelConfig) and isinstance(theirs, LabelConfig):
         table = old.table.weight  # the null label comes last
         rows = dict(zip(theirs.class_names, table[:-1], strict=False))
-        new.table.weight.copy_(torch.stack([*(rows.get(c, table[:-1].mean(0)) for c in ours.class_names), table[-1]]))
+        generator, spread = torch.Generator().manual_seed(config.train.seed), table[:-1].std(0, correction=0)
+        drawn = table[:-1].mean(0) + spread * torch.randn(len(ours.class_names), len(spread), generator=generator)
+        kept = [rows.get(name, row) for name, row in zip(ours.class_names, drawn, strict=True)]
+        new.table.weight.copy_(torch.stack([*kept, table[-1]]))
         if added := [class_name for class_name in ours.class_names if class_name not in rows]:
             listed = ", ".join(added[:LISTED]) + ", ..." * (len(added) > LISTED)
-            log(f"conditions.{name}: new to {pretrained.name}, begin at the mean of its classes: {printable(listed)}")
+            log(f"conditions.{name}: new to {pretrained.name}, begin at random among its classes: {printable(listed)}")
         return
     ignored = {"column": None, "dropout": 0.0}
     if ours.model_copy(update=ignored) != theirs.model_copy(update=ignored):

@@ -72,12 +72,18 @@ def test_the_first_step_predicts_what_the_source_predicts_to_the_bit(in_a_new_fo
     assert torch.equal(model(X_T, T, label=here), source.denoiser()(X_T, T, label=there))
 
 
-def test_rows_of_classes_are_kept_by_name_and_new_ones_are_their_mean(in_a_new_folder, capsys):
+def test_rows_of_classes_are_kept_by_name_and_new_ones_are_among_them(in_a_new_folder, capsys):
     source = a_run(Path("old"))
     old = source.denoiser().embeddings["label"].table.weight
     new = begun(source, labels("7", "8", "0")).embeddings["label"].table.weight
-    torch.testing.assert_close(new, torch.stack([old[2], old[:3].mean(0), old[0], old[3]]), atol=0, rtol=0)
-    assert capsys.readouterr().out == "conditions.label: new to old, begin at the mean of its classes: 8\n"
+    assert torch.equal(new[[0, 2, 3]], old[[2, 0, 3]])
+    assert capsys.readouterr().out == "conditions.label: new to old, begin at random among its classes: 8\n"
+    many = begun(source, labels("7", *map(str, range(100, 500)))).embeddings["label"].table.weight[1:-1]
+    off = (many - old[:3].mean(0)) / old[:3].std(0, correction=0)
+    assert off.mean().item() == pytest.approx(0, abs=0.05)
+    assert off.std().item() == pytest.approx(1, abs=0.05)
+    again = begun(source, labels("7", *map(str, range(100, 500)))).embeddings["label"].table.weight[1:-1]
+    assert torch.equal(many, again)
 
 
 @pytest.mark.parametrize("added", [labels("a", "b"), {"pose": VectorConfig(width=2, mean=(0.0, 0.0), std=(1.0, 1.0))}])
