@@ -1,10 +1,11 @@
 """Denoising diffusion (DDPM, Ho et al. 2020): discrete noise levels, and a choice of prediction target.
 
-x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (equation 4), with alpha_bar of the schedulers of diffusers.
+x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (equation 4), with alpha_bar as in diffusers.
 """
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from .schedulers import from_diffusers
 
 MULTISTEP = {**CLIP_TO_DATA_RANGE, "final_sigmas_type": "zero"}
 FIRST_ORDER = {**CLIP_TO_DATA_RANGE, "clip_sample": False}
+MAX_BETA = 0.999
+"""Limit of cosine noise at the last timesteps."""
 UNIPC_START = -math.log(40.0)
 """log(alpha / sigma) after UniPC's first step; from further up, it misses the spread."""
 
@@ -43,6 +46,25 @@ class DDPMConfig(ObjectiveConfig):
             problem = "rescale_betas_zero_snr leaves nothing to learn with prediction_type epsilon"
             raise ValueError(f"{problem}; use v_prediction or sample")
         return self
+
+    def alpha_bar(self) -> Tensor:
+        """Return the share of the signal in the variance at each timestep, (T,) fp32: the one of diffusers, to the bit.
+
+        Computed here since sampling should not wait for the import of diffusers.
+        """
+        total = self.num_train_timesteps
+        if self.beta_schedule == "linear":
+            betas = torch.linspace(1e-4, 0.02, total)
+        else:  # Nichol & Dhariwal 2021, equation 17
+            f = [math.cos((step / total + 0.008) / 1.008 * math.pi / 2) ** 2 for step in range(total + 1)]
+            betas = torch.tensor([min(1 - after / before, MAX_BETA) for before, after in pairwise(f)])
+        if not self.rescale_betas_zero_snr:
+            return (1 - betas).cumprod(0)
+        root = (1 - betas).cumprod(0).sqrt()  # Lin et al. 2023, algorithm 1
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        rescaled = root**2
+        alphas = torch.cat([rescaled[:1], rescaled[1:] / rescaled[:-1]])
+        return (1 - (1 - alphas)).cumprod(0)
 
     def scheduler(self, class_name: str = "DDPMScheduler", **options: Any) -> Any:
         """Return a scheduler of diffusers with this noise. Raise TypeError for an option that the class lacks."""
@@ -73,7 +95,7 @@ class DDPM(Objective):
 
     def __init__(self, config: DDPMConfig, dropout: Mapping[str, float] = {}):
         super().__init__(config, dropout)
-        self.alpha_bar = config.scheduler().alphas_cumprod
+        self.alpha_bar = config.alpha_bar()
         """(T,), share of the signal in the variance at each timestep."""
 
     def time_at(self, u: Tensor) -> Tensor:

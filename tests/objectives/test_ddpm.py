@@ -139,6 +139,13 @@ def test_ddim_derives_the_noise_from_the_clipped_image(prediction):
     torch.testing.assert_close(found, x, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("config", list(schedules()), ids=name)
+@pytest.mark.parametrize("total", [2, 37, 1000, 4000])
+def test_noise_levels_are_those_of_diffusers_to_the_bit(config, total):
+    config = config.model_copy(update={"num_train_timesteps": total})
+    assert torch.equal(config.alpha_bar(), config.scheduler().alphas_cumprod)
+
+
 def test_options_that_diffusers_does_not_have_are_errors():
     with pytest.raises(TypeError, match="use_lu_lambda"):
         DDPMConfig().scheduler("DPMSolverMultistepScheduler", use_lu_lambda=True)
