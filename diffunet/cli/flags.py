@@ -69,7 +69,10 @@ def _add_variants(parser: argparse.ArgumentParser, above: Key, variants: dict[st
         group = parser.add_argument_group(dotted if shared else f"{dotted}, type {' or '.join(owners)}", types)
         for name in [name for name in fields if _owners(name, variants) == owners]:
             field = common.model_fields.get(name, fields[name]) if shared and name != TAG else fields[name]
-            _add_value(group, (*above, name), field, "|".join(variants) if name == TAG else "VALUE")
+            nested = variants_of(field.annotation)
+            _add_value(group, (*above, name), field, "|".join(variants if name == TAG else nested) or "VALUE")
+            if nested:
+                _add_variants(parser, (*above, name), nested)
 
 
 def _owners(name: str, variants: dict[str, type[Settings]]) -> tuple[str, ...]:

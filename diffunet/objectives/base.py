@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ from torch import Tensor
 from ..core.errors import UserError, did_you_mean
 from ..core.rng import BatchRNG
 from ..core.settings import Settings
-from .solvers import METHODS, Solver
+from .solvers import METHODS, Method, Solver
 
 NOISE_BINS = 4
 """Number of equal ranges of u by which losses are also reported."""
@@ -63,8 +63,10 @@ class NoisyBatch:
 class Objective(ABC):
     """A noise process and a prediction target, with the weighted mean squared error as loss."""
 
+    methods: ClassVar[Mapping[str, Method]] = METHODS
+    """Samplers by name."""
     schedulers: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]] = {}
-    """Samplers of diffusers by name, in addition to METHODS: class, and arguments besides the process's own."""
+    """Further samplers, of diffusers, by name: class, and arguments besides the process's own."""
 
     def __init__(self, config: ObjectiveConfig, dropout: Mapping[str, float] = {}):
         """dropout: probability of dropping a condition alone, in addition to `config.condition_dropout`, by name."""
@@ -86,8 +88,12 @@ class Objective(ABC):
         """Return the factors a of x_0 and b of the noise in the target at the times t, in the shape of t."""
 
     @abstractmethod
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """Return the times of noise levels given as log(alpha / sigma), in their shape; the inverse of `levels`."""
+
     def times(self, log_snr: Tensor) -> Tensor:
         """Return N times that the network was trained at, for N falling noise levels, given as log(alpha / sigma)."""
+        return self.time_of(log_snr).float()
 
     @property
     @abstractmethod
@@ -100,7 +106,10 @@ class Objective(ABC):
 
     def add_noise(self, image: Tensor, noise: Tensor, u: Tensor) -> NoisyBatch:
         """Return the batch for images (B, C, *S) in [-1, 1], standard normal noise, and u, (B,) in [0, 1)."""
-        t = self.time_at(u)
+        return self.noisy(image, noise, self.time_at(u))
+
+    def noisy(self, image: Tensor, noise: Tensor, t: Tensor) -> NoisyBatch:
+        """Return the batch for images (B, C, *S) in [-1, 1], standard normal noise, and times (B,)."""
         alpha, sigma = _like(image, self.levels(t))
         a, b = _like(image, self.target(t))
         return NoisyBatch(alpha * image + sigma * noise, t, a * image + b * noise, self.weight(t))
@@ -122,7 +131,7 @@ class Objective(ABC):
     @classmethod
     def samplers(cls) -> tuple[str, ...]:
         """Return the names of the samplers."""
-        return (*METHODS, *cls.schedulers)
+        return (*cls.methods, *cls.schedulers)
 
     def sampler(self, name: str, steps: int) -> Any:
         """Return a solver or scheduler of diffusers whose timesteps are set for `steps` network calls.
@@ -135,7 +144,7 @@ class Objective(ABC):
         self.check_steps(steps)
         if name in self.schedulers:
             return self.scheduler(*self.schedulers[name], steps)
-        return Solver(self, self.falling_times(steps), METHODS[name])
+        return Solver(self, self.falling_times(steps), self.methods[name])
 
     def check_steps(self, steps: int) -> None:
         """Raise UserError for a number of network calls that the process does not have."""
@@ -155,6 +164,10 @@ class Objective(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no schedulers of diffusers")
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────
+
+    def at(self, progress: float) -> Self:
+        """Return the objective after this share of the training, from 0 to 1: the same one, unless it has stages."""
+        return self
 
     def loss(
         self, model: Callable[..., Tensor], image: Tensor, rng: BatchRNG = BatchRNG(), **conditions: Tensor

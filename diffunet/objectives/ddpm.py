@@ -102,8 +102,14 @@ class DDPM(Objective):
         return (u * self.config.num_train_timesteps).long()
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_bar = self.alpha_bar.to(t.device)[t.long()]
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()  # equation 4
+        """Return alpha and sigma (equation 4); between whole times, the log-SNR is linear."""
+        if t.is_floating_point():
+            table = torch.from_numpy(self._log_snr).to(t)
+            before = t.long()
+            log_snr = torch.lerp(table[before], table[(before + 1).clamp(max=len(table) - 1)], t - before)
+            return torch.sigmoid(2 * log_snr).sqrt(), torch.sigmoid(-2 * log_snr).sqrt()
+        alpha_bar = self.alpha_bar.to(t.device)[t]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def target(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.levels(t)
@@ -139,6 +145,14 @@ class DDPM(Objective):
         """log(alpha / sigma) at each timestep, (T,), falling."""
         alpha_bar = self.alpha_bar.double().clamp(min=1e-12)
         return (0.5 * (alpha_bar / (1 - alpha_bar)).log()).numpy()
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """Return the times, in general not whole, from the first to the last of the training."""
+        falling = torch.from_numpy(self._log_snr).to(log_snr)
+        last = len(falling) - 1
+        before = (last - torch.searchsorted(falling.flip(0), log_snr)).clamp(0, last - 1)
+        share = (falling[before] - log_snr) / (falling[before] - falling[before + 1])
+        return before + share.clamp(0, 1)
 
     def times(self, log_snr: Tensor) -> Tensor:
         """Return distinct whole timesteps (N,) int64, near these noise levels."""

@@ -52,8 +52,8 @@ class Flow(Objective):
     def cleanest(self) -> float:
         return math.log(1 / LAST - 1)
 
-    def times(self, log_snr: Tensor) -> Tensor:
-        return TIME_SCALE * torch.sigmoid(-log_snr).float()
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        return TIME_SCALE * torch.sigmoid(-log_snr)
 
     def check_steps(self, steps: int) -> None:
         if not 1 <= steps <= TIME_SCALE:

@@ -17,13 +17,14 @@ from ..data.dataset import DataConfig, ImageDataset
 from ..models.config import MAX_CHANNELS, UNetConfig, levels_for
 from ..models.denoiser import Denoiser, TimeConfig
 from ..objectives.base import Objective
-from ..objectives.ddpm import DDPM, DDPMConfig
-from ..objectives.edm import EDM, EDMConfig
-from ..objectives.flow import Flow, FlowConfig
+from ..objectives.consistency import SOURCES, Consistency, ConsistencyConfig
+from ..objectives.ddpm import DDPMConfig
+from ..objectives.edm import EDMConfig
+from ..objectives.flow import FlowConfig
 from ..sampling.generate import SampleConfig
 from ..training.config import TrainConfig
 
-OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}
+OBJECTIVES: dict[str, type[Objective]] = {**SOURCES, "consistency": Consistency}
 PACKAGE = Path(__file__).parents[1]
 CONFIG_DIR = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """The shipped configs: inside the installed package, or beside it in a checkout."""
@@ -128,7 +129,9 @@ class Config(ModelConfig, RunConfig):
 
     task: ClassVar[str] = "generation"
 
-    objective: Annotated[DDPMConfig | EDMConfig | FlowConfig, Field(discriminator="type")] = DDPMConfig()
+    objective: Annotated[
+        DDPMConfig | EDMConfig | FlowConfig | ConsistencyConfig, Field(discriminator="type")
+    ] = DDPMConfig()
     """The training objective; its type decides which keys there are."""
     finetune: FinetuneConfig = FinetuneConfig()
     data: DataConfig = DataConfig()

@@ -41,6 +41,8 @@ SLOW_STEP = 2.0
 class Trainer:
     """Trains `model` on `objective` over `data` in the folder `config.output`.
 
+    `objective.at(progress)`, from 0 to 1, returns what has the `loss` of a step.
+
     `preview(step, ema_model)` and `publish(ema_model)` are called in the main process only: a preview returns numbers
     for the log, of which `config.publish` reads val_loss, and publishing follows a checkpoint, when the log has a line
     for the step.
@@ -237,6 +239,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
+        objective = self.objective.at(self.step / config.steps)
         for part, batch in enumerate(micro_batches):
             positions = self._positions(part)
             torch.manual_seed(seed_for(config.seed, self.step, positions.start, 2))  # for dropout
@@ -244,7 +247,7 @@ class Trainer:
             batch = self.data.prepare(send_to_device(batch, accelerator.device, non_blocking=True), rng)
             last = part == len(micro_batches) - 1  # only then do processes exchange gradients
             with nullcontext() if last else accelerator.no_sync(self.model):
-                losses = self.objective.loss(self.model, rng=rng, **batch)
+                losses = objective.loss(self.model, rng=rng, **batch)
                 accelerator.backward(losses["loss"].mean() / len(micro_batches))
             for name, values in losses.items():
                 self.log.count(name, values.detach())

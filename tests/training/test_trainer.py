@@ -56,6 +56,34 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     assert log(tmp_path / "uninterrupted") == log(tmp_path / "resumed")
 
 
+class InStages(Fit):
+    """A loss whose scale is the number of the step that it is for, and which records those numbers."""
+
+    def __init__(self, steps, progress=0.0, seen=None):
+        super().__init__()
+        self.steps, self.progress, self.seen = steps, progress, [] if seen is None else seen
+
+    def at(self, progress):
+        return InStages(self.steps, progress, self.seen)
+
+    def loss(self, model, rng, x):
+        self.seen.append(round(self.progress * self.steps))
+        return {"loss": (1 + self.progress) * super().loss(model, rng, x)["loss"]}
+
+
+def test_a_resumed_objective_is_at_the_same_progress(tmp_path):
+    straight, resumed = InStages(12), InStages(12)
+    trainer(tmp_path / "straight", straight, gradient_accumulation_steps=2).fit()
+    assert straight.seen == [step for step in range(12) for _ in range(2)]
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_00000012")
+    second = trainer(tmp_path / "resumed", resumed, gradient_accumulation_steps=2)
+    second.resume()
+    second.fit()
+    assert resumed.seen == straight.seen[16:]
+    assert states(tmp_path / "straight", 12) == states(tmp_path / "resumed", 12)
+
+
 def test_resuming_removes_later_lines_of_the_log(tmp_path):
     trainer(tmp_path).fit()
     complete = log(tmp_path)
