@@ -7,19 +7,19 @@ of x_t = alpha x_0 + sigma noise, whatever the source; f(x_t, t) -> x_t as the r
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..core.errors import UserError
-from .base import NoisyBatch, Objective, ObjectiveConfig
+from .base import NoisyBatch, Objective, ObjectiveConfig, _like
 from .ddpm import DDPM, DDPMConfig
 from .edm import EDM, EPS, EDMConfig
 from .flow import Flow, FlowConfig
-from .solvers import Method, Solver
+from .solvers import Method
 
 SOURCES: dict[str, type[Objective]] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}
 STEEPNESS = 8.0
@@ -27,7 +27,7 @@ STEEPNESS = 8.0
 RENOISE = Method(order=1, eta=math.inf)
 """Multistep consistency sampling (Song et al. 2023, algorithm 1): each estimate of x_0 with noise drawn anew."""
 MIDDLE = {1: (), 2: (0.821,), 3: (2.5, 0.8), 4: (4.0, 1.3, 0.5)}
-"""Ratios sigma / alpha of the calls after the first, by the number of calls; 0.821 is the paper's."""
+"""sigma / alpha of the calls after the first, by the number of calls; that of two calls is the paper's."""
 
 
 class ConsistencyConfig(ObjectiveConfig):
@@ -40,6 +40,8 @@ class ConsistencyConfig(ObjectiveConfig):
     """Mean of ln(sigma / alpha) in training."""
     log_std: float = Field(2.0, gt=0)
     """Standard deviation of ln(sigma / alpha) in training."""
+    start: float = Field(80.0, gt=0)
+    """Highest sigma / alpha in training, at which sampling starts; images of few pixels vanish at less, such as 12."""
     stages: int = Field(8, ge=1, le=64)
     """Equal parts of the training with ever shorter steps; the first steps to the image itself, as the source does."""
     step_ratio: float = Field(2.0, gt=1)
@@ -72,24 +74,35 @@ class Consistency(Objective):
 
     The levels of a pair come closer with the progress of the training: r = t (1 - n(t) / q^stage), with q the
     `step_ratio`. In stage 0 they are t and 0, which is the source's own task.
+
+    An image with the same noise at two levels is on one path in expectation. With a `teacher`, x_r is instead an Euler
+    step of it away from x_t (distillation, Song et al. 2023, section 4), so that its guidance becomes part of f.
     """
 
     config: ConsistencyConfig
-    methods = {"consistency": RENOISE}
+    methods: ClassVar = {"consistency": RENOISE}
 
-    def __init__(self, config: ConsistencyConfig, dropout: Mapping[str, float] = {}, progress: float = 1.0):
+    def __init__(
+        self,
+        config: ConsistencyConfig,
+        dropout: Mapping[str, float] = {},
+        progress: float = 1.0,
+        teacher: Callable[..., Tensor] | None = None,
+    ):
+        """teacher: the network of the source, guided or not; called as the model is."""
         super().__init__(config, dropout)
+        self.teacher = teacher
         self.source = SOURCES[config.source.type](config.source)
         self.stage = min(int(progress * config.stages), config.stages - 1)
 
     def at(self, progress: float) -> Self:
-        return type(self)(self.config, self.dropout, progress)
+        return type(self)(self.config, self.dropout, progress, self.teacher)
 
     # ── the process: that of the source, with its own distribution of noise levels ────────────────
 
     def time_at(self, u: Tensor) -> Tensor:
         log_ratio = self.config.log_mean + self.config.log_std * torch.special.ndtri(u.clamp(EPS, 1 - EPS))
-        return self.time_of((-log_ratio).clamp(self.noisiest, self.cleanest))
+        return self.time_of(-log_ratio.clamp(-self.cleanest, math.log(self.config.start)))
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         return self.source.time_of(log_snr)
@@ -103,12 +116,6 @@ class Consistency(Objective):
     @property
     def cleanest(self) -> float:
         return self.source.cleanest
-
-    @property
-    def noisiest(self) -> float:
-        """log(alpha / sigma) at which the source's solvers start."""
-        alpha, sigma = self.levels(self.source.falling_times(1))
-        return float((alpha / sigma).log())
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────
 
@@ -128,7 +135,7 @@ class Consistency(Objective):
         alpha, sigma = self.levels(t)
         at_image = earlier == 0
         r = self.time_of(-earlier.log()).where(~at_image, t)
-        x_t, x_r = (self.source.noisy(image, noise, time).x_t for time in (t, r))
+        x_t, x_r = (self.noisy(image, noise, time).x_t for time in (t, r))
         return PairBatch(x_t, t, image, 1 / (sigma / alpha - earlier), x_r=x_r, r=r, at_image=at_image)
 
     def error(self, model: Callable[..., Tensor], noisy: PairBatch, **conditions: Any) -> Tensor:
@@ -138,12 +145,20 @@ class Consistency(Objective):
         """
         seed = int(torch.randint(2**62, ()))
         with torch.no_grad():
+            noisy = self._along_path(noisy, conditions) if self.teacher else noisy
             target = self._estimate(model, noisy.x_r, noisy.r, seed, conditions)
         estimate = self._estimate(model, noisy.x_t, noisy.t, seed, conditions)
         at_image = noisy.at_image.reshape(-1, *[1] * (target.ndim - 1))
         squared = (estimate - torch.where(at_image, noisy.target, target)).square().flatten(1).mean(1)
         c = self.config.huber
         return squared / ((squared + c**2).sqrt() + c)  # sqrt(squared + c²) - c, without cancellation
+
+    def _along_path(self, noisy: PairBatch, conditions: Mapping[str, Any]) -> PairBatch:
+        """Return the batch with x_r, and the image for r = 0, where an Euler step of the teacher leads from x_t."""
+        clean = self.clean(self.teacher(noisy.x_t, noisy.t, **conditions).float(), noisy.x_t, noisy.t)
+        alpha, sigma = _like(clean, self.levels(noisy.t))
+        noise = (noisy.x_t - alpha * clean) / sigma
+        return replace(noisy, x_r=self.noisy(clean, noise, noisy.r).x_t, target=clean)
 
     def _estimate(
         self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, seed: int, conditions: Mapping[str, Any]
@@ -156,8 +171,10 @@ class Consistency(Objective):
 
     def check_steps(self, steps: int) -> None:
         if steps not in MIDDLE:
-            raise UserError(f"steps: a consistency run is sampled in {min(MIDDLE)} to {max(MIDDLE)} calls (got {steps})")
+            raise UserError(f"steps: consistency takes {min(MIDDLE)} to {max(MIDDLE)} calls (got {steps})")
 
     def falling_times(self, steps: int) -> Tensor:
-        ratios = torch.tensor(MIDDLE[steps], dtype=torch.float64)
-        return torch.cat([self.source.falling_times(1).float(), self.time_of(-ratios.log()).float()])
+        return self.times(-torch.tensor([self.config.start, *MIDDLE[steps]], dtype=torch.float64).log())
+
+    def times(self, log_snr: Tensor) -> Tensor:
+        return self.time_of(log_snr).float()

@@ -129,9 +129,9 @@ class Config(ModelConfig, RunConfig):
 
     task: ClassVar[str] = "generation"
 
-    objective: Annotated[
-        DDPMConfig | EDMConfig | FlowConfig | ConsistencyConfig, Field(discriminator="type")
-    ] = DDPMConfig()
+    objective: Annotated[DDPMConfig | EDMConfig | FlowConfig | ConsistencyConfig, Field(discriminator="type")] = (
+        DDPMConfig()
+    )
     """The training objective; its type decides which keys there are."""
     finetune: FinetuneConfig = FinetuneConfig()
     data: DataConfig = DataConfig()

@@ -10,11 +10,10 @@ from torch import nn
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
 from diffunet.core.settings import settings_from
-from diffunet.objectives.consistency import MIDDLE, RENOISE, Consistency, ConsistencyConfig
-from diffunet.objectives.ddpm import DDPM, DDPMConfig
+from diffunet.objectives.consistency import MIDDLE, Consistency, ConsistencyConfig
+from diffunet.objectives.ddpm import DDPMConfig
 from diffunet.objectives.edm import EDMConfig
 from diffunet.objectives.flow import FlowConfig
-from diffunet.objectives.solvers import Solver
 from diffunet.sampling.loop import sample
 
 SOURCES = {
@@ -32,13 +31,18 @@ def source(request):
     return SOURCES[request.param]
 
 
+def gaussian_posterior(x_t, alpha, sigma, std, mean):
+    """Return the conditional mean of x_0 ~ N(mean, std²), given x_t = alpha x_0 + sigma noise."""
+    return mean + alpha * std**2 * (x_t - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+
+
 def ratio(objective, t):
     alpha, sigma = objective.levels(t)
     return sigma / alpha
 
 
 def exactly_distributed() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return four images of one pixel and their noise, with the moments of N(MEAN, SPREAD²), N(0, 1), and no correlation."""
+    """Return four images of one pixel and noise, uncorrelated, with the moments of N(MEAN, SPREAD²) and N(0, 1)."""
     image, noise = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]).reshape(4, 2, 1, 1, 1).unbind(1)
     return MEAN + SPREAD * image, noise
 
@@ -86,7 +90,6 @@ def recursion(levels) -> list[float]:
     return slopes[1:]
 
 
-
 def log_spaced(lowest: float, highest: float, number: int) -> list[float]:
     return torch.logspace(math.log10(lowest), math.log10(highest), number, dtype=torch.float64).tolist()
 
@@ -107,6 +110,44 @@ def test_more_levels_come_closer_to_the_exact_spread(number, expected):
     objective = Consistency(ConsistencyConfig(source=EDMConfig(), huber=100.0))
     slope = fitted(objective, log_spaced(0.002, 80.0, number))[-1][0].item()
     assert slope * (SPREAD**2 + 80.0**2) ** 0.5 / SPREAD == pytest.approx(expected, abs=3e-3)
+
+
+def exact_network(objective, mean=MEAN, std=SPREAD):
+    """Return the network whose estimate of x_0 is the conditional mean for N(mean, std²)."""
+
+    def network(x_t, t):
+        alpha, sigma = (level.reshape(-1, 1, 1, 1) for level in objective.levels(t))
+        return objective.prediction(gaussian_posterior(x_t, alpha, sigma, std, mean), x_t, t)
+
+    return network
+
+
+def test_training_equals_distillation_by_euler_steps(source):
+    """Of Gaussians, to the same slopes at each of 8 levels: x_r from the exact network instead of from the data."""
+    objective = Consistency(ConsistencyConfig(source=source, huber=100.0))
+    objective.teacher = exact_network(objective)
+    levels = log_spaced(0.02, 50.0, 8)
+    found = torch.stack(fitted(objective, levels))
+    torch.testing.assert_close(found[:, 0], torch.tensor(recursion(levels)), rtol=2e-3, atol=0)
+
+
+def test_the_guidance_of_a_teacher_becomes_part_of_the_student():
+    """Data N(c, s²) for a condition c that is N(MEAN, q²): the guided estimate is affine, so its Euler steps are too.
+
+    w (c + k (z - c)) + (1 - w) (MEAN + j (z - MEAN)), with k = s² / (s² + t²), j = (s² + q²) / (s² + q² + t²).
+    """
+    c, q, w = 0.6, 0.4, 1.7
+    objective = Consistency(ConsistencyConfig(source=FlowConfig(), huber=100.0))
+    conditional, unconditional = exact_network(objective, c), exact_network(objective, std=(SPREAD**2 + q**2) ** 0.5)
+    objective.teacher = lambda x_t, t: torch.lerp(unconditional(x_t, t), conditional(x_t, t), w)
+    levels = log_spaced(0.02, 50.0, 8)
+    found = torch.stack(fitted(objective, levels))
+    slope, offset = 1.0, 0.0  # f(z) = slope (z - MEAN) + MEAN + offset
+    for index, (r, t) in enumerate(pairwise([0.0, *levels])):
+        k, j = SPREAD**2 / (SPREAD**2 + t**2), (SPREAD**2 + q**2) / (SPREAD**2 + q**2 + t**2)
+        d, shift = w * k + (1 - w) * j, w * (1 - k) * (c - MEAN)  # the estimate is d (z - MEAN) + MEAN + shift
+        slope, offset = slope * (r / t + (1 - r / t) * d), offset + slope * (1 - r / t) * shift
+        torch.testing.assert_close(found[index], torch.tensor([slope, offset]), rtol=5e-3, atol=2e-3)
 
 
 def test_the_robust_loss_has_the_same_minimum():
@@ -164,7 +205,8 @@ def test_pairs_lie_on_one_path(source):
     torch.testing.assert_close(r, objective.earlier(t), rtol=1e-4, atol=0)
     torch.testing.assert_close(batch.weight, 1 / (t - r), rtol=1e-2, atol=0)
     for x, time in ((batch.x_t, batch.t), (batch.x_r, batch.r)):
-        torch.testing.assert_close(objective.clean(objective.prediction(image, x, time), x, time), image, atol=1e-4, rtol=0)
+        alpha, sigma = (level.reshape(-1, 1, 1, 1) for level in objective.levels(time))
+        torch.testing.assert_close(x, alpha * image + sigma * noise)
 
 
 def test_without_noise_the_estimate_is_the_input(source):
@@ -221,7 +263,7 @@ def test_only_the_estimate_at_t_has_a_gradient():
 
 @pytest.mark.parametrize("steps", MIDDLE)
 def test_samples_of_an_affine_student_have_the_spread_of_the_closed_form(source, steps):
-    """Each call multiplies the spread by a and adds fresh noise first: v' = a² (v + t²), from v = 0 at the top level."""
+    """Each call adds noise, then multiplies by a: the variance v becomes a² (v + t²), from 0 before the first."""
     objective = Consistency(ConsistencyConfig(source=source))
     sampler = objective.sampler("consistency", steps)
     sampler.limit = None
@@ -265,7 +307,7 @@ def test_other_sources_are_refused_by_name(values, message):
 def test_other_samplers_and_numbers_of_steps_are_refused_by_name(source):
     objective = Consistency(ConsistencyConfig(source=source))
     for steps in (0, 5):
-        with pytest.raises(UserError, match=f"steps: a consistency run is sampled in 1 to 4 calls .got {steps}"):
+        with pytest.raises(UserError, match=f"steps: consistency takes 1 to 4 calls .got {steps}"):
             objective.sampler("consistency", steps)
     with pytest.raises(UserError, match="sampler: dpm\\+\\+ is not one of consistency"):
         objective.sampler("dpm++", 4)
