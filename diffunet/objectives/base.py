@@ -45,6 +45,11 @@ class ObjectiveConfig(Settings):
     condition_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of dropping all conditions of an example in training, for guidance (Ho & Salimans 2022)."""
 
+    @property
+    def process(self) -> "ObjectiveConfig":
+        """The settings that decide what the network sees and predicts: these, unless it tunes another objective's."""
+        return self
+
 
 @dataclass(frozen=True)
 class NoisyBatch:

@@ -33,6 +33,8 @@ MIDDLE = {1: (), 2: (0.821,), 3: (2.5, 0.8), 4: (4.0, 1.3, 0.5)}
 class ConsistencyConfig(ObjectiveConfig):
     """Tuning of a trained network into one that samples in 1 to 4 calls."""
 
+    begins_from: ClassVar = frozenset(SOURCES)
+
     type: Literal["consistency"] = "consistency"
     source: Annotated[DDPMConfig | EDMConfig | FlowConfig, Field(discriminator="type")] = DDPMConfig()
     """The objective that the network was trained for."""
@@ -55,6 +57,10 @@ class ConsistencyConfig(ObjectiveConfig):
         if isinstance(source, DDPMConfig) and source.prediction_type == "sample":
             raise ValueError("prediction_type sample cannot be tuned: without noise, its estimate is not its input")
         return source
+
+    @property
+    def process(self) -> ObjectiveConfig:
+        return self.source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ..conditions.base import ConditionConfig
 from ..conditions.label import LISTED, LabelConfig
 from ..core.errors import UserError, printable
-from ..core.settings import merge, read_yaml, settings_from
+from ..core.settings import TAG, merge, read_yaml, settings_from
 from ..data.dataset import DataConfig, ImageDataset
 from ..evaluation.features import PixelFeatures, extract
 from ..evaluation.report import memorization_record
 from ..interop.diffusers import load_diffusers
 from ..models.denoiser import Denoiser
+from ..objectives.consistency import ConsistencyConfig
 from ..runs.config import Config, FinetuneConfig
 from ..runs.run import Run
 
@@ -82,11 +83,14 @@ def configure(
         return merge(values, changes)
 
     transform = change if changes else None
-    finetune = _finetune_section(change(read_yaml(file)[0] if file else {}), flags)
+    given = change(read_yaml(file)[0] if file else {})
+    finetune = _finetune_section(given, flags)
     if finetune.pretrained is None:
         return settings_from(file or Config(), Config, flags, transform), None
     pretrained = load_pretrained(finetune.pretrained)
     base = finetune_defaults(pretrained, finetune.lora_rank)
+    if _objective_type(given, flags) == "consistency":
+        base = consistency_defaults(base, pretrained)
     config = settings_from(file or base, Config, flags, transform, base)
     check_contradictions(config, pretrained)
     return config, pretrained
@@ -124,6 +128,34 @@ def finetune_defaults(pretrained: Pretrained, lora_rank: int = 0) -> Config:
     )
 
 
+def _objective_type(values: Mapping[str, Any], flags: Mapping[str, str]) -> str | None:
+    """Return the type of objective that a file or flags name, if they do."""
+    section = values.get("objective")
+    in_file = section.get(TAG) if isinstance(section, dict) else None
+    return flags.get("objective.type", flags.get("objective", in_file))
+
+
+def consistency_defaults(config: Config, pretrained: Pretrained) -> Config:
+    """Return the defaults of a finetuning, changed for one by consistency.
+
+    It takes as long as the pretraining. Its weights improve in every stage, whatever the validation loss, which compares
+    neighboring levels only.
+    """
+    train = pretrained.config.train
+    lengths = {name: getattr(train, name) for name in ("steps", "log_every", "checkpoint_every", "preview_every")}
+    source = pretrained.config.objective.process
+    objective = ConsistencyConfig(condition_dropout=source.condition_dropout).model_copy(update={"source": source})
+    return config.model_copy(update={"objective": objective}).replace(
+        train={
+            **lengths,
+            "warmup_steps": train.warmup_steps,
+            "output": f"runs/{Path(pretrained.name).name}-consistency",
+            "publish": "newest",
+        },
+        sample={"sampler": "consistency", "steps": 2},
+    )
+
+
 def check_contradictions(config: Config, pretrained: Pretrained) -> None:
     """Raise UserError, naming the setting, where the configuration contradicts the pretrained network."""
 
@@ -136,9 +168,13 @@ def check_contradictions(config: Config, pretrained: Pretrained) -> None:
     theirs = pretrained.config
     if theirs.objective.type not in config.objective.begins_from:
         check("objective.type", theirs.objective.type, config.objective.type)
-    same = config.objective.type == theirs.objective.type
-    for section in ("unet", "time", *(["objective"] if same else [])):
-        old, new = (getattr(each, section).model_dump(mode="json") for each in (theirs, config))
+    processes = [each.objective.process for each in (theirs, config)]
+    check("objective.source.type", *(process.type for process in processes))
+    for section, pair in {
+        **{name: [getattr(each, name) for each in (theirs, config)] for name in ("unet", "time")},
+        "objective": processes,
+    }.items():
+        old, new = (settings.model_dump(mode="json") for settings in pair)
         for name in new:
             if f"{section}.{name}" not in MAY_DIFFER:
                 check(f"{section}.{name}", old[name], new[name])
