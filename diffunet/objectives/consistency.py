@@ -5,6 +5,7 @@ a path from noise to an image, so that one call on pure noise is a sample. The p
 of x_t = alpha x_0 + sigma noise, whatever the source; f(x_t, t) -> x_t as the ratio -> 0.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -44,8 +45,11 @@ class ConsistencyConfig(ObjectiveConfig):
     """Standard deviation of ln(sigma / alpha) in training."""
     start: float = Field(80.0, gt=0)
     """Highest sigma / alpha in training, at which sampling starts; images of few pixels vanish at less, such as 12."""
+    guidance_scale: float | None = Field(1.0, ge=0, le=1000)
+    """Learn from steps of the pretrained network (finetune.from) with this guidance, which becomes part of the run;
+    1: no guidance; null: learn from the data instead."""
     stages: int = Field(8, ge=1, le=64)
-    """Equal parts of the training with ever shorter steps; the first steps to the image itself, as the source does."""
+    """Equal parts of the training, with ever shorter steps."""
     step_ratio: float = Field(2.0, gt=1)
     """Quotient of the lengths of a step in neighboring stages."""
     huber: float = Field(0.03, gt=0)
@@ -79,7 +83,7 @@ class Consistency(Objective):
     """The distance of f at two levels of a path, over the difference of the levels.
 
     The levels of a pair come closer with the progress of the training: r = t (1 - n(t) / q^stage), with q the
-    `step_ratio`. In stage 0 they are t and 0, which is the source's own task.
+    `step_ratio`. In stage 0 they are t and 0, which is the source's own task; with a teacher, stage 1 is the first.
 
     An image with the same noise at two levels is on one path in expectation. With a `teacher`, x_r is instead an Euler
     step of it away from x_t (distillation, Song et al. 2023, section 4), so that its guidance becomes part of f.
@@ -92,17 +96,23 @@ class Consistency(Objective):
         self,
         config: ConsistencyConfig,
         dropout: Mapping[str, float] = {},
-        progress: float = 1.0,
         teacher: Callable[..., Tensor] | None = None,
     ):
         """teacher: the network of the source, guided or not; called as the model is."""
         super().__init__(config, dropout)
         self.teacher = teacher
         self.source = SOURCES[config.source.type](config.source)
-        self.stage = min(int(progress * config.stages), config.stages - 1)
+        self.stage = self._first_stage + config.stages - 1
 
     def at(self, progress: float) -> Self:
-        return type(self)(self.config, self.dropout, progress, self.teacher)
+        changed = copy.copy(self)
+        changed.stage = self._first_stage + min(int(progress * self.config.stages), self.config.stages - 1)
+        return changed
+
+    @property
+    def _first_stage(self) -> int:
+        """0, or 1 with a teacher, whose own task it has learned already."""
+        return int(self.teacher is not None)
 
     # ── the process: that of the source, with its own distribution of noise levels ────────────────
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..conditions.base import ConditionConfig
 from ..conditions.label import LISTED, LabelConfig
 from ..core.errors import UserError, printable
+from ..core.runtime import autocast, prepare_for
 from ..core.settings import TAG, merge, read_yaml, settings_from
 from ..data.dataset import DataConfig, ImageDataset
 from ..evaluation.features import PixelFeatures, extract
@@ -138,8 +139,8 @@ def _objective_type(values: Mapping[str, Any], flags: Mapping[str, str]) -> str 
 def consistency_defaults(config: Config, pretrained: Pretrained) -> Config:
     """Return the defaults of a finetuning, changed for one by consistency.
 
-    It takes as long as the pretraining. Its weights improve in every stage, whatever the validation loss, which compares
-    neighboring levels only.
+    It takes as long as the pretraining. The newest weights are published: the validation loss compares neighboring
+    levels, whose distance changes with the stages.
     """
     train = pretrained.config.train
     lengths = {name: getattr(train, name) for name in ("steps", "log_every", "checkpoint_every", "preview_every")}
@@ -170,10 +171,8 @@ def check_contradictions(config: Config, pretrained: Pretrained) -> None:
         check("objective.type", theirs.objective.type, config.objective.type)
     processes = [each.objective.process for each in (theirs, config)]
     check("objective.source.type", *(process.type for process in processes))
-    for section, pair in {
-        **{name: [getattr(each, name) for each in (theirs, config)] for name in ("unet", "time")},
-        "objective": processes,
-    }.items():
+    pairs = {"unet": (theirs.unet, config.unet), "time": (theirs.time, config.time), "objective": processes}
+    for section, pair in pairs.items():
         old, new = (settings.model_dump(mode="json") for settings in pair)
         for name in new:
             if f"{section}.{name}" not in MAY_DIFFER:
@@ -240,6 +239,26 @@ def _take_over(name: str, new: nn.Module, config: Config, old: nn.Module, pretra
         problem = f"differs from that of {pretrained.name} ({theirs.summary})"
         raise UserError(f"conditions.{name}: {problem}; leave its settings out, or use another name")
     new.load_state_dict(old.state_dict())
+
+
+def teacher(config: Config, weights: dict[str, Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """Return the pretrained network on the device, guided by `objective.guidance_scale`, to learn consistency from.
+
+    Raise UserError without weights.
+    """
+    if not weights:
+        raise UserError("objective.guidance_scale: there is no network to learn from; set finetune.from, or null")
+    network = config.build_denoiser().requires_grad_(False).eval().to(device)
+    network.load_state_dict(weights)
+    prepare_for(network.unet, config.train.runtime)
+    predict = autocast(network, config.train.runtime.mixed_precision, device)
+    scale = config.objective.guidance_scale
+
+    def guided(x_t: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        prediction = predict(x_t, t, **conditions)
+        return prediction if scale == 1 or not conditions else torch.lerp(predict(x_t, t), prediction, scale)
+
+    return guided
 
 
 # ── the end ───────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
 from ..models.lora import add_lora
 from ..models.lora import merge as merge_lora
+from ..objectives.consistency import Consistency
 from ..runs.config import Config, config_file
 from ..runs.examples import EXAMPLES, example_files, save_example_comparison
 from ..runs.figures import plot_curves, save_grid, save_timeline
@@ -27,7 +28,7 @@ from ..runs.samples import grid_columns
 from ..sampling.generate import SampleBatch, check_sample_config
 from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
-from .finetuning import INITIAL_WEIGHTS, Pretrained, configure, describe_memorization, initial_weights
+from .finetuning import INITIAL_WEIGHTS, Pretrained, configure, describe_memorization, initial_weights, teacher
 from .fit import fit, make_accelerator
 from .start import begin, resume
 from .task import Task
@@ -89,6 +90,8 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
     if config.finetune.pretrained:
         weights = initial_weights(config, pretrained, log) if pretrained else load_tensors(initial)
     objective = config.build_objective()
+    if isinstance(objective, Consistency) and objective.config.guidance_scale is not None:
+        objective = Consistency(objective.config, objective.dropout, teacher(config, weights, accelerator.device))
     check_sample_config(config.inputs, objective, config.sample)
     training, held_out = images.split_held_out()
     texts = [text for column in images.columns.values() for text in column.files.items()]

@@ -189,6 +189,9 @@ def test_levels_come_closer_with_every_stage(source):
     objective = Consistency(ConsistencyConfig(source=source))
     assert [objective.at(progress).stage for progress in (0, 0.124, 0.125, 0.5, 0.99, 1)] == [0, 0, 1, 4, 7, 7]
     assert objective.stage == 7
+    taught = Consistency(objective.config, teacher=lambda x_t, t: x_t)
+    assert [taught.at(progress).stage for progress in (0, 0.125, 1)] == [1, 2, 8]
+    assert taught.stage == 8
     t = torch.tensor([0.1, 1.0, 10.0])
     assert objective.at(0).earlier(t).tolist() == [0, 0, 0]
     share = 1 - objective.at(0.5).earlier(t) / t
