@@ -25,6 +25,7 @@ from .models.saving import load_unet, save_unet
 from .models.tiling import Tiled
 from .models.unet import UNet
 from .objectives.base import Objective
+from .objectives.consistency import Consistency, ConsistencyConfig
 from .objectives.ddpm import DDPM, DDPMConfig
 from .objectives.edm import EDM, EDMConfig
 from .objectives.flow import Flow, FlowConfig
@@ -49,6 +50,8 @@ __all__ = [
     "EMA",
     "Conditioning",
     "Config",
+    "Consistency",
+    "ConsistencyConfig",
     "DDPMConfig",
     "DataConfig",
     "Degradation",

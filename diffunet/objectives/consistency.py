@@ -37,8 +37,8 @@ class ConsistencyConfig(ObjectiveConfig):
     begins_from: ClassVar = frozenset(SOURCES)
 
     type: Literal["consistency"] = "consistency"
-    source: Annotated[DDPMConfig | EDMConfig | FlowConfig, Field(discriminator="type")] = DDPMConfig()
-    """The objective that the network was trained for."""
+    source: Annotated[DDPMConfig | EDMConfig | FlowConfig, Field(discriminator="type")]
+    """The objective that the network was trained for; that of finetune.from, if there is one."""
     log_mean: float = -1.1
     """Mean of ln(sigma / alpha) in training."""
     log_std: float = Field(2.0, gt=0)
@@ -161,7 +161,8 @@ class Consistency(Objective):
         """
         seed = int(torch.randint(2**62, ()))
         with torch.no_grad():
-            noisy = self._along_path(noisy, conditions) if self.teacher else noisy
+            if self.teacher:
+                noisy = self._taught(self.teacher, noisy, conditions)
             target = self._estimate(model, noisy.x_r, noisy.r, seed, conditions)
         estimate = self._estimate(model, noisy.x_t, noisy.t, seed, conditions)
         at_image = noisy.at_image.reshape(-1, *[1] * (target.ndim - 1))
@@ -169,9 +170,9 @@ class Consistency(Objective):
         c = self.config.huber
         return squared / ((squared + c**2).sqrt() + c)  # sqrt(squared + c²) - c, without cancellation
 
-    def _along_path(self, noisy: PairBatch, conditions: Mapping[str, Any]) -> PairBatch:
+    def _taught(self, teacher: Callable[..., Tensor], noisy: PairBatch, conditions: Mapping[str, Any]) -> PairBatch:
         """Return the batch with x_r, and the image for r = 0, where an Euler step of the teacher leads from x_t."""
-        clean = self.clean(self.teacher(noisy.x_t, noisy.t, **conditions).float(), noisy.x_t, noisy.t)
+        clean = self.clean(teacher(noisy.x_t, noisy.t, **conditions).float(), noisy.x_t, noisy.t)
         alpha, sigma = _like(clean, self.levels(noisy.t))
         noise = (noisy.x_t - alpha * clean) / sigma
         return replace(noisy, x_r=self.noisy(clean, noise, noisy.r).x_t, target=clean)

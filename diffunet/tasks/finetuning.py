@@ -145,7 +145,7 @@ def consistency_defaults(config: Config, pretrained: Pretrained) -> Config:
     train = pretrained.config.train
     lengths = {name: getattr(train, name) for name in ("steps", "log_every", "checkpoint_every", "preview_every")}
     source = pretrained.config.objective.process
-    objective = ConsistencyConfig(condition_dropout=source.condition_dropout).model_copy(update={"source": source})
+    objective = ConsistencyConfig.model_construct(source=source, condition_dropout=source.condition_dropout)
     return config.model_copy(update={"objective": objective}).replace(
         train={
             **lengths,

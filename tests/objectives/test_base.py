@@ -47,6 +47,14 @@ def test_a_larger_u_is_more_noise_and_a_later_timestep(objective):
     assert (noisy.t.diff() > 0).all()
 
 
+def test_the_time_of_a_noise_level_has_that_level(objective):
+    log_snr = torch.linspace(-3.9, 4.5, 60, dtype=torch.float64)
+    t = objective.time_of(log_snr)
+    alpha, sigma = objective.levels(t)
+    torch.testing.assert_close((alpha / sigma).log(), log_snr, atol=1e-6, rtol=0)
+    assert (t.diff() < 0).all()
+
+
 def test_timesteps_of_samplers_lie_between_the_ends_of_the_axis(objective):
     sampler = objective.sampler("dpm++", 20)
     lowest, highest = objective.time_at(torch.tensor([0.0, 1.0]))

@@ -304,7 +304,7 @@ REFUSED = {
 @pytest.mark.parametrize(("values", "message"), REFUSED.values(), ids=REFUSED)
 def test_other_sources_are_refused_by_name(values, message):
     with pytest.raises(UserError, match=message):
-        settings_from(ConsistencyConfig(), ConsistencyConfig, transform=lambda _: values)
+        settings_from(ConsistencyConfig(source=FlowConfig()), ConsistencyConfig, transform=lambda _: values)
 
 
 def test_other_samplers_and_numbers_of_steps_are_refused_by_name(source):

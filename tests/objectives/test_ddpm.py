@@ -151,6 +151,16 @@ def test_options_that_diffusers_does_not_have_are_errors():
         DDPMConfig().scheduler("DPMSolverMultistepScheduler", use_lu_lambda=True)
 
 
+@pytest.mark.parametrize("config", list(schedules()), ids=name)
+def test_levels_between_whole_timesteps_join_those(config):
+    objective = DDPM(config)
+    whole = torch.arange(999)  # the last level of zero SNR has no logarithm
+    torch.testing.assert_close(objective.levels(whole.double()), objective.levels(whole), check_dtype=False)
+    before, between, after = (objective.levels(whole[:-1].double() + share) for share in (0.0, 0.5, 1.0))
+    for before, between, after in zip(before, between, after, strict=True):  # alpha, then sigma
+        assert ((before - between) * (between - after) > 0).all()
+
+
 REFUSED = {
     "unknown": ("dpm+", 20, {}, "dpm\\+ is not one of .* did you mean dpm\\+\\+"),
     "too many steps": ("dpm++", 1001, {}, "1001 is not between 1 and the 1000"),
