@@ -101,20 +101,23 @@ def plot(rows: list[dict], runs: dict[str, Run], path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
     for name, marker in zip((BASE, LONGER, TUNED), "os^", strict=True):
         points = [(row["calls"], row["frechet_distance"]) for row in rows if row["run"] == name]
+        if not points:
+            continue
         calls = sorted({n for n, _ in points})
         means = [sum(v for n, v in points if n == c) / sum(n == c for n, _ in points) for c in calls]
         left.plot(calls, means, marker=marker, label=name)
     left.set(xscale="log", yscale="log", xlabel="network calls", ylabel="Fréchet distance")
     ticks = sorted({row["calls"] for row in rows})
     left.set_xticks(ticks, [str(n) for n in ticks], minor=False)
-    left.set_xticks([], minor=True)
+    left.set_yticks([15, 20, 30, 50, 100, 200, 400], ["15", "20", "30", "50", "100", "200", "400"])
+    left.minorticks_off()
     left.grid(alpha=0.3)
     left.legend()
     strips = [(TUNED, 1), (TUNED, 2), (TUNED, 4), (BASE, 4), (BASE, 8), (BASE, 25)]
     images = []
     for name, calls in strips:
         sampler = "consistency" if name == TUNED else "dpm++"
-        pixels = runs[name].sample(num_images=20, steps=calls, sampler=sampler, batch_size=20, seed=7).pixels
+        pixels = runs[name].sample(num_images=10, steps=calls, sampler=sampler, seed=7).pixels
         images.append(torch.nn.functional.pad(pixels[:, 0], (1, 1, 1, 1)).transpose(0, 1).flatten(1))
     right.imshow(torch.cat(images), cmap="gray", interpolation="nearest")
     names = {TUNED: "consistency", BASE: "dpm++"}
