@@ -45,7 +45,7 @@ class ConsistencyConfig(ObjectiveConfig):
     """Standard deviation of ln(sigma / alpha) in training."""
     start: float = Field(80.0, gt=0)
     """Highest sigma / alpha in training, at which sampling starts; images of few pixels vanish at less, such as 12."""
-    guidance_scale: float | None = Field(1.0, ge=0, le=1000)
+    guidance_scale: float | None = Field(None, ge=0, le=1000)
     """Learn from steps of the pretrained network (finetune.from) with this guidance, which becomes part of the run;
     1: no guidance; null: learn from the data instead."""
     stages: int = Field(8, ge=1, le=64)

@@ -91,5 +91,6 @@ def test_images_as_predictions_are_refused(in_a_new_folder, capsys):
 
 def test_without_a_pretrained_run_there_is_nothing_to_learn_from(small, capsys):
     flags = ["--objective", "consistency", "--objective.source", "ddpm", "--sample.sampler", "consistency"]
+    flags += ["--objective.guidance_scale", "1"]
     line = mistake(capsys, commands.train, "--config", "small.yaml", *flags, "--sample.steps", "2")
     assert line.startswith("objective.guidance_scale: there is no network to learn from; set finetune.from")
