@@ -55,7 +55,15 @@ FROM_NOISE = Edit()
 """No edit."""
 
 
+def _check(objective: Objective, steps: int) -> None:
+    """Raise UserError for an objective whose network does not estimate a mean, or a number of steps."""
+    if objective.methods is not METHODS:
+        raise UserError("edit: a run of few steps has no estimate to edit with; edit the run that it was tuned from")
+    objective.check_steps(steps)
+
+
 def _solver(objective: Objective, name: str, times: Tensor, rounds: int = 1) -> Solver:
+    """Return the solver of this name. Raise UserError for a sampler of diffusers."""
     if name not in METHODS:
         raise UserError(f"sampler: {name} does not edit this way; use {', '.join(METHODS)}")
     return Solver(objective, times, METHODS[name], rounds)
@@ -93,9 +101,9 @@ class Restore(Edit):
         return (steps - 1) * self.rounds + 1
 
     def sampler(self, objective: Objective, name: str, steps: int) -> Any:
+        _check(objective, steps)
         if self.rounds == 1:
             return objective.sampler(name, steps)
-        objective.check_steps(steps)
         return _solver(objective, name, objective.falling_times(steps), self.rounds)
 
     def model(self, model: Model, objective: Objective, indices: Sequence[int]) -> Observed:
@@ -149,7 +157,7 @@ class Vary(Edit):
         return self.images
 
     def sampler(self, objective: Objective, name: str, steps: int) -> Solver:
-        objective.check_steps(steps)
+        _check(objective, steps)
         if self.strength == 1:
             return _solver(objective, name, objective.falling_times(steps))
         alpha, sigma = objective.levels(objective.time_at(torch.tensor([self.strength], dtype=torch.float64)))
@@ -177,7 +185,7 @@ class Interpolate(Edit):
         self.size = height, width
 
     def sampler(self, objective: Objective, name: str, steps: int) -> Solver:
-        objective.check_steps(steps)
+        _check(objective, steps)
         return Solver(objective, objective.falling_times(steps), EXACT, limit=None)
 
     def start(self, noise: Tensor, sampler: Solver, indices: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from diffunet.core.errors import UserError
 from diffunet.data.degradation import Degradation, Step
 from diffunet.data.pixels import denormalize
 from diffunet.models.denoiser import Denoiser
+from diffunet.objectives.consistency import Consistency, ConsistencyConfig
 from diffunet.objectives.ddpm import DDPM, DDPMConfig
 from diffunet.objectives.edm import EDM, EDMConfig
 from diffunet.objectives.flow import Flow, FlowConfig
@@ -156,6 +157,14 @@ def test_other_samplers_have_no_rounds():
         edit.sampler(OBJECTIVES["linear"], "ddim", 10)
     edit.rounds = 1
     assert type(edit.sampler(OBJECTIVES["linear"], "ddim", 10)).__name__ == "DDIMScheduler"
+
+
+def test_a_consistency_run_is_refused_by_name():
+    config = ConsistencyConfig(source=EDMConfig())
+    edits = restoration("mask")[0], Vary(torch.zeros(1, 1, 4, 4), 0.5), Interpolate(torch.zeros(1, 1, 4, 4))
+    for edit in edits:
+        with pytest.raises(UserError, match="edit: a run of few steps .* edit the run that it was tuned from"):
+            edit.sampler(Consistency(config), "ancestral", 2)
 
 
 # ── varying ───────────────────────────────────────────────────────────────────────────────────────
