@@ -189,8 +189,9 @@ def check_contradictions(config: Config, pretrained: Pretrained) -> None:
 def initial_weights(config: Config, pretrained: Pretrained, log: Log) -> dict[str, Tensor]:
     """Return the weights at step 0 of the network of a resolved `config`: it predicts what the pretrained one does.
 
-    Rows of classes are kept by name; new ones are drawn with their mean and spread, since classes that begin at the same
-    row are slow to separate. A new condition has no effect at first. A condition that the data lack is absent. Raise UserError, naming a condition that does not fit.
+    Rows of classes are kept by name; new ones are drawn with their mean and spread, since classes that begin at the
+    same row are slow to separate. A new condition has no effect at first. A condition that the data lack is absent.
+    Raise UserError, naming a condition that does not fit.
     """
     new, old, theirs = config.build_denoiser(), pretrained.denoiser(), pretrained.config.conditions
     tensors = {name: tensor for name, tensor in old.state_dict().items() if not name.startswith("embeddings.")}
