@@ -82,7 +82,7 @@ def all_times(objective, count: int = 4000) -> Tensor:
 def affine_map(objective, model, pixels: int, steps: int = 200, **conditions: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean (D,) and covariance (D, D) of samples, a sampler being an affine map of the noise."""
     sampler = objective.sampler("dpm++", steps)
-    sampler.register_to_config(thresholding=False)
+    sampler.limit = None
     noise = torch.cat([torch.zeros(1, pixels), torch.eye(pixels)]).reshape(-1, 1, 1, pixels)
     conditions = {name: value.expand(pixels + 1, *value.shape[1:]) for name, value in conditions.items()}
     mean, *columns = sample(model, sampler, noise, **conditions).double().reshape(-1, pixels)
@@ -257,7 +257,7 @@ def guided_gaussian(objective, scale: float, mean: float, variance: float, margi
     sampler = objective.sampler("dpm++", 200)
     alpha, sigma, *_ = (float(value) for value in coefficients(objective, sampler.timesteps[:1]))
     start = sigma / alpha
-    spread = float(sampler.init_noise_sigma) * (1 if isinstance(objective, EDM) else 1 / alpha)
+    spread = sampler.init_noise_sigma / alpha
     integral = quad(source, math.log(1e-6), math.log(start), limit=200)[0]
     return h(0) * integral, h(0) * spread / h(start)
 
