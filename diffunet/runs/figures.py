@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from ..core.storage import atomic_write
 from ..data.pixels import to_8bit
 from ..training.log import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP = 2
 """Pixels between the images of a grid."""
@@ -120,11 +124,16 @@ def save_timeline(folder: Path, size: tuple[int, int]) -> None:
 
 
 def plot_curves(folder: Path) -> None:
-    """Write curves.png from log.jsonl: losses, losses by noise, kernel distance, colors. No-op without a log."""
+    """Write curves.png from log.jsonl. No-op without a log."""
+    if lines := read_log(folder / "log.jsonl"):
+        with atomic_write(folder / "curves.png") as file:
+            draw_curves(lines).savefig(file, format="png", dpi=100)
+
+
+def draw_curves(lines: Sequence[Mapping[str, float]]) -> "Figure":
+    """Return a figure of the lines of a log: losses, losses by noise, kernel distance, colors."""
     from matplotlib.figure import Figure
 
-    if not (lines := read_log(folder / "log.jsonl")):
-        return
     names = dict.fromkeys(name for line in lines for name in line)
     figure = Figure(figsize=(12, 8))
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
@@ -161,5 +170,4 @@ def plot_curves(folder: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
-    with atomic_write(folder / "curves.png") as file:
-        figure.savefig(file, format="png", dpi=100)
+    return figure
