@@ -1,6 +1,7 @@
 """All commands by name: `diffunet train`, `diffunet sample`, ..."""
 
 from ..core.errors import UserError, did_you_mean, printable
+from .app import app
 from .console import user_friendly
 from .edit import edit
 from .evaluate import classifier, ema, evaluate
@@ -12,6 +13,7 @@ COMMANDS = {
     "train": train,
     "sample": sample,
     "edit": edit,
+    "app": app,
     "evaluate": evaluate,
     "ema": ema,
     "classifier": classifier,
