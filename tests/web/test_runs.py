@@ -1,0 +1,54 @@
+"""The list of runs: nothing outside of the folder, whatever a client names."""
+
+import pytest
+
+from diffunet.core.errors import UserError
+from diffunet.runs.config import Config
+from diffunet.runs.run import Run
+from diffunet.web.runs import RunFolder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Return a folder of two runs beside a third one that is not in it."""
+    for name in ("runs/a", "runs/b", "secret"):
+        Run(tmp_path / name).create(Config())
+    (tmp_path / "runs" / "photos").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "runs" / "file.yaml").touch()
+    return RunFolder(tmp_path / "runs")
+
+
+def test_the_runs_of_a_folder(runs):
+    assert sorted(runs.names()) == ["a", "b"]
+    assert runs.open("a").folder == runs.folder / "a"
+
+
+def test_a_run_alone(runs):
+    alone = RunFolder(runs.folder / "a")
+    assert alone.names() == ["a"]
+    assert alone.open("a").folder == runs.folder / "a"
+    with pytest.raises(UserError, match="b: no such run"):
+        alone.open("b")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "link", "a/../../secret", "/etc", "", ".", "..", "a/", "a\0", None, 3, ["a"]]
+)
+def test_path_tricks(runs, name):
+    with pytest.raises(UserError, match="no such run"):
+        runs.open(name)
+
+
+def test_a_folder_without_runs(tmp_path):
+    with pytest.raises(UserError, match="photos: no such folder; python train.py makes a run"):
+        RunFolder(tmp_path / "photos").check()
+    with pytest.raises(UserError, match="no run of images in it; python train.py makes one"):
+        RunFolder(tmp_path).check()
+
+
+def test_a_damaged_run_is_listed_with_its_problem(runs):
+    (runs.folder / "a" / "run.json").write_text("{")
+    assert "a" in runs.names()
+    with pytest.raises(UserError, match=r"run\.json"):
+        runs.open("a")
