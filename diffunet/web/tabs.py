@@ -112,12 +112,19 @@ def add_sampling(
     def halt(visitor: Session) -> None:
         visitor.switch.off = True
 
+    def reported(*values: Any) -> Iterator[dict]:
+        try:
+            yield from frames(*values)
+        except Exception:
+            again = {start: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+            yield {state: progress("Nothing was sampled."), **again}  # what follows by `then` is not called
+            raise
+
     def end(visitor: Session) -> tuple:
         return gr.Button(interactive=True), gr.Button(interactive=False)
 
     begun = start.click(begin, session, [start, stop, state], queue=False, **QUIET)
-    done = begun.then(frames, [session, *inputs], outputs, api_visibility="private", **SAMPLING)
-    done.failure(lambda: progress("Nothing was sampled."), None, state, queue=False, **QUIET)
+    done = begun.then(reported, [session, *inputs], [*outputs, start, stop], api_visibility="private", **SAMPLING)
     done.then(end, session, [start, stop], queue=False, **QUIET)
     stop.click(halt, session, queue=False, **QUIET)
 
