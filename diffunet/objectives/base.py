@@ -12,6 +12,7 @@ so an estimate of x_0 follows from a prediction, and back. Noise levels of diffe
 axis, their quantile u in training: 0 is the cleanest, 1 the noisiest.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ NOISE_BINS = 4
 """Number of equal ranges of u by which losses are also reported."""
 CLIP_TO_DATA_RANGE = {"thresholding": True, "sample_max_value": 1.0}
 """Arguments of diffusers' schedulers that clip estimates of the clean image to [-1, 1]."""
-START = -4.0
-"""log(alpha / sigma) at which solvers start: above this noise, a call changes next to nothing of the image."""
+START, LARGEST = -4.0, (64, 64)
+"""log(alpha / sigma) at which solvers start for images of 8×8 pixels, and the size assumed of others."""
 
 
 class ObjectiveConfig(Settings):
@@ -138,10 +139,11 @@ class Objective(ABC):
         """Return the names of the samplers."""
         return (*cls.methods, *cls.schedulers)
 
-    def sampler(self, name: str, steps: int) -> Any:
+    def sampler(self, name: str, steps: int, size: tuple[int, ...] = LARGEST) -> Any:
         """Return a solver or scheduler of diffusers whose timesteps are set for `steps` network calls.
 
-        Raise UserError for an unknown name, or a number of steps or a target with which the sampler is inaccurate.
+        `size`, (height, width) of the images, decides at which noise a solver starts. Raise UserError for an unknown
+        name, or a number of steps or a target with which the sampler is inaccurate.
         """
         if name not in self.samplers():
             known = ", ".join(self.samplers())
@@ -149,20 +151,27 @@ class Objective(ABC):
         self.check_steps(steps)
         if name in self.schedulers:
             return self.scheduler(*self.schedulers[name], steps)
-        return Solver(self, self.falling_times(steps), self.methods[name])
+        return Solver(self, self.falling_times(steps, self.start(size)), self.methods[name])
 
     def check_steps(self, steps: int) -> None:
         """Raise UserError for a number of network calls that the process does not have."""
         if steps < 1:
             raise UserError(f"steps: at least 1 (got {steps})")
 
-    def falling_times(self, steps: int, noisiest: float = START) -> Tensor:
-        """Return the times (steps,) of a solver: even in log-SNR from `noisiest` to the cleanest, or a bit beyond.
+    def start(self, size: tuple[int, ...]) -> float:
+        """Return log(alpha / sigma) at which solvers start for images of this size.
+
+        Brightness and other large-scale parts of an image grow with its side, and so must the noise that hides them
+        (Hoogeboom et al. 2023, "Simple diffusion", section 3.1); more noise than that would cost calls.
+        """
+        return START - math.log(math.prod(size) ** (1 / len(size)) / 8)
+
+    def falling_times(self, steps: int, start: float) -> Tensor:
+        """Return the times (steps,) of a solver: even in log-SNR from `start` to the cleanest, or a bit beyond.
 
         Even steps suit a solver whose error grows with a power of the step in log-SNR (Lu et al. 2022, section 4).
         """
-        last = max(self.cleanest, noisiest + 1)
-        return self.times(torch.linspace(noisiest, last, steps, dtype=torch.float64))
+        return self.times(torch.linspace(start, max(self.cleanest, start + 1), steps, dtype=torch.float64))
 
     def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
         """Return a scheduler of diffusers with this process, and its timesteps set."""

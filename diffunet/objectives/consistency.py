@@ -190,8 +190,11 @@ class Consistency(Objective):
         if steps not in MIDDLE:
             raise UserError(f"steps: consistency takes {min(MIDDLE)} to {max(MIDDLE)} calls (got {steps})")
 
-    def falling_times(self, steps: int) -> Tensor:
-        return self.times(-torch.tensor([self.config.start, *MIDDLE[steps]], dtype=torch.float64).log())
+    def start(self, size: tuple[int, ...]) -> float:
+        return -math.log(self.config.start)
+
+    def falling_times(self, steps: int, start: float) -> Tensor:
+        return self.times(torch.tensor([start, *(-math.log(ratio) for ratio in MIDDLE[steps])], dtype=torch.float64))
 
     def times(self, log_snr: Tensor) -> Tensor:
         return self.time_of(log_snr).float()

@@ -146,6 +146,9 @@ class DDPM(Objective):
         alpha_bar = self.alpha_bar.double().clamp(min=1e-12)
         return (0.5 * (alpha_bar / (1 - alpha_bar)).log()).numpy()
 
+    def start(self, size: tuple[int, ...]) -> float:
+        return max(super().start(size), float(self._log_snr[-1]))
+
     def time_of(self, log_snr: Tensor) -> Tensor:
         """Return the times, in general not whole, from the first to the last of the training."""
         falling = torch.from_numpy(self._log_snr).to(log_snr)

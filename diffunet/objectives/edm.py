@@ -62,5 +62,5 @@ class EDM(Objective):
     def time_of(self, log_snr: Tensor) -> Tensor:
         return -log_snr / 4
 
-    def falling_times(self, steps: int, noisiest: float | None = None) -> Tensor:
-        return super().falling_times(steps, -math.log(self.config.sigma_max) if noisiest is None else noisiest)
+    def start(self, size: tuple[int, ...]) -> float:
+        return -math.log(self.config.sigma_max)

@@ -34,9 +34,12 @@ class Edit:
         """Return the number of network calls of a batch."""
         return steps
 
-    def sampler(self, objective: Objective, name: str, steps: int) -> Any:
-        """Return the sampler, with timesteps set for `steps` calls. Raise UserError for one that does not suit."""
-        return objective.sampler(name, steps)
+    def sampler(self, objective: Objective, name: str, steps: int, size: tuple[int, ...]) -> Any:
+        """Return the sampler of images of a size, (height, width), with timesteps set for `steps` calls.
+
+        Raise UserError for one that does not suit.
+        """
+        return objective.sampler(name, steps, size)
 
     def start(self, noise: Tensor, sampler: Any, indices: Sequence[int]) -> Tensor:
         """Return what sampling starts from, (B, C, H, W), in the scale of standard normal noise."""
@@ -100,11 +103,11 @@ class Restore(Edit):
     def calls(self, steps: int) -> int:
         return (steps - 1) * self.rounds + 1
 
-    def sampler(self, objective: Objective, name: str, steps: int) -> Any:
+    def sampler(self, objective: Objective, name: str, steps: int, size: tuple[int, ...]) -> Any:
         _check(objective, steps)
         if self.rounds == 1:
-            return objective.sampler(name, steps)
-        return _solver(objective, name, objective.falling_times(steps), self.rounds)
+            return objective.sampler(name, steps, size)
+        return _solver(objective, name, objective.falling_times(steps, objective.start(size)), self.rounds)
 
     def model(self, model: Model, objective: Objective, indices: Sequence[int]) -> Observed:
         measurement = self._of(indices)
@@ -156,10 +159,10 @@ class Vary(Edit):
         """The images, (M, C, H, W) in [-1, 1]."""
         return self.images
 
-    def sampler(self, objective: Objective, name: str, steps: int) -> Solver:
+    def sampler(self, objective: Objective, name: str, steps: int, size: tuple[int, ...]) -> Solver:
         _check(objective, steps)
         if self.strength == 1:
-            return _solver(objective, name, objective.falling_times(steps))
+            return _solver(objective, name, objective.falling_times(steps, objective.start(size)))
         alpha, sigma = objective.levels(objective.time_at(torch.tensor([self.strength], dtype=torch.float64)))
         noisiest = float((alpha / sigma).log())
         return _solver(objective, name, objective.falling_times(steps, noisiest))
@@ -184,9 +187,9 @@ class Interpolate(Edit):
         height, width = self.noise.shape[2:]
         self.size = height, width
 
-    def sampler(self, objective: Objective, name: str, steps: int) -> Solver:
+    def sampler(self, objective: Objective, name: str, steps: int, size: tuple[int, ...]) -> Solver:
         _check(objective, steps)
-        return Solver(objective, objective.falling_times(steps), EXACT, limit=None)
+        return Solver(objective, objective.falling_times(steps, objective.start(size)), EXACT, limit=None)
 
     def start(self, noise: Tensor, sampler: Solver, indices: Sequence[int]) -> Tensor:
         return self.noise[list(indices)].to(noise)

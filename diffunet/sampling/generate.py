@@ -46,7 +46,7 @@ class SampleConfig(Settings):
     sampler: str = "dpm++"
     """dpm++; with ddpm also sde-dpm++, unipc, ddim, ddpm and euler-a; with edm also sde-dpm++; with flow also unipc.
     Runs tuned by consistency have their own, consistency."""
-    steps: int = Field(25, ge=1, le=1_000_000)
+    steps: int = Field(15, ge=1, le=1_000_000)
     """Network calls per image (twice as many with guidance)."""
     seed: int = Field(0, ge=0, le=10**18)
     """Seed of the first image; each further image has the next one."""
@@ -172,7 +172,7 @@ class Sampler:
             chosen = {name: [turn[index % len(turn)] for index in indices] for name, turn in values.items()}
             stacked = {name: self.conditions[name].stack(turn) for name, turn in chosen.items()}
             conditions = {name: value.to(device) for name, value in stacked.items() if value is not None}
-            sampler = edit.sampler(self.objective, config.sampler, config.steps)
+            sampler = edit.sampler(self.objective, config.sampler, config.steps, size)
             model = model if watch is None else _watched(model, self.objective, watch)
             start = edit.start(noise, sampler, indices)
             images = edit.finish(sample(model, sampler, start, generators, progress, **conditions), indices)
@@ -195,7 +195,7 @@ class Sampler:
             name: self.conditions[name].stack(turn[:1] * len(images)) for name, turn in self.values(config).items()
         }
         conditions = {name: value.to(device) for name, value in chosen.items() if value is not None}
-        solver = Interpolate(images).sampler(self.objective, config.sampler, config.steps)
+        solver = Interpolate(images).sampler(self.objective, config.sampler, config.steps, size)
         return invert(model, solver, images.to(device), progress, **conditions).cpu()
 
     def _check_agreement(self, values: Mapping[str, list[Value]]) -> None:

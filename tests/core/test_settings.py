@@ -181,7 +181,8 @@ def test_the_type_is_set_before_the_keys_of_that_type(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--objective", "--objective.type"])
 def test_an_unknown_type_suggests_the_closest(tmp_path, flag):
-    assert error(tmp_path, DDPM, [flag, "edn"]) == f"{flag}: edn is not one of ddpm, edm, flow; did you mean edm?"
+    known = "ddpm, edm, flow, consistency"
+    assert error(tmp_path, DDPM, [flag, "edn"]) == f"{flag}: edn is not one of {known}; did you mean edm?"
 
 
 def test_a_key_of_another_type_is_an_error(tmp_path):

@@ -77,7 +77,7 @@ ERRORS = {
 def test_samplers_recover_the_mean_and_spread_of_gaussians(config, sampler):
     for steps, largest in ERRORS[sampler].items():
         try:
-            found = sampled_spread(GaussianDenoiser(config), DDPM(config).sampler(sampler, steps))
+            found = sampled_spread(GaussianDenoiser(config), DDPM(config).sampler(sampler, steps, (8, 8)))
         except UserError as unsupported:
             assert sampler == "euler-a"
             assert config.prediction_type in str(unsupported)

@@ -21,7 +21,7 @@ ERRORS = {
 @pytest.mark.parametrize("sampler", ERRORS)
 def test_samplers_recover_the_mean_and_spread_of_gaussians(sampler):
     for steps, largest in ERRORS[sampler].items():
-        found = sampled_spread(exact, FLOW.sampler(sampler, steps))
+        found = sampled_spread(exact, FLOW.sampler(sampler, steps, (8, 8)))
         assert found == pytest.approx([1] * len(STDS), abs=largest), steps
 
 

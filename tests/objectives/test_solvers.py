@@ -1,5 +1,6 @@
 """Solvers of any objective against diffusers' schedulers, their order of convergence, and Gaussian data."""
 
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -51,7 +52,7 @@ def test_a_target_implies_its_image_and_back(objective):
 
 def test_solvers_call_the_network_at_falling_levels_even_in_log_snr(objective):
     for steps in (1, 2, 8, 50):
-        times = objective.sampler("dpm++", steps).timesteps
+        times = objective.sampler("dpm++", steps, (8, 8)).timesteps
         assert len(times) == steps
         alpha, sigma = objective.levels(times.double() if times.is_floating_point() else times)
         found = (alpha / sigma).log().double()
@@ -101,7 +102,7 @@ def test_dpm_plus_plus_converges_with_the_square_of_the_step():
     objective, std, errors = OBJECTIVES["flow"], 0.3, {}
     for order in (1, 2):
         for steps in (40, 80, 160):
-            times = objective.falling_times(steps).double()
+            times = objective.falling_times(steps, -4.0).double()
             solver = Solver(objective, times, Method(order=order, eta=0.0), limit=None)
             x = x_t = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
             for t in times[:-1]:
@@ -116,7 +117,7 @@ def test_dpm_plus_plus_converges_with_the_square_of_the_step():
 
 
 def test_rounds_repeat_every_step_but_the_last_and_keep_the_distribution(objective):
-    solver = Solver(objective, objective.falling_times(25), METHODS["ancestral"], rounds=4, limit=None)
+    solver = Solver(objective, objective.falling_times(25, -4.0), METHODS["ancestral"], rounds=4, limit=None)
     assert len(solver.timesteps) == 24 * 4 + 1
     assert solver.timesteps.unique().numel() == 25
     images = sample(partial(exact, objective, std=0.25), solver, gaussian_noise(1, 192), torch.Generator())
@@ -150,3 +151,15 @@ def test_ancestral_sampling_has_the_spread_of_its_affine_steps(objective, steps)
             variance = slope**2 * variance + added * next_s**2 / s**2
         expected.append(variance**0.5 / std)
     assert sampled_spread(partial(exact, objective), solver) == pytest.approx(expected, abs=0.02)
+
+
+def test_larger_images_start_at_more_noise():
+    """Up to the last timestep, where there are timesteps; EDM's is a setting."""
+    flow, linear, edm = OBJECTIVES["flow"], OBJECTIVES["linear"], OBJECTIVES["edm"]
+    assert flow.start((8, 8)) == -4
+    assert flow.start((32, 32)) == flow.start((16, 64)) == pytest.approx(-4 - math.log(4))
+    assert (
+        linear.start((1024, 1024)) == pytest.approx(linear.start((64, 64)), abs=1e-6) == pytest.approx(-5.06, abs=0.01)
+    )
+    assert linear.sampler("dpm++", 5, (1024, 1024)).timesteps[0] == 999
+    assert edm.start((8, 8)) == edm.start((512, 512)) == -math.log(80)

@@ -154,9 +154,9 @@ def test_a_blur_needs_gradients():
 def test_other_samplers_have_no_rounds():
     edit, _ = restoration("mask", rounds=2)
     with pytest.raises(UserError, match="sampler: ddim does not edit this way; use dpm"):
-        edit.sampler(OBJECTIVES["linear"], "ddim", 10)
+        edit.sampler(OBJECTIVES["linear"], "ddim", 10, (8, 8))
     edit.rounds = 1
-    assert type(edit.sampler(OBJECTIVES["linear"], "ddim", 10)).__name__ == "DDIMScheduler"
+    assert type(edit.sampler(OBJECTIVES["linear"], "ddim", 10, (8, 8))).__name__ == "DDIMScheduler"
 
 
 def test_a_consistency_run_is_refused_by_name():
@@ -164,7 +164,7 @@ def test_a_consistency_run_is_refused_by_name():
     edits = restoration("mask")[0], Vary(torch.zeros(1, 1, 4, 4), 0.5), Interpolate(torch.zeros(1, 1, 4, 4))
     for edit in edits:
         with pytest.raises(UserError, match="edit: a run of few steps .* edit the run that it was tuned from"):
-            edit.sampler(Consistency(config), "ancestral", 2)
+            edit.sampler(Consistency(config), "ancestral", 2, (4, 4))
 
 
 # ── varying ───────────────────────────────────────────────────────────────────────────────────────
@@ -176,7 +176,7 @@ def test_varied_gaussian_images_have_their_closed_form(objective, method, streng
     """x_t = alpha image + sigma noise, and the probability flow of N(m, s²) back: an affine map."""
     mean, std, value = 0.1, 0.4, 0.7
     edit = Vary(torch.full((1, 1, 96, 96), value), strength)
-    solver = edit.sampler(objective, method, 40)
+    solver = edit.sampler(objective, method, 40, (8, 8))
     solver.limit = None
     start = edit.start(gaussian_noise(1, 96), solver, [0])
     found = sample(
@@ -211,11 +211,11 @@ def test_inversion_and_sampling_come_back_to_the_image(objective):
     model = Mixture(objective)
     chosen = torch.tensor([0, 1] * 10).reshape(-1, 1, 1, 1)
     images = torch.tensor(MEANS)[chosen] + STD * gaussian_noise(20, 4)
-    noise = invert(model, Interpolate(images).sampler(objective, "dpm++", 50), images)
-    back = sample(model, Interpolate(images).sampler(objective, "dpm++", 50), noise)
+    noise = invert(model, Interpolate(images).sampler(objective, "dpm++", 50, (4, 4)), images)
+    back = sample(model, Interpolate(images).sampler(objective, "dpm++", 50, (4, 4)), noise)
     assert (back - images).square().mean().sqrt() < 3e-3
     assert noise.std().item() == pytest.approx(1, abs=0.35)  # first-order steps; 1 in the limit
-    exact = invert(model, Interpolate(images).sampler(objective, "dpm++", 400), images)
+    exact = invert(model, Interpolate(images).sampler(objective, "dpm++", 400, (4, 4)), images)
     assert exact.std().item() == pytest.approx(1, abs=0.1)
 
 

@@ -107,7 +107,9 @@ def test_samples_have_the_exact_posterior_of_a_gaussian(name, method, case):
     y = observe(truth)
     mean, covariance = field.posterior(matrix, matrix @ truth.flatten(), noise)
     model = Observed(field.network(objective), objective, observe, y, noise=noise, iterations=6)
-    solver = Solver(objective, objective.falling_times(STEPS[method]), METHODS[method], limit=None)
+    solver = Solver(
+        objective, objective.falling_times(STEPS[method], objective.start((8, 8))), METHODS[method], limit=None
+    )
     start = torch.randn(1500, *field.shape, generator=generator).double()
     start -= start.mean(0)
     images = sample(model, solver, start, generator).flatten(1)

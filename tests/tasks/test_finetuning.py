@@ -15,7 +15,6 @@ from diffunet.core.errors import UserError
 from diffunet.core.storage import load_tensors
 from diffunet.data.dataset import DataConfig
 from diffunet.objectives.ddpm import DDPMConfig
-from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run, load_run
 from diffunet.sampling.loop import sample
@@ -145,14 +144,12 @@ def test_contradictions_are_one_line(in_a_new_folder, capsys, flags, line):
     assert not Path("runs").exists()
 
 
-def test_an_objective_can_begin_from_another_and_keeps_the_network(in_a_new_folder, monkeypatch):
+def test_only_an_objective_for_it_begins_from_another(in_a_new_folder):
     source = a_run(Path("old"))
-    flags = {"finetune.from": "old", "objective": "edm"}
     with pytest.raises(UserError, match="objective.type"):
-        configure(None, flags)
-    monkeypatch.setattr(EDMConfig, "begins_from", {"ddpm"})
-    config, _ = configure(None, flags)
-    assert (config.objective, config.unet) == (EDMConfig(), source.config().unet)
+        configure(None, {"finetune.from": "old", "objective": "edm"})
+    config, _ = configure(None, {"finetune.from": "old", "objective": "consistency"})
+    assert (config.objective.source, config.unet) == (source.config().objective, source.config().unet)
 
 
 def test_conditions_that_do_not_fit_are_one_line(in_a_new_folder, capsys):
