@@ -218,7 +218,10 @@ def table(rows: list[dict]) -> str:
             pooled = {name: pool(found, name) for name in found[next(iter(found))]["figures"]}
             squared, squared_error = mean(pooled["squared_error"])
             cells = [f"{next(iter(found.values()))['calls']:.0f}"]
-            cells += [cell(squared**0.5, squared_error / 2 / squared**0.5), cell(*ratio(pooled["inside"], pooled["seen"]))]
+            cells += [
+                cell(squared**0.5, squared_error / 2 / squared**0.5),
+                cell(*ratio(pooled["inside"], pooled["seen"])),
+            ]
             cells.append(cell(*mean(pooled["named"])) if "named" in pooled else "")
             both = {run: row for run, row in found.items() if run in groups.get(BASELINE, {})}
             for name in ("squared_error", "named"):
