@@ -13,13 +13,14 @@ No condition is given. Of the hidden values, in [-1, 1], and of the samples of e
 - calls: forward passes and .87 for each backward pass to the input, which is what it took on two CPU cores.
 
 Errors are standard errors over the images, of their means over the training seeds. Differences are paired by image with
-RePaint. FOLDER gets rows.jsonl, with which the same command continues where it stopped, editing.md and a strip of each run.
+RePaint. FOLDER gets rows.jsonl, with which the same command continues where it stopped, editing.md, and a strip of what
+it measured of each run.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,48 @@ def pool(found: dict[str, dict], name: str) -> Tensor:
     return torch.tensor([row["figures"][name] for row in found.values()], dtype=torch.float64).mean(0)
 
 
+def measured(
+    run: Run, fillings: Mapping[str, Callable[[Filling], Tensor]], args: argparse.Namespace, done: set[tuple]
+) -> Iterator[dict]:
+    """Yield a row for each hidden part and method that is not done; write their strip."""
+    config, strip = run.config(), []
+    depth, name = config.data.bit_depth or 8, run.folder.name
+    dataset = load_images(config.data, config.inputs, run.folder / "model", log=lambda text: None)
+    features = choose_features(None, None, dataset, torch.device("cpu"))
+    _, held_out = dataset.split_held_out()
+    batch = held_out.__getitems__(sorted(fixed_subset(len(held_out), args.number).tolist()))
+    images = normalize(batch["image"], depth)
+    for part in args.hidden:
+        hidden = hidden_parts(*images.shape[2:])[part]
+        rows = []
+        for method, fill in fillings.items():
+            if (name, part, method) in done:
+                continue
+            filling, started = Filling(run, images, hidden, args.samples, args.seed), time.monotonic()
+            with torch.no_grad():
+                samples = fill(filling).unflatten(0, (len(images), args.samples))
+            named = None
+            if features.class_names:
+                guessed = features.predict(denormalize(samples.flatten(0, 1), depth))
+                named = guessed.unflatten(0, samples.shape[:2]) == batch["label"][:, None]
+            rows += [(method.split(",")[0], denormalize(x, depth), depth) for x in samples[:SHOWN, :4].unbind(1)]
+            yield {
+                "run": name,
+                "training_seed": config.train.seed,
+                "hidden": part,
+                "method": method,
+                "samples": args.samples,
+                "calls": round(filling.calls, 1),
+                "seconds": round(time.monotonic() - started, 1),
+                "figures": statistics(samples, images, hidden, named),
+            }
+        if rows:
+            known = denormalize((images * (1 - hidden) - hidden)[:SHOWN], depth)
+            strip += [("known", known, depth), *rows, ("original", denormalize(images[:SHOWN], depth), depth)]
+    if strip:
+        save_comparison(args.folder / f"{name}.png", strip)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of one data set")
@@ -268,42 +311,11 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["run"], row["hidden"], row["method"]) for row in rows}
     for folder in args.runs:
-        run = Run(folder)
-        config = run.config()
-        depth = config.data.bit_depth or 8
-        dataset = load_images(config.data, config.inputs, run.folder / "model", log=lambda text: None)
-        features = choose_features(None, None, dataset, torch.device("cpu"))
-        _, held_out = dataset.split_held_out()
-        batch = held_out.__getitems__(sorted(fixed_subset(len(held_out), args.number).tolist()))
-        images = normalize(batch["image"], depth)
-        strip = []
-        for part in args.hidden:
-            hidden = hidden_parts(*images.shape[2:])[part]
-            shown = [(f"{part} hidden", denormalize((images * (1 - hidden) - hidden)[:SHOWN], depth), depth)]
-            for method in chosen:
-                if (folder.name, part, method) in done:
-                    continue
-                filling = Filling(run, images, hidden, args.samples, args.seed)
-                started = time.monotonic()
-                with torch.no_grad():
-                    samples = fillings[method](filling).unflatten(0, (len(images), args.samples))
-                named = None
-                if features.class_names:
-                    guessed = features.predict(denormalize(samples.flatten(0, 1), depth))
-                    named = guessed.unflatten(0, (len(images), args.samples)) == batch["label"][:, None]
-                figures = statistics(samples, images, hidden, named)
-                row = {"run": folder.name, "training_seed": config.train.seed, "hidden": part, "method": method}
-                row |= {"samples": args.samples, "calls": round(filling.calls, 1)}
-                row |= {"seconds": round(time.monotonic() - started, 1), "figures": figures}
-                rows.append(row)
-                with open(file, "a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(row) + "\n")
-                print(table([row]), flush=True)
-                title = method.split(",")[0]
-                shown += [(title, denormalize(x, depth), depth) for x in samples[:SHOWN, :4].unbind(1)]
-            strip += [*shown, ("original", denormalize(images[:SHOWN], depth), depth)] if len(shown) > 1 else []
-        if strip:
-            save_comparison(args.folder / f"{folder.name}.png", strip)
+        for row in measured(Run(folder), {name: fillings[name] for name in chosen}, args, done):
+            print(table([row]), flush=True)
+            rows.append(row)
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
     text = f"{machine()}.\n\n{table(rows)}"
     (args.folder / "editing.md").write_text(text, encoding="utf-8")
     print(text)

@@ -3,12 +3,12 @@
     python benchmarks/exact_solvers.py digits cifar10/test.parquet emoji/google:64
     python benchmarks/exact_solvers.py digits --objectives "ddpm, cosine" "ddpm, linear" flow edm --starts -4 --before
 
-For Gaussian data with the mean and covariance of real images (PATH or PATH:PIXELS, digits, or cifar10 at 32 pixels), the
-best network is known in closed form, and linear. A deterministic solver then maps noise to samples by a number for each
-principal component, so the Fréchet distance of its samples to the data is exact, without a training or a sample. What is
-left is the solver's: too few calls, or a start at which the image is not yet lost in the noise. Estimates are not clipped.
-A cell is that distance in percent of the data's variance, and in brackets the spread along the first component against
-the true one. `--before` adds the schedulers of diffusers that dpm++ was until 893e2e6.
+For Gaussian data with the mean and covariance of real images (digits, PATH at 32 pixels, or PATH:PIXELS), the best
+network is known in closed form, and linear. A deterministic solver then maps noise to samples by a number for each
+principal component, so the Fréchet distance of its samples to the data is exact, without a training or a sample. What
+is left is the solver's: too few calls, or a start at which the image is not yet lost in the noise. Estimates are not
+clipped. A cell is that distance in percent of the data's variance, and in brackets the spread along the first component
+against the true one. `--before` adds the schedulers of diffusers that dpm++ was until 893e2e6.
 """
 
 import argparse

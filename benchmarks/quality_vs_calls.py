@@ -4,8 +4,8 @@
     python benchmarks/quality_vs_calls.py runs/color --steps 8 15 25 --starts -4 -5.4 -6 --folder runs/calls
     python benchmarks/quality_vs_calls.py runs/digits --tiny --folder runs/rehearsal                a rehearsal
 
-The Fréchet and the kernel distance of `--number` samples to the run's own images: of digits in their 64 pixels, of others
-in pixels averaged down to 16×16. The sampling seeds share no noise. BEFORE is a checkout of an older version, such as
+The Fréchet and the kernel distance of `--number` samples to the run's own images: of digits in their 64 pixels, of
+others in pixels averaged down to 16×16. The sampling seeds share no noise. BEFORE is a checkout of an older version, such as
 `git worktree add ../before 893e2e6` makes, which samples the same run folders in a process of its own. `--starts` are
 values of log(alpha / sigma) at the first call, in place of the objective's. FOLDER gets rows.jsonl, with which the same
 command continues where it stopped and several runs of the script share a table, calls.md and calls.png.
@@ -28,7 +28,7 @@ from records import table as markdown
 STEPS = [4, 6, 8, 10, 15, 25]
 BATCH = 250
 TINY = {"steps": [2, 4], "seeds": [0], "number": 20}
-RUN_STYLES = ("o", "s", "^", "v", "D", "P", "X")
+MARKERS = ("o", "s", "^", "v", "D", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,13 @@ def plot(rows: list[dict], path: Path) -> None:
         if objective in names:
             index = names.index(objective)
             points = [(n, sum(row["frechet"] for row in part) / len(part)) for n, part in sorted(found.items())]
-            style = {"color": f"C{index}", "marker": RUN_STYLES[index], "linestyle": "-" if when == "after" else "--"}
+            style = {"color": f"C{index}", "marker": MARKERS[index], "linestyle": "-" if when == "after" else "--"}
             axes.plot(*zip(*points, strict=True), label=f"{objective.removeprefix('digits, ')}, {when}", **style)
     axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel="Fréchet distance of 1,000 digits, in pixels")
     axes.set_xticks(ticks := sorted({row["steps"] for row in rows}), map(str, ticks), minor=False)
     axes.set_xticks([], minor=True)
-    axes.set_yticks(ticks := [10, 15, 20, 30, 50, 100, 200], map(str, ticks))
+    low, high = axes.get_ylim()
+    axes.set_yticks(ticks := [n for n in (5, 10, 15, 20, 30, 50, 100, 200, 400) if low < n < high], map(str, ticks))
     axes.set_yticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
