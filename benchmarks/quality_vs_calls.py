@@ -5,8 +5,8 @@
     python benchmarks/quality_vs_calls.py runs/digits --tiny --folder runs/rehearsal                a rehearsal
 
 The Fréchet and the kernel distance of `--number` samples to the run's own images: of digits in their 64 pixels, of
-others in pixels averaged down to 16×16. The sampling seeds share no noise. BEFORE is a checkout of an older version, such as
-`git worktree add ../before 893e2e6` makes, which samples the same run folders in a process of its own. `--starts` are
+others in pixels averaged down to 16×16. The sampling seeds share no noise. BEFORE is a checkout of an older version,
+as `git worktree add ../before 893e2e6` makes one; it samples the same run folders in its own process. `--starts` are
 values of log(alpha / sigma) at the first call, in place of the objective's. FOLDER gets rows.jsonl, with which the same
 command continues where it stopped and several runs of the script share a table, calls.md and calls.png.
 """
