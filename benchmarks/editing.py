@@ -52,7 +52,7 @@ VISIBLE = 0.02
 ROUNDING = 0.01
 """Half of a digit's level, by which the original may lie outside of the samples."""
 TINY = {"number": 4, "samples": 2, "restore": ["3,2,1,0.02"]}
-SHOWN = 8
+SHOWN = 12
 BASELINE = "RePaint, 20 levels × 10"
 
 
@@ -263,7 +263,7 @@ def measured(
             if features.class_names:
                 guessed = features.predict(denormalize(samples.flatten(0, 1), depth))
                 named = guessed.unflatten(0, samples.shape[:2]) == batch["label"][:, None]
-            rows += [(method.split(",")[0], denormalize(x, depth), depth) for x in samples[:SHOWN, :4].unbind(1)]
+            rows += [(method.split(",")[0].replace("×", "x"), denormalize(x, depth), depth) for x in samples[:SHOWN, :4].unbind(1)]
             yield {
                 "run": name,
                 "training_seed": config.train.seed,
@@ -275,7 +275,7 @@ def measured(
                 "figures": statistics(samples, images, hidden, named),
             }
         if rows:
-            known = denormalize((images * (1 - hidden) - hidden)[:SHOWN], depth)
+            known = denormalize((images * (1 - hidden))[:SHOWN], depth)
             strip += [("known", known, depth), *rows, ("original", denormalize(images[:SHOWN], depth), depth)]
     if strip:
         save_comparison(args.folder / f"{name}.png", strip)
