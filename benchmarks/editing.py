@@ -263,7 +263,10 @@ def measured(
             if features.class_names:
                 guessed = features.predict(denormalize(samples.flatten(0, 1), depth))
                 named = guessed.unflatten(0, samples.shape[:2]) == batch["label"][:, None]
-            rows += [(method.split(",")[0].replace("×", "x"), denormalize(x, depth), depth) for x in samples[:SHOWN, :4].unbind(1)]
+            rows += [
+                (method.split(",")[0].replace("×", "x"), denormalize(x, depth), depth)
+                for x in samples[:SHOWN, :4].unbind(1)
+            ]
             yield {
                 "run": name,
                 "training_seed": config.train.seed,
