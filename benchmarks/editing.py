@@ -37,6 +37,7 @@ from diffunet.data.dataset import load_images
 from diffunet.data.degradation import Degradation
 from diffunet.data.pixels import denormalize, normalize
 from diffunet.evaluation.features import choose_features
+from diffunet.objectives.base import START
 from diffunet.objectives.solvers import METHODS
 from diffunet.runs.edit import MASKS
 from diffunet.runs.figures import save_comparison
@@ -84,7 +85,7 @@ def repaint(filling: Filling, levels: int = 20, times: int = 10) -> Tensor:
     Jumps of one level, on the levels of our solvers, with the ancestral step.
     """
     objective = filling.objective
-    ts = objective.falling_times(levels)
+    ts = objective.falling_times(levels, START)
     alphas, sigmas = (x.double().tolist() for x in objective.levels(ts))
     x = filling.noise()
     for index, t in enumerate(ts):

@@ -150,7 +150,7 @@ class Objective(ABC):
             raise UserError(f"sampler: {name} is not one of {known}{did_you_mean(name, self.samplers())}")
         self.check_steps(steps)
         if name in self.schedulers:
-            return self.scheduler(*self.schedulers[name], steps)
+            return self.scheduler(*self.schedulers[name], steps, size)
         return Solver(self, self.falling_times(steps, self.start(size)), self.methods[name])
 
     def check_steps(self, steps: int) -> None:
@@ -173,7 +173,7 @@ class Objective(ABC):
         """
         return self.times(torch.linspace(start, max(self.cleanest, start + 1), steps, dtype=torch.float64))
 
-    def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
+    def scheduler(self, class_name: str, options: dict[str, Any], steps: int, size: tuple[int, ...]) -> Any:
         """Return a scheduler of diffusers with this process, and its timesteps set."""
         raise NotImplementedError(f"{type(self).__name__} has no schedulers of diffusers")
 

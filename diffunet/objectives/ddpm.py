@@ -171,7 +171,7 @@ class DDPM(Objective):
         if not 1 <= steps <= total:
             raise UserError(f"steps: {steps} is not between 1 and the {total} noise levels of the training")
 
-    def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
+    def scheduler(self, class_name: str, options: dict[str, Any], steps: int, size: tuple[int, ...]) -> Any:
         total, prediction = self.config.num_train_timesteps, self.config.prediction_type
         if class_name == "DDIMScheduler" and total % steps:
             near = min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - steps))

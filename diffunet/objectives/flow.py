@@ -23,7 +23,6 @@ MULTISTEP = {
     "use_flow_sigmas": True,
     "num_train_timesteps": TIME_SCALE,
     "final_sigmas_type": "zero",
-    "flow_shift": 0.4,  # even steps of s for data of this standard deviation
 }
 
 
@@ -59,7 +58,11 @@ class Flow(Objective):
         if not 1 <= steps <= TIME_SCALE:
             raise UserError(f"steps: {steps} is not between 1 and {TIME_SCALE}")
 
-    def scheduler(self, class_name: str, options: dict[str, Any], steps: int) -> Any:
+    def scheduler(self, class_name: str, options: dict[str, Any], steps: int, size: tuple[int, ...]) -> Any:
         scheduler = from_diffusers(class_name)(**options)
         scheduler.set_timesteps(steps)
+        # Its own steps, even in s, begin too late for the large-scale parts of images.
+        scheduler.timesteps = self.falling_times(steps, self.start(size))
+        scheduler.sigmas = torch.cat([scheduler.timesteps / TIME_SCALE, torch.zeros(1)])
+        scheduler.init_noise_sigma = float(scheduler.sigmas[0])
         return scheduler

@@ -93,7 +93,7 @@ class Restore(Edit):
     """Standard deviation of the noise on what is known."""
     bit_depth: int | None = 8
     """Integers that samples consist of; None: any values."""
-    defaults: ClassVar = {"sampler": "ancestral", "steps": 20}
+    defaults: ClassVar = {"sampler": "ancestral", "steps": 19}
 
     def __post_init__(self):
         self.size = self.degradation.shape[1:]
