@@ -174,7 +174,7 @@ class Objective(ABC):
         return self.times(torch.linspace(start, max(self.cleanest, start + 1), steps, dtype=torch.float64))
 
     def scheduler(self, class_name: str, options: dict[str, Any], steps: int, size: tuple[int, ...]) -> Any:
-        """Return a scheduler of diffusers with this process, and its timesteps set."""
+        """Return a scheduler of diffusers with this process and its timesteps set, for objectives with `schedulers`."""
         raise NotImplementedError(f"{type(self).__name__} has no schedulers of diffusers")
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────
@@ -220,8 +220,8 @@ class Objective(ABC):
 
 
 def _like(image: Tensor, levels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return numbers () or (B,) in a shape that multiplies images (B, C, *S)."""
-    first, second = (level.reshape(-1, *[1] * (image.ndim - 1)) for level in levels)
+    """Return numbers () or (B,), on any device, in a shape that multiplies images (B, C, *S)."""
+    first, second = (level.reshape(-1, *[1] * (image.ndim - 1)).to(image.device) for level in levels)
     return first, second
 
 

@@ -110,16 +110,19 @@ class Restore(Edit):
         return _solver(objective, name, objective.falling_times(steps, objective.start(size)), self.rounds)
 
     def model(self, model: Model, objective: Objective, indices: Sequence[int]) -> Observed:
-        measurement = self._of(indices)
-        values, mask = self.degradation.split(measurement)
+        y, mask = self.degradation.split(self._of(indices))
+
+        def mask_like(image: Tensor) -> Tensor | None:
+            return None if mask is None else mask.to(image)
+
         return Observed(
             model,
             objective,
-            lambda image: self.degradation.apply(image, mask.to(image) if mask is not None else None),
-            values,
+            lambda image: self.degradation.apply(image, mask_like(image)),
+            y,
             noise=self.noise,
             iterations=self.iterations,
-            invert=lambda values: self.degradation.pseudoinverse(values, mask),
+            invert=lambda values: self.degradation.pseudoinverse(values, mask_like(values)),
         )
 
     def finish(self, images: Tensor, indices: Sequence[int]) -> Tensor:

@@ -51,7 +51,7 @@ class Observed(nn.Module):
         if not self.iterations:
             assert self.invert is not None
             clean = self._clean(x_t, t, conditions)
-            return self.objective.prediction(clean + self.invert(self.y - self.observe(clean)), x_t, t)
+            return self.objective.prediction(clean + self.invert(self.y.to(clean) - self.observe(clean)), x_t, t)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             clean = self._clean(x, t, conditions)
@@ -68,7 +68,7 @@ class Observed(nn.Module):
         def system(values: Tensor) -> Tensor:
             return self.noise**2 * values + self.observe(covariance(values))
 
-        residual = self.y - self.observe(clean.detach())
+        residual = self.y.to(clean) - self.observe(clean.detach())
         moved = covariance(gmres(system, residual, self.iterations))
         return self.objective.prediction(clean.detach() + moved, x_t, t)
 

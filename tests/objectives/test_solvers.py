@@ -163,3 +163,11 @@ def test_larger_images_start_at_more_noise():
     )
     assert linear.sampler("dpm++", 5, (1024, 1024)).timesteps[0] == 999
     assert edm.start((8, 8)) == edm.start((512, 512)) == -math.log(80)
+
+
+def test_images_may_be_on_another_device_than_the_times(objective):
+    """Tensors without values stand in for those of a GPU."""
+    for name in METHODS:
+        solver = objective.sampler(name, 4)
+        x = sample(lambda x_t, t: x_t, solver, torch.zeros(2, 1, 4, 4, device="meta"), [torch.Generator()] * 2)
+        assert x.device.type == "meta"
