@@ -46,7 +46,7 @@ def old(in_a_new_folder):
 def former_sampler(monkeypatch):
     """Sample with the steps that dpm++ had in the former version: those of diffusers in its continuous schedule."""
 
-    def sampler(self, name, steps, size):
+    def sampler(self, name, steps, size=None):
         assert name == "dpm++"
         options = {"thresholding": True, "sample_max_value": 1.0, "use_lu_lambdas": True, "final_sigmas_type": "zero"}
         scheduler = self.config.scheduler("DPMSolverMultistepScheduler", **options)
