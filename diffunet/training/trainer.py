@@ -41,7 +41,7 @@ SLOW_STEP = 2.0
 class Trainer:
     """Trains `model` on `objective` over `data` in the folder `config.output`.
 
-    `objective.at(progress)`, from 0 to 1, returns what has the `loss` of a step.
+    `objective.at(progress)`, from 0 to 1, if there is one, returns what has the `loss` of a step.
 
     `preview(step, ema_model)` and `publish(ema_model)` are called in the main process only: a preview returns numbers
     for the log, of which `config.publish` reads val_loss, and publishing follows a checkpoint, when the log has a line
@@ -239,7 +239,9 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
-        objective = self.objective.at(self.step / config.steps)
+        objective = self.objective
+        if hasattr(objective, "at"):  # it has stages
+            objective = objective.at(self.step / config.steps)
         for part, batch in enumerate(micro_batches):
             positions = self._positions(part)
             torch.manual_seed(seed_for(config.seed, self.step, positions.start, 2))  # for dropout

@@ -20,7 +20,7 @@ OBJECTIVES = {
     "edm": EDM(EDMConfig()),
     "flow": Flow(FlowConfig()),
 }
-STEPS = {"dpm++": 25, "sde-dpm++": 40, "ancestral": 300}
+STEPS = {"dpm++": 25, "sde-dpm++": 40, "ancestral": 400}
 MEAN, STD, SIDE = 0.1, 0.2, 4
 
 
