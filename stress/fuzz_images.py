@@ -131,7 +131,7 @@ GOOD = {
     "color and transparency": (".png", saved("RGBA")),
     "CMYK": (".jpg", saved("CMYK")),
     "CMYK TIFF": (".tiff", saved("CMYK")),
-    "YCbCr TIFF": (".tiff", saved("YCbCr")),
+    "YCbCr TIFF": (".tiff", saved("YCbCr", compression="jpeg")),  # Pillow cannot read it uncompressed
     "palette": (".png", saved("P")),
     "palette with transparency": (".png", palette_with_transparency),
     "16 bits": (".png", saved("I;16")),
