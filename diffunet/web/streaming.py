@@ -17,7 +17,7 @@ WAIT_SECONDS = 0.05
 
 @dataclass
 class Switch:
-    """Whether a sampling shall stop; shared by the thread that samples and the ones that answer a browser."""
+    """A request to stop sampling, shared by the sampling thread and the threads that serve browsers."""
 
     off: bool = False
 

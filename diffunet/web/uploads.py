@@ -20,7 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def checked_upload(name: str, file: str | Path | None) -> tuple[Path, tuple[int, int]]:
-    """Return the path of an uploaded image and its (height, width), of the file as it lies there.
+    """Return the path of an uploaded image and the (height, width) of the stored file.
 
     Raise UserError if it is missing, too large or not an image.
 
