@@ -2,6 +2,7 @@
 
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ TRUNCATE = 4.0
 """Radius of a Gaussian kernel in standard deviations."""
 
 
-class Operation:
+class Operation(ABC):
     """A step that acts on images: its result, the result's shape, and its planes at the size of the input."""
 
     is_linear = True
@@ -35,9 +36,9 @@ class Operation:
         """Return the shape of the result. Raise ValueError for images that the step does not take."""
         return shape
 
+    @abstractmethod
     def __call__(self, image: Tensor, rng: BatchRNG | None = None) -> Tensor:
         """Return the result for images (B, C, H, W); random parameters are drawn from rng for each of them."""
-        raise NotImplementedError
 
     def lift(self, result: Tensor, fill: float) -> Tensor:
         """Return a result at the size of the image; positions without a measurement are `fill`."""
