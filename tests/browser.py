@@ -1,5 +1,7 @@
 """The page in a real Chromium and what a visitor does there; visitors without a browser, by the protocol of gradio."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -11,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -156,3 +160,17 @@ class Visitor:
             props = components[number]
             data.append(values.get(props["elem_id"].removeprefix("field-"), props.get("value")))
         return self.call(function["id"], data)
+
+
+def select_run(browser: Browser, name: str) -> None:
+    """Choose a run, until its form is there."""
+    if browser.text("#run-name") != name:
+        browser.all("#run input")[0].click()
+        browser.wait(lambda: browser.all(f"#run li[aria-label='{name}']"))[0].click()
+        browser.wait(lambda: browser.text("#run-name") == name)
+        browser.wait(lambda: browser.all("#start:not([disabled])"))
+
+
+def pixels_of(address: str) -> np.ndarray:
+    """Return the pixels of a PNG inside an address."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))

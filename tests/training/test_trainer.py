@@ -396,6 +396,5 @@ def test_weights_of_the_least_validation_loss_are_published_also_by_a_resumed_ru
 
 
 def test_without_validation_the_newest_weights_are_published(tmp_path):
-    run = trainer(tmp_path, publish="least_val_loss")
-    run.fit()
+    (run := trainer(tmp_path, publish="least_val_loss")).fit()
     assert run.published is run.ema.model

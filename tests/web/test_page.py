@@ -1,7 +1,5 @@
 """The page in a real Chromium, on runs of digits: one that is trained, and one that trains meanwhile."""
 
-import base64
-import io
 import json
 import os
 import re
@@ -29,7 +27,7 @@ from stress.program import ROOT, SMALL_RUN, kill_all, program
 
 pytest.importorskip("selenium")
 pytest.importorskip("gradio")
-from browser import Browser, Visitor, page_of
+from browser import Browser, Visitor, page_of, pixels_of, select_run
 from selenium.webdriver import ActionChains, Keys
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("browser")]
@@ -90,20 +88,6 @@ def browser(one, address):
     one.open(address)
     select_run(one, "digits")
     return one
-
-
-def select_run(browser: Browser, name: str) -> None:
-    """Choose a run, until its form is there."""
-    if browser.text("#run-name") != name:
-        browser.all("#run input")[0].click()
-        browser.wait(lambda: browser.all(f"#run li[aria-label='{name}']"))[0].click()
-        browser.wait(lambda: browser.text("#run-name") == name)
-        browser.wait(lambda: browser.all("#start:not([disabled])"))
-
-
-def pixels_of(address: str) -> np.ndarray:
-    """Return the pixels of a PNG inside an address."""
-    return np.array(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
 # ── sampling ──────────────────────────────────────────────────────────────────────────────────────
