@@ -12,10 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from records import add_record_flag, append_rows, mean_std
+from records import add_record_flag, append_rows, mean_std, run_command
 from records import table as markdown
-
-from diffunet.cli import main as commands
 
 GUIDED = ["--guidance_scale", "1.08", "--guide", "null"]
 """The sampling of rows that do not set their own: a little classifier-free guidance."""
@@ -60,21 +58,11 @@ QUIET = ["--train.preview_every", "1000000", "--train.checkpoint_every", "100000
 """Neither previews nor checkpoints before the end."""
 
 
-def diffunet(*words: str) -> None:
-    """Run a command of diffunet."""
-    print("diffunet", *words, flush=True)
-    try:
-        commands.main(list(words))
-    except SystemExit as end:
-        if end.code:
-            raise
-
-
 def evaluate(args: argparse.Namespace, row: str, seed: int, *flags: str, run: str) -> None:
     output = args.folder / "records" / f"{row}, seed {seed}".replace("/", ":")
     if not (output / "evaluation.json").exists():
         options = ["--num_images", str(args.num_images), "--seed", str(1000 * seed), "--output", str(output), *GUIDED]
-        diffunet("evaluate", str(args.folder / f"{run}, seed {seed}"), *options, "--batch_size", "250", *flags)
+        run_command(["evaluate", str(args.folder / f"{run}, seed {seed}"), *options, "--batch_size", "250", *flags])
 
 
 def metric_values(records: list[dict]) -> list[list[float]]:
@@ -119,14 +107,14 @@ def main() -> None:
             training = folder / f"{row}, seed {seed}"
             if not (training / "model" / "diffusion_pytorch_model.safetensors").exists():
                 output = ["--train.output", str(training), "--train.seed", str(seed)]
-                diffunet("train", *output, *QUIET, *flags, *short)
+                run_command(["train", *output, *QUIET, *flags, *short])
             evaluate(args, row, seed, run=row)
         for row, flags in sampled.items():
             evaluate(args, row, seed, *flags, run=BASELINE)
         training = folder / f"{BASELINE}, seed {seed}"
         if not (training / "model" / "ema.json").exists():
             options = ["--num_images", str(args.num_images), "--seed", str(1000 * seed), "--batch_size", "250"]
-            diffunet("ema", str(training), *lengths, *options, *GUIDED)
+            run_command(["ema", str(training), *lengths, *options, *GUIDED])
         (folder / "ablations.md").write_text(table(folder)[0], encoding="utf-8")
     text, rows = table(folder)
     print(text)

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from records import add_record_flag, append_rows, machine, mean_std
+from records import add_record_flag, append_rows, machine, mean_std, run_command
 from records import table as markdown
 
-from diffunet.cli import main as commands
 from diffunet.core.runtime import default_device
 from diffunet.evaluation.features import FeatureExtractor, choose_features
 from diffunet.evaluation.metrics import frechet_distance
@@ -35,12 +34,7 @@ def train(folder: Path, *flags: str) -> Run:
     """Train a run, unless it exists."""
     if not (folder / "model" / "diffusion_pytorch_model.safetensors").exists():
         words = ["train", "--train.output", str(folder), "--overwrite", *QUIET, *flags]
-        print("diffunet", *words, flush=True)
-        try:
-            commands.main(words)
-        except SystemExit as end:
-            if end.code:
-                raise
+        run_command(words)
     return Run(folder)
 
 

@@ -27,6 +27,18 @@ def append_rows(name: str, rows: Iterable[dict]) -> None:
         file.writelines(json.dumps(about | row) + "\n" for row in rows)
 
 
+def run_command(words: list[str]) -> None:
+    """Print a command of diffunet, and run it in this process. Raise SystemExit if it fails."""
+    from diffunet.cli.main import main
+
+    print("diffunet", *words, flush=True)
+    try:
+        main(words)
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
 def commit() -> str:
     """Return the commit of this checkout, marked -dirty where files have been changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from records import add_record_flag, append_rows, machine, table
+from records import add_record_flag, append_rows, machine, run_command, table
 from torch import Tensor
 
-from diffunet.cli import main as commands
 from diffunet.conditions.label import LabelConfig
 from diffunet.data.dataset import DataConfig, load_images
 from diffunet.data.digits import (
@@ -58,12 +57,7 @@ def train(folder: Path, digits: Path, config: str, seed: int, flags: list[str]) 
     words += ["--train.seed", str(seed), *flags]
     if (folder / "checkpoints").exists():
         words = ["train", "--resume", str(folder)]
-    print("diffunet", *words, flush=True)
-    try:
-        commands.main(words)
-    except SystemExit as end:
-        if end.code:
-            raise
+    run_command(words)
 
 
 def obey(pixels: Tensor, captions: list[str], features: FeatureExtractor) -> Tensor:

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ..conditions.base import NONE
 from ..conditions.image import files_at
 from ..core.errors import UserError
 from ..core.progress import shared_bar
-from ..core.settings import merge, settings_from
+from ..core.settings import settings_from
 from ..data.pixels import denormalize, white
 from ..runs.config import Config
-from ..runs.edit import EditConfig, interpolation, read_edit
+from ..runs.edit import EditConfig, interpolation, read_edit, sampling_settings
 from ..runs.figures import save_comparison, save_film
 from ..runs.run import Run
 from ..runs.samples import save_samples
@@ -63,12 +62,9 @@ def _flags_of(settings: type, flags: dict[str, str]) -> dict[str, str]:
 
 
 def _sample_config(own: Config, edit: Edit | type[Edit], number: int, flags: dict[str, str]) -> SampleConfig:
-    """Return the run's settings of sampling, without conditions, with the defaults of an edit and flags over them."""
-    conditions = dict.fromkeys(own.inputs, NONE)
-    suitable = {**edit.defaults, "num_images": number, "conditions": conditions, "guidance_scale": 1.0, "guide": None}
-    return settings_from(
-        own.sample, SampleConfig, _flags_of(SampleConfig, flags), transform=lambda values: merge(values, suitable)
-    )
+    """Return the settings of sampling for an edit, with flags over them."""
+    suitable = sampling_settings(edit, own).model_copy(update={"num_images": number})
+    return settings_from(suitable, SampleConfig, _flags_of(SampleConfig, flags))
 
 
 def _edit(run: Run, own: Config, changes: EditConfig, files: list[Path], flags: dict[str, str], folder: Path) -> int:

@@ -32,8 +32,10 @@ NOISE_BINS = 4
 """Number of equal ranges of u by which losses are also reported."""
 CLIP_TO_DATA_RANGE = {"thresholding": True, "sample_max_value": 1.0}
 """Arguments of diffusers' schedulers that clip estimates of the clean image to [-1, 1]."""
-START, LARGEST = -4.0, (64, 64)
-"""log(alpha / sigma) at which solvers start for images of 8×8 pixels, and the size assumed of others."""
+START = -4.0
+"""log(alpha / sigma) at which solvers start for images of 8×8 pixels."""
+USUAL_SIZE = (64, 64)
+"""(height, width) assumed of images of which no size is given."""
 
 
 class ObjectiveConfig(Settings):
@@ -116,20 +118,20 @@ class Objective(ABC):
 
     def noisy(self, image: Tensor, noise: Tensor, t: Tensor) -> NoisyBatch:
         """Return the batch for images (B, C, *S) in [-1, 1], standard normal noise, and times (B,)."""
-        alpha, sigma = _like(image, self.levels(t))
-        a, b = _like(image, self.target(t))
+        alpha, sigma = expanded(image, self.levels(t))
+        a, b = expanded(image, self.target(t))
         return NoisyBatch(alpha * image + sigma * noise, t, a * image + b * noise, self.weight(t))
 
     def clean(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the estimate of x_0, (B, C, *S), that a prediction implies; t is () or (B,)."""
-        alpha, sigma = _like(x_t, self.levels(t))
-        a, b = _like(x_t, self.target(t))
+        alpha, sigma = expanded(x_t, self.levels(t))
+        a, b = expanded(x_t, self.target(t))
         return (b * x_t - sigma * prediction) / (alpha * b - sigma * a)
 
     def prediction(self, clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction, (B, C, *S), that implies an estimate of x_0; the inverse of `clean`."""
-        alpha, sigma = _like(x_t, self.levels(t))
-        a, b = _like(x_t, self.target(t))
+        alpha, sigma = expanded(x_t, self.levels(t))
+        a, b = expanded(x_t, self.target(t))
         return a * clean + b * (x_t - alpha * clean) / sigma
 
     # ── sampling ──────────────────────────────────────────────────────────────────────────────────
@@ -139,7 +141,7 @@ class Objective(ABC):
         """Return the names of the samplers."""
         return (*cls.methods, *cls.schedulers)
 
-    def sampler(self, name: str, steps: int, size: tuple[int, ...] = LARGEST) -> Any:
+    def sampler(self, name: str, steps: int, size: tuple[int, ...] = USUAL_SIZE) -> Any:
         """Return a solver or scheduler of diffusers whose timesteps are set for `steps` network calls.
 
         `size`, (height, width) of the images, decides at which noise a solver starts. Raise UserError for an unknown
@@ -219,7 +221,7 @@ class Objective(ABC):
         return (prediction - noisy.target).square().flatten(1).mean(1)
 
 
-def _like(image: Tensor, levels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def expanded(image: Tensor, levels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return numbers () or (B,), on any device, in a shape that multiplies images (B, C, *S)."""
     first, second = (level.reshape(-1, *[1] * (image.ndim - 1)).to(image.device) for level in levels)
     return first, second

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..core.errors import UserError
-from .base import NoisyBatch, Objective, ObjectiveConfig, _like
+from .base import NoisyBatch, Objective, ObjectiveConfig, expanded
 from .ddpm import DDPM, DDPMConfig
 from .edm import EDM, EPS, EDMConfig
 from .flow import Flow, FlowConfig
@@ -173,7 +173,7 @@ class Consistency(Objective):
     def _taught(self, teacher: Callable[..., Tensor], noisy: PairBatch, conditions: Mapping[str, Any]) -> PairBatch:
         """Return the batch with x_r, and the image for r = 0, where an Euler step of the teacher leads from x_t."""
         clean = self.clean(teacher(noisy.x_t, noisy.t, **conditions).float(), noisy.x_t, noisy.t)
-        alpha, sigma = _like(clean, self.levels(noisy.t))
+        alpha, sigma = expanded(clean, self.levels(noisy.t))
         noise = (noisy.x_t - alpha * clean) / sigma
         return replace(noisy, x_r=self.noisy(clean, noise, noisy.r).x_t, target=clean)
 

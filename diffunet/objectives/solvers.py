@@ -60,11 +60,10 @@ class Solver:
     def __post_init__(self):
         self.timesteps = torch.cat([self.times[:-1].repeat_interleave(self.rounds), self.times[-1:]])
         alpha, sigma = self.process.levels(self.times)
-        self._alpha, self._sigma = alpha.double().tolist(), sigma.double().tolist()
-        self.levels = list(zip(self._alpha, self._sigma, strict=True))
+        self.levels = list(zip(alpha.double().tolist(), sigma.double().tolist(), strict=True))
         """(alpha, sigma) at each of the times."""
         self._log_snr = (alpha.double() / sigma.double()).clamp(min=1e-9).log().tolist()  # 0: no signal at all
-        self.init_noise_sigma = self._sigma[0]
+        self.init_noise_sigma = self.levels[0][1]
         self._calls = 0
         self._previous: Tensor | None = None
 
@@ -105,14 +104,15 @@ class Solver:
         if order == 2 and self._previous is not None:
             clean = clean + 0.5 * h / (self._log_snr[level] - self._log_snr[level - 1]) * (clean - self._previous)
         decay, kept = math.exp(-eta * h), -math.expm1(-(1 + eta) * h)
-        sigma, alpha = self._sigma[level + 1], self._alpha[level + 1]
-        x = sigma / self._sigma[level] * decay * x + alpha * kept * clean
+        (_, former), (alpha, sigma) = self.levels[level : level + 2]
+        x = sigma / former * decay * x + alpha * kept * clean
         return x + sigma * (-math.expm1(-2 * eta * h)) ** 0.5 * _noise_like(x, generator) if eta else x
 
     def _add_noise_again(self, x: Tensor, level: int, generator: Any) -> Tensor:
         """Return x moved from the next level back to this one by the forward process."""
-        ratio = self._alpha[level] / self._alpha[level + 1]
-        added = (self._sigma[level] ** 2 - (ratio * self._sigma[level + 1]) ** 2) ** 0.5
+        (alpha, sigma), (next_alpha, next_sigma) = self.levels[level : level + 2]
+        ratio = alpha / next_alpha
+        added = (sigma**2 - (ratio * next_sigma) ** 2) ** 0.5
         return ratio * x + added * _noise_like(x, generator)
 
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, Strict, model_validator
 from torch import Tensor
 
+from ..conditions.base import NONE
 from ..conditions.image import files_at
 from ..core.errors import UserError, printable
 from ..core.progress import no_progress
@@ -15,7 +16,7 @@ from ..core.settings import Settings
 from ..data.decoding import UNREADABLE, decode, reason_of
 from ..data.degradation import Degradation, Pixels, Step, image_size
 from ..data.pixels import normalize
-from ..sampling.editing import Interpolate, Restore, Vary, slerp
+from ..sampling.editing import Edit, Interpolate, Restore, Vary, slerp
 from ..sampling.generate import SampleConfig, Sampler
 from ..sampling.observed import NOISE
 from .config import Config
@@ -89,6 +90,12 @@ def read_edit(config: EditConfig, files: Sequence[Path], run: Config) -> Restore
             bit_depth=None if bit_depth == 32 else bit_depth,
         )
     return Vary(read_images(files, run, channels), config.strength or STRENGTH, config.samples)
+
+
+def sampling_settings(edit: Edit | type[Edit], run: Config) -> SampleConfig:
+    """Return the settings of sampling for an edit with a run: its own, those of the edit, and no condition."""
+    absent = {"conditions": dict.fromkeys(run.inputs, NONE), "guidance_scale": 1.0, "guide": None}
+    return run.sample.model_copy(update={**edit.defaults, **absent})
 
 
 def interpolation(

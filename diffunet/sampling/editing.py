@@ -16,8 +16,8 @@ from ..objectives.solvers import METHODS, Method, Solver
 from .observed import NOISE, Observed
 
 Model = Callable[..., Tensor]
-EXACT = Method(order=1, eta=0.0)
-"""DDIM (Song et al. 2021): the one method whose steps are inverted here."""
+DDIM = Method(order=1, eta=0.0)
+"""The probability flow in steps of first order (Song et al. 2021), the one method whose steps are inverted here."""
 FIXED_POINT_ITERATIONS = 5
 """Per step of `invert`: with three, the round trip of a mixture is exact to 3e-3 of its spread in 50 steps."""
 
@@ -74,7 +74,7 @@ def _solver(objective: Objective, name: str, times: Tensor, rounds: int = 1) -> 
 
 @dataclass
 class Restore(Edit):
-    """Draws images whose degradation is known: inpainting, outpainting, undoing blur, gray or a smaller size.
+    """Samples images whose degradation is known: inpainting, outpainting, undoing blur, gray or a smaller size.
 
     Known pixels come back bit-equal, and more generally samples agree with what is known to the bit depth, unless the
     degradation has no inverse.
@@ -192,7 +192,7 @@ class Interpolate(Edit):
 
     def sampler(self, objective: Objective, name: str, steps: int, size: tuple[int, ...]) -> Solver:
         _check(objective, steps)
-        return Solver(objective, objective.falling_times(steps, objective.start(size)), EXACT, limit=None)
+        return Solver(objective, objective.falling_times(steps, objective.start(size)), DDIM, limit=None)
 
     def start(self, noise: Tensor, sampler: Solver, indices: Sequence[int]) -> Tensor:
         return self.noise[list(indices)].to(noise)

@@ -44,8 +44,8 @@ class SampleConfig(Settings):
     guide: float | None = Field(None, gt=0, lt=1)
     """Guide away from the run's weights after this share of its training; null: from the unconditional prediction."""
     sampler: str = "dpm++"
-    """dpm++; with ddpm also sde-dpm++, unipc, ddim, ddpm and euler-a; with edm also sde-dpm++; with flow also unipc.
-    Runs tuned by consistency have their own, consistency."""
+    """dpm++, sde-dpm++ or ancestral; with ddpm also unipc, ddim, ddpm and euler-a; with flow also unipc; with
+    consistency only consistency."""
     steps: int = Field(15, ge=1, le=1_000_000)
     """Network calls per image (twice as many with guidance)."""
     seed: int = Field(0, ge=0, le=10**18)

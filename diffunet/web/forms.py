@@ -16,8 +16,10 @@ from ..core.errors import UserError
 from ..core.settings import merge, settings_from, to_yaml
 from ..data.degradation import image_size
 from ..runs.config import Config
+from ..runs.edit import sampling_settings
 from ..runs.examples import EXAMPLES, read_examples
 from ..runs.run import Run
+from ..sampling.editing import Edit
 from ..sampling.generate import SampleConfig
 from .uploads import check_sample_size, checked_upload
 
@@ -108,18 +110,16 @@ class Form:
         """Return the line that makes the same images without the page; of an upload it has the name alone."""
         return self._line(["python", "sample.py", str(self.run.folder)], config, self.own.sample, ("num_images",))
 
-    def edit_config(self, config: SampleConfig, defaults: Mapping[str, Any]) -> SampleConfig:
+    def edit_config(self, config: SampleConfig, edit: Edit) -> SampleConfig:
         """Return the config for an edit, with its own defaults wherever the form has those of the run."""
-        changes = {
-            key: value for key, value in defaults.items() if getattr(config, key) == getattr(self.own.sample, key)
-        }
+        former = self.own.sample
+        changes = {key: value for key, value in edit.defaults.items() if getattr(config, key) == getattr(former, key)}
         return config.model_copy(update=changes)
 
-    def edit_command(self, config: SampleConfig, defaults: Mapping[str, Any], words: Sequence[str]) -> str:
-        """Return the line of an edit, with `words` of its own; `defaults` are those of this edit."""
-        absent = {"conditions": dict.fromkeys(self.own.inputs, NONE), "guidance_scale": 1.0, "guide": None}
-        former = self.own.sample.model_copy(update={**defaults, **absent})
-        return self._line(["diffunet", "edit", str(self.run.folder), *words], config, former)
+    def edit_command(self, config: SampleConfig, edit: Edit, words: Sequence[str]) -> str:
+        """Return the line of an edit, with `words` of its own."""
+        command = ["diffunet", "edit", str(self.run.folder), *words]
+        return self._line(command, config, sampling_settings(edit, self.own))
 
     def _line(self, words: list[str], config: SampleConfig, former: SampleConfig, always: Sequence[str] = ()) -> str:
         """Return a command with flags for what differs from the settings that it has without any, and some always."""

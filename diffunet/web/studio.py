@@ -131,7 +131,7 @@ class Studio:
             if mask.any():
                 to_pil(255 * mask.to(torch.uint8), 8).save(painted)
             edit = read_edit(EditConfig(**kind, samples=config.num_images), [image], form.own)
-            config = form.edit_config(config, edit.defaults)
+            config = form.edit_config(config, edit)
 
             def finish(batches: Iterable[SampleBatch]) -> Samples | None:
                 return save(form, batches, folder, command, edited=Path(INPUTS) / image.name)
@@ -139,7 +139,7 @@ class Studio:
             def command(number: int) -> str:
                 named = {"mask": f"{INPUTS}/mask.png"} if mask.any() else {"strength": f"{strength:g}"}
                 words = [f"{INPUTS}/{image.name}", *(word for key in named for word in (f"--{key}", named[key]))]
-                return form.edit_command(config, edit.defaults, [*words, "--samples", str(number)])
+                return form.edit_command(config, edit, [*words, "--samples", str(number)])
 
             yield from stream(partial(sampler.sample, config, edit=edit), finish, switch, _batches(config))
 

@@ -13,6 +13,7 @@ from diffunet.cli import main as commands
 from diffunet.core.errors import UserError
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run, load_run
+from diffunet.sampling.editing import Edit
 from diffunet.sampling.generate import SampleBatch
 from diffunet.web.forms import HELD_OUT, IN_TURN, OWN, Form
 from stress.fuzz_conditions import MIXED, NAMES, write_photos
@@ -204,11 +205,12 @@ def test_a_command_has_the_name_of_an_upload_without_its_folder(tmp_path):
 def test_the_command_of_an_edit_has_what_differs_from_its_own_defaults(tmp_path):
     """`diffunet edit` leaves conditions absent and guidance out, and has sampler and steps of its own."""
     form = form_of(tmp_path / "run", "label", sample={"guidance_scale": 1.5, "steps": 25, "seed": 3})
-    defaults = {"sampler": "ancestral", "steps": 20}
+    edit = Edit()
+    edit.defaults = {"sampler": "ancestral", "steps": 20}
 
     def line(**changes) -> list[str]:
-        config = form.edit_config(form.config(values_of(form, **changes)), defaults)
-        return shlex.split(form.edit_command(config, defaults, ["image.png", "--samples", "2"]))
+        config = form.edit_config(form.config(values_of(form, **changes)), edit)
+        return shlex.split(form.edit_command(config, edit, ["image.png", "--samples", "2"]))
 
     words = ["diffunet", "edit", str(tmp_path / "run"), "image.png", "--samples", "2"]
     assert line(label=["none"]) == [*words, "--guidance_scale", "1.5"]
