@@ -22,10 +22,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from records import add_record_flag, append_rows, machine, mean_std
+from records import add_record_flag, append_rows, machine, mean_std, run_command
 from records import table as markdown
 
-from diffunet.cli import main as commands
 from diffunet.core.runtime import default_device
 from diffunet.evaluation.features import choose_features
 from diffunet.runs.evaluate import evaluate_denoiser, real_images
@@ -48,15 +47,12 @@ def train(folder: Path, config: str, minutes: float, seed: int, flags: list[str]
         words = ["train", "--resume", str(folder)]
     elif folder.exists():
         words.append("--overwrite")
-    print("diffunet", *words, flush=True)
     started = time.monotonic()
     try:
-        commands.main(words)
-    except SystemExit as end:
+        run_command(words)
+    finally:
         folder.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps([*pieces, (time.monotonic() - started) / 60]))
-        if end.code:
-            raise
 
 
 def points_of(folder: Path, args: argparse.Namespace, seed: int) -> list[dict]:

@@ -11,7 +11,7 @@ import zlib
 
 import torch
 
-from diffunet.cli.main import train
+from diffunet.cli.train import train
 from diffunet.data.dataset import ImageDataset
 
 if __name__ == "__main__":

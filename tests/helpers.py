@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffunet.cli.main import main
 from diffunet.models.config import LevelConfig, UNetConfig
 
 
@@ -102,17 +103,17 @@ def sampled_spread(exact: Callable, sampler, size: int = 96) -> list[float]:
     return (x.std((1, 2, 3), correction=0) / stds.flatten()).tolist()
 
 
-def run(command, *argv):
-    """Call a command in this process and return its exit code."""
+def run(*words) -> int:
+    """Call `diffunet` with words of a command line in this process, and return its exit code."""
     with pytest.raises(SystemExit) as ended:
-        command([str(word) for word in argv])
+        main([str(word) for word in words])
     return ended.value.code or 0
 
 
-def mistake(capsys, command, *argv) -> str:
+def mistake(capsys, *words) -> str:
     """Call a command that must exit with code 2, and return the one line of its error message."""
     capsys.readouterr()
-    assert run(command, *argv) == 2
+    assert run(*words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -120,9 +121,8 @@ def mistake(capsys, command, *argv) -> str:
 
 def train_small(*argv):
     """Train SMALL_RUN with additional flags, in the folder of the fixture `small`."""
-    from diffunet.cli import main as commands  # not at module level: tests of lower floors need no commands
 
-    assert run(commands.train, "--config", "small.yaml", *argv) == 0
+    assert run("train", "--config", "small.yaml", *argv) == 0
 
 
 def checkpoint(folder: Path, step: int = 12) -> dict[str, bytes]:

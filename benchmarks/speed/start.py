@@ -23,10 +23,10 @@ from timing import format_median, interleaved
 ROOT = Path(__file__).parent.parent.parent
 FIRST_CALL = """
 import os
-from diffunet.cli import main as commands
+from diffunet.cli.main import main
 from diffunet.models.denoiser import Denoiser
 Denoiser.forward = lambda *args, **conditions: os._exit(0)
-commands.sample([{run!r}])
+main(["sample", {run!r}])
 """
 PIPELINE = """
 from diffusers import {pipeline}

@@ -7,7 +7,18 @@ import typing
 from pydantic.fields import FieldInfo
 
 from ..core.errors import UserError, did_you_mean, printable
-from ..core.settings import TAG, Key, Settings, fields_of, mapping_of, section_of, to_yaml, union_members, variants_of
+from ..core.settings import (
+    TAG,
+    Key,
+    Settings,
+    docstrings_of,
+    fields_of,
+    mapping_of,
+    section_of,
+    to_yaml,
+    union_members,
+    variants_of,
+)
 
 FLAG = "flag:"
 """Marks the flags of settings among a parser's arguments."""
@@ -23,12 +34,12 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], above: 
         if section := section_of(field):
             add_flags(parser, section, key)
         elif (entries := mapping_of(field)) is not None:
-            _add_mapping(parser, key, field, variants_of(entries))
+            _add_mapping(parser, key, settings, variants_of(entries))
         elif variants := variants_of(field.annotation):
-            _add_value(group, key, field, "|".join(variants))
+            _add_value(group, key, settings, "|".join(variants))
             _add_variants(parser, key, variants)
         else:
-            _add_value(group, key, field)
+            _add_value(group, key, settings)
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -48,9 +59,12 @@ def parse_flags(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argpa
     return args, flags
 
 
-def _add_value(group: argparse._ActionsContainer, key: Key, field: FieldInfo, metavar: str = "VALUE") -> None:
+def _add_value(group: argparse._ActionsContainer, key: Key, settings: type[Settings], metavar: str = "VALUE") -> None:
+    """Add the flag of the field that is last in a key, of the settings that define it."""
+    field = fields_of(settings)[key[-1]]
     flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-    text = "Decides which other keys there are." if key[-1] == TAG else _help(field)
+    text = f"{docstrings_of(settings).get(key[-1], '')} [{'; '.join(_range(field))}]".replace("%", "%%")
+    text = "Decides which other keys there are." if key[-1] == TAG else text
     group.add_argument(f"--{'.'.join(key)}", **_options(key), metavar=metavar, help=text, **flag)
 
 
@@ -61,16 +75,16 @@ def _options(key: Key) -> dict:
 def _add_variants(parser: argparse.ArgumentParser, above: Key, variants: dict[str, type[Settings]]) -> None:
     """Add the keys of all types, in one group for each set of types that shares them."""
     dotted = ".".join(above)
-    fields = {name: field for kind in reversed(variants.values()) for name, field in kind.model_fields.items()}
+    kinds = {name: kind for kind in reversed(variants.values()) for name in kind.model_fields}
     common = next(iter(variants.values())).__base__
-    for owners in dict.fromkeys(_owners(name, variants) for name in fields):
+    for owners in dict.fromkeys(_owners(name, variants) for name in kinds):
         shared = owners == tuple(variants)
         types = f"Keys of every type ({', '.join(owners)})" if shared else f"Keys of {', '.join(owners)}"
         group = parser.add_argument_group(dotted if shared else f"{dotted}, type {' or '.join(owners)}", types)
-        for name in [name for name in fields if _owners(name, variants) == owners]:
-            field = common.model_fields.get(name, fields[name]) if shared and name != TAG else fields[name]
-            nested = variants_of(field.annotation)
-            _add_value(group, (*above, name), field, "|".join(variants if name == TAG else nested) or "VALUE")
+        for name in [name for name in kinds if _owners(name, variants) == owners]:
+            kind = common if shared and name != TAG and name in common.model_fields else kinds[name]
+            nested = variants_of(kind.model_fields[name].annotation)
+            _add_value(group, (*above, name), kind, "|".join(variants if name == TAG else nested) or "VALUE")
             if nested:
                 _add_variants(parser, (*above, name), nested)
 
@@ -81,12 +95,12 @@ def _owners(name: str, variants: dict[str, type[Settings]]) -> tuple[str, ...]:
 
 
 def _add_mapping(
-    parser: argparse.ArgumentParser, key: Key, field: FieldInfo, variants: dict[str, type[Settings]]
+    parser: argparse.ArgumentParser, key: Key, settings: type[Settings], variants: dict[str, type[Settings]]
 ) -> None:
     """Add a flag for the whole mapping, and for the help those of an entry NAME; `_add_entries` adds the real ones."""
     dotted = ".".join(key)
     group = parser.add_argument_group(dotted, f"A mapping by name, one --{dotted}.{NAME} for each entry")
-    _add_value(group, key, field, "MAPPING")
+    _add_value(group, key, settings, "MAPPING")
     if variants:
         _add_variants(parser, (*key, NAME), variants)
     else:
@@ -103,7 +117,8 @@ def _add_entries(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             parser.add_argument(flag, **_options(key), help=argparse.SUPPRESS)
 
 
-def _help(field: FieldInfo) -> str:
+def _range(field: FieldInfo) -> list[str]:
+    """Return the default, the choices and the bounds of a field in words."""
     parts = []
     if not field.is_required():
         default = _plain(field.get_default(call_default_factory=True))
@@ -113,7 +128,7 @@ def _help(field: FieldInfo) -> str:
     parts += [" | ".join(map(str, typing.get_args(choice))) for choice in choices]
     for bound, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
         parts += [f"{sign} {getattr(m, bound)}" for m in field.metadata if getattr(m, bound, None) is not None]
-    return f"{field.description or ''} [{'; '.join(parts)}]".replace("%", "%%")
+    return parts
 
 
 def _plain(value):

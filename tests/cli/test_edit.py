@@ -8,8 +8,6 @@ import pytest
 from helpers import mistake, run, train_small, write_image
 from PIL import Image
 
-from diffunet.cli import main as commands
-
 
 @pytest.fixture
 def edited(small):
@@ -35,7 +33,7 @@ def records(folder: str) -> list[dict]:
 def test_every_edit_writes_images_of_its_size(edited, capsys):
     def edit(*argv) -> str:
         capsys.readouterr()
-        assert run(commands.edit, "run", *argv) == 0
+        assert run("edit", "run", *argv) == 0
         count, folder = capsys.readouterr().out.strip().splitlines()[-1].split(" images: ")
         assert count == str(len(records(folder)))
         return folder
@@ -76,15 +74,15 @@ def test_every_edit_writes_images_of_its_size(edited, capsys):
 @pytest.mark.slow
 def test_a_film_begins_and_ends_at_its_images(edited, capsys):
     argv = ("images/0.png", "--between", "images/1.png", "--num_images", "5", "--steps", "20", "--output", "film")
-    assert run(commands.edit, "run", *argv) == 0
+    assert run("edit", "run", *argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("inverted and sampled again, it is off by" in line for line in lines) == 2
     film = Image.open("film/film.gif")
     assert film.n_frames == Image.open("film/film.png").n_frames == 8
     assert len(records("film")) == 5
 
-    assert run(commands.edit, "run", "3", "--between", "4", "--num_images", "2", "--output", "seeds") == 0
-    assert run(commands.edit, "run", "4", "--between", "3", "--num_images", "2", "--output", "back") == 0
+    assert run("edit", "run", "3", "--between", "4", "--num_images", "2", "--output", "seeds") == 0
+    assert run("edit", "run", "4", "--between", "3", "--num_images", "2", "--output", "back") == 0
     assert (pixels("seeds/00000.png") == pixels("back/00001.png")).all()
     assert (pixels("seeds/00000.png") != pixels("seeds/00001.png")).any()
 
@@ -111,16 +109,16 @@ def test_mistakes_are_one_line_and_leave_no_files(edited, capsys):
         argv = [words.split(" ", 1)[0], words.split(" ", 1)[1]] if words.startswith("--degradation {noise") else None
         if words.startswith("--degradation {blur"):
             argv = ["--degradation", "{blur: 1}", "--iterations", "0"]
-        line = mistake(capsys, commands.edit, "run", "images", *(argv or words.split()))
+        line = mistake(capsys, "edit", "run", "images", *(argv or words.split()))
         assert expected in line, (words, line)
-    assert "9.png" in mistake(capsys, commands.edit, "run", "images/9.png")
+    assert "9.png" in mistake(capsys, "edit", "run", "images/9.png")
     Path("broken.png").write_bytes(b"not an image")
-    line = mistake(capsys, commands.edit, "run", "broken.png")
+    line = mistake(capsys, "edit", "run", "broken.png")
     assert line == "broken.png: cannot be read (not an image); leave it out"
-    line = mistake(capsys, commands.edit, "run", "images/0.png", "wide.png")
+    line = mistake(capsys, "edit", "run", "images/0.png", "wide.png")
     assert line == "wide.png: another size than images/0.png (got 8×10); edit it alone"
-    line = mistake(capsys, commands.edit, "run", "no", "--between", "4")
+    line = mistake(capsys, "edit", "run", "no", "--between", "4")
     assert line == "no: neither a file nor a seed; give one of them"
-    line = mistake(capsys, commands.edit, "run", "3", "--between", "images/0.png", "--guidance_scale", "2")
+    line = mistake(capsys, "edit", "run", "3", "--between", "images/0.png", "--guidance_scale", "2")
     assert line == "guidance_scale: images are inverted without it (got 2.0); use 1"
     assert not Path("run/edits").exists()

@@ -10,7 +10,6 @@ import torch
 from helpers import checkpoint, mistake, run, train_small, write_image
 from PIL import Image
 
-from diffunet.cli import main as commands
 from diffunet.core.settings import settings_from
 from diffunet.core.storage import load_tensors
 from diffunet.runs.config import Config
@@ -46,7 +45,7 @@ def test_train_then_sample(small, capsys):
     bins = {"loss_noise0-25", "loss_noise25-50", "loss_noise50-75", "loss_noise75-100"}
     assert {"step", "loss", "learning_rate", "grad_norm", "images_per_second", *bins} <= line.keys()
 
-    assert run(commands.sample, "run") == 0
+    assert run("sample", "run") == 0
     assert "4 images: run/images/000" in capsys.readouterr().out
     images = folder / "images" / "000"
     assert (images / "grid.png").read_bytes() == (folder / "samples" / "step_00000012.png").read_bytes()
@@ -60,16 +59,16 @@ def test_train_then_sample(small, capsys):
     assert rows["seed"] == [0, 1, 2, 3]
 
     sevens = ["--num_images", "2", "--label", "7", "--sampler", "unipc", "--output", "sevens"]
-    assert run(commands.sample, "run", *sevens) == 0
+    assert run("sample", "run", *sevens) == 0
     assert [json.loads(line)["label"] for line in Path("sevens/metadata.jsonl").read_text().splitlines()] == [7, 7]
-    assert run(commands.sample, "run", "--num_images", "1") == 0
+    assert run("sample", "run", "--num_images", "1") == 0
     assert (folder / "images" / "001").exists()
 
 
 def test_shipped_configs_are_valid_and_digits_is_the_default(capsys):
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         settings_from(path, Config)
-    assert run(commands.train, "--print_config", "--train.steps", "7") == 0
+    assert run("train", "--print_config", "--train.steps", "7") == 0
     output = capsys.readouterr().out
     assert "output: runs/digits" in output
     assert "steps: 7" in output
@@ -99,11 +98,11 @@ def test_a_class_folder_of_mixed_image_modes(small, capsys):
     assert "skipped 2 of 8 images" in output
     assert "cut.png" in output
     assert "6 images of 12×16, 2 classes" in output
-    assert run(commands.sample, "run", "--num_images", "2", "--label", "dog", "--steps", "3") == 0
+    assert run("sample", "run", "--num_images", "2", "--label", "dog", "--steps", "3") == 0
     image = Image.open("run/images/000/00001.png")
     assert (image.mode, image.size) == ("RGB", (16, 12))
-    assert run(commands.train, "--resume", "run", "--train.steps", "6") == 0
-    assert run(commands.evaluate, "run", "--num_images", "3", "--steps", "2") == 0
+    assert run("train", "--resume", "run", "--train.steps", "6") == 0
+    assert run("evaluate", "run", "--num_images", "3", "--steps", "2") == 0
     assert json.loads(Path("run/evaluations/000/evaluation.json").read_text())["real"]["num_images"] == 6
 
 
@@ -122,7 +121,7 @@ def test_16_bit_images_are_sampled_with_16_bits(small):
     for number in range(4):
         write_image(Path("scans") / f"{number}.png", "I;16", (8, 8), seed=number)
     train_small("--data.path", "scans", "--train.steps", "2")
-    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
+    assert run("sample", "run", "--num_images", "1", "--steps", "2") == 0
     assert Image.open("run/images/000/00000.png").mode.startswith("I")
 
 
@@ -131,7 +130,7 @@ def test_the_network_of_2015_trains_as_a_denoiser(small):
     """With the time in every block; the statistics of batch norm are part of the sampled weights."""
     plain = {"block": "plain", "norm": "batch", "skips": "level", "resampling": "pool"}
     train_small(*(word for key, value in plain.items() for word in (f"--unet.{key}", value)))
-    assert run(commands.sample, "run", "--num_images", "2", "--steps", "3", "--output", "images") == 0
+    assert run("sample", "run", "--num_images", "2", "--steps", "3", "--output", "images") == 0
     tensors = load_tensors(Path("run/model/diffusion_pytorch_model.safetensors"))
     statistics = [tensor for name, tensor in tensors.items() if name.endswith("running_var")]
     assert statistics
@@ -150,17 +149,17 @@ def test_log_with_tensorboard_writes_events(small, capsys):
 @pytest.mark.slow
 def test_export_to_diffusers_and_import(small, capsys):
     train_small("--train.steps", "2")
-    assert run(commands.export, "run", "out", "--label", "7") == 0
+    assert run("export", "run", "out", "--label", "7") == 0
     assert Path("out/model_index.json").exists()
-    assert run(commands.import_, "out", "back") == 0
-    assert run(commands.sample, "back", "--num_images", "2", "--steps", "3", "--output", "a") == 0
-    assert run(commands.sample, "run", "--label", "7", "--num_images", "2", "--steps", "3", "--output", "b") == 0
+    assert run("import", "out", "back") == 0
+    assert run("sample", "back", "--num_images", "2", "--steps", "3", "--output", "a") == 0
+    assert run("sample", "run", "--label", "7", "--num_images", "2", "--steps", "3", "--output", "b") == 0
     for name in ("00000.png", "00001.png"):
         a, b = (torch.tensor(list(Image.open(Path(folder, name)).tobytes())) for folder in "ab")
         assert (a.int() - b.int()).abs().max() <= 1
-    assert "exists already; choose another name" in mistake(capsys, commands.export, "run", "out")
+    assert "exists already; choose another name" in mistake(capsys, "export", "run", "out")
     assert "out: not a .pt file; leave out --config and --attention_order" in mistake(
-        capsys, commands.import_, "out", "again", "--config", "small.yaml"
+        capsys, "import", "out", "again", "--config", "small.yaml"
     )
 
 
@@ -168,22 +167,20 @@ def test_export_to_diffusers_and_import(small, capsys):
 def test_export_to_guided_diffusion_and_import(small, capsys):
     levels = "[{channels: 32, blocks: 1}, {channels: 32, blocks: 1, attention: true}]"
     train_small("--train.steps", "2", "--unet.levels", levels, "--unet.norm_groups", "32")
-    assert run(commands.export, "run", "model.pt") == 0
+    assert run("export", "run", "model.pt") == 0
     assert "num_classes=11" in capsys.readouterr().out
-    assert "exists already; choose another name" in mistake(capsys, commands.export, "run", "model.pt")
-    assert "other.pt keeps all classes" in mistake(capsys, commands.export, "run", "other.pt", "--label", "3")
+    assert "exists already; choose another name" in mistake(capsys, "export", "run", "model.pt")
+    assert "other.pt keeps all classes" in mistake(capsys, "export", "run", "other.pt", "--label", "3")
     assert "does not describe its network; add --config FILE" in mistake(
-        capsys, commands.import_, "model.pt", "back", "--attention_order", "new"
+        capsys, "import", "model.pt", "back", "--attention_order", "new"
     )
-    incomplete = mistake(
-        capsys, commands.import_, "model.pt", "back", "--attention_order", "new", "--config", "small.yaml"
-    )
+    incomplete = mistake(capsys, "import", "model.pt", "back", "--attention_order", "new", "--config", "small.yaml")
     assert "small.yaml: set unet.levels, data.resolution and conditions.NAME.num_classes" in incomplete
     assert not Path("back").exists()
     back = ["back", "--attention_order", "new", "--config", "run/config.yaml"]
-    assert run(commands.import_, "model.pt", *back) == 0
+    assert run("import", "model.pt", *back) == 0
     for folder in ("back", "run"):
-        assert run(commands.sample, folder, "--num_images", "2", "--steps", "3", "--output", f"{folder}_images") == 0
+        assert run("sample", folder, "--num_images", "2", "--steps", "3", "--output", f"{folder}_images") == 0
     for name in ("00000.png", "00001.png"):
         assert Path("back_images", name).read_bytes() == Path("run_images", name).read_bytes()
 
@@ -203,7 +200,7 @@ def test_channels_of_a_learned_variance_are_ignored_in_sampling(small):
     wide.create(config.model_copy(update={"unet": config.unet.model_copy(update={"out_channels": 2})}))
     wide.publish(denoiser)
     for folder in ("run", "wide"):
-        assert run(commands.sample, folder, "--num_images", "2", "--steps", "3", "--output", f"{folder}_images") == 0
+        assert run("sample", folder, "--num_images", "2", "--steps", "3", "--output", f"{folder}_images") == 0
     for name in ("00000.png", "00001.png"):
         a, b = (torch.tensor(list(Image.open(f"{folder}_images/{name}").tobytes())) for folder in ("run", "wide"))
         assert (a.int() - b.int()).abs().max() <= 1
@@ -214,7 +211,7 @@ def test_channels_of_a_learned_variance_are_ignored_in_sampling(small):
 
 def table(capsys, *argv) -> list[str]:
     capsys.readouterr()
-    assert run(commands.describe, *argv) == 0
+    assert run("describe", *argv) == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -254,7 +251,7 @@ def test_mistakes_of_describe_are_one_line(small, capsys):
         (["small.yml"], "small.yml: no such file; did you mean small.yaml?"),
         (["small.yaml", "--unet.preset", "adm64"], "did you mean adm_64?"),
     ):
-        assert expected in mistake(capsys, commands.describe, *argv)
+        assert expected in mistake(capsys, "describe", *argv)
 
 
 # ── mistakes ──────────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +280,7 @@ def test_mistakes_are_one_line_and_exit_code_2(small, capsys):
         (["--unet.resampling", "pol"], "--unet.resampling: input should be 'conv', "),
     ):
         config = ["--config", "small.yaml"] if argv[0] not in ("--config", "--resume") else []
-        assert expected in mistake(capsys, commands.train, *config, *argv)
+        assert expected in mistake(capsys, "train", *config, *argv)
     assert not Path("run").exists()
 
 
@@ -299,10 +296,10 @@ def test_mistakes_at_sampling_leave_no_files(small, capsys):
         (["run", "--output", "run"], "--output: run is not empty"),
         ([], "the following arguments are required: RUN"),
     ):
-        assert expected in mistake(capsys, commands.sample, *argv)
+        assert expected in mistake(capsys, "sample", *argv)
     assert not Path("run/images").exists()
     for few in ("1", "2"):
-        line = mistake(capsys, commands.evaluate, "run", "--num_images", few)
+        line = mistake(capsys, "evaluate", "run", "--num_images", few)
         found = f"got {few} samples and 1797 real images"
         assert f"too few images to compare ({found}); at least 3 and 6 are needed" in line
     assert not Path("run/evaluations").exists()
@@ -310,10 +307,10 @@ def test_mistakes_at_sampling_leave_no_files(small, capsys):
     assert load_tensors(weights)
     network = Path("run/model/config.json")
     network.write_text(network.read_text().replace('"channels": 16', '"channels": 24'))
-    assert "the weights do not match" in mistake(capsys, commands.sample, "run")
+    assert "the weights do not match" in mistake(capsys, "sample", "run")
 
 
 def test_an_unknown_command_suggests_the_closest(capsys):
-    assert "unknown command; did you mean sample?" in mistake(capsys, commands.main, "sampel")
-    assert run(commands.main) == 0
+    assert "unknown command; did you mean sample?" in mistake(capsys, "sampel")
+    assert run() == 0
     assert "evaluate" in capsys.readouterr().out

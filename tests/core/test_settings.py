@@ -7,7 +7,15 @@ import yaml
 from diffunet.cli.flags import add_flags, parse_flags
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
-from diffunet.core.settings import Settings, fields_of, mapping_of, section_of, settings_from, variants_of
+from diffunet.core.settings import (
+    Settings,
+    docstrings_of,
+    fields_of,
+    mapping_of,
+    section_of,
+    settings_from,
+    variants_of,
+)
 from diffunet.objectives.ddpm import DDPMConfig
 from diffunet.objectives.edm import EDMConfig
 from diffunet.runs.config import Config
@@ -147,7 +155,7 @@ def test_help_has_description_default_and_range_of_every_flag():
                 found += sum(check(variant, f"{flag}.") for variant in variants.values())
             else:
                 assert f"--{flag} " in text
-                assert field.description or name == "type", f"{flag} has no docstring"
+                assert docstrings_of(settings).get(name) or name == "type", f"{flag} has no docstring"
                 found += 1
         return found
 

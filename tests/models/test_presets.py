@@ -10,6 +10,7 @@ from diffusers import UNet2DModel
 from helpers import randomized, thinned
 
 from diffunet.conditions.label import LabelConfig
+from diffunet.core.settings import docstrings_of
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.config import UNetConfig
 from diffunet.models.denoiser import Denoiser, TimeConfig
@@ -166,6 +167,6 @@ def test_every_preset_trains_compiles_and_round_trips(name, dims, padding, tmp_p
 def test_keys_override_a_preset_and_unknown_presets_are_errors():
     assert preset("unet2015", padding="same").padding == "same"
     assert preset("unet2015", dims=3).levels == preset("unet2015").levels
-    assert all(name in UNetConfig.model_fields["preset"].description for name in PRESETS)
+    assert all(name in docstrings_of(UNetConfig)["preset"] for name in PRESETS)
     with pytest.raises(ValueError, match="preset unet2016 is not one of .* did you mean unet2015?"):
         preset("unet2016")

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from helpers import mistake, run, write_image
 from PIL import Image
 
-from diffunet.cli import main as commands
 from diffunet.conditions.augmentation import AugmentationConfig
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
@@ -64,7 +63,7 @@ def max_difference(a: Path, b: Path) -> int:
 
 def test_sampling_reproduces_the_last_preview(old, former_sampler):
     """20 images of the classes 1 and 7, guided; the former version wrote the preview and the single image."""
-    assert run(commands.sample, "old") == 0
+    assert run("sample", "old") == 0
     images = torch.stack([torch.tensor(np.array(Image.open(f"old/images/000/{n:05d}.png"))) for n in range(20)])[
         :, None
     ]
@@ -77,7 +76,7 @@ def test_sampling_reproduces_the_last_preview(old, former_sampler):
 
 @pytest.mark.slow
 def test_evaluation_gives_the_former_figures(old, former_sampler):
-    assert run(commands.evaluate, "old", "--num_images", "60", "--output", "record") == 0
+    assert run("evaluate", "old", "--num_images", "60", "--output", "record") == 0
     found = json.loads(Path("record/evaluation.json").read_text())
     expected = json.loads((EXPECTED / "evaluation.json").read_text())
     pairs = [(found["metrics"][name], expected["metrics"][name]) for name in expected["metrics"]]
@@ -95,7 +94,7 @@ def test_evaluation_gives_the_former_figures(old, former_sampler):
 @pytest.mark.slow
 def test_a_resumed_run_has_the_former_weights_and_is_of_format_2(old, capsys):
     snapshots = sorted(file.name for file in (old / "averages").iterdir())
-    assert run(commands.train, "--resume", "old", "--train.steps", "40") == 0
+    assert run("train", "--resume", "old", "--train.steps", "40") == 0
     expected = load_tensors(EXPECTED / "resumed_to_40.safetensors")
     found = load_tensors(old / WEIGHTS)
     assert found.keys() == expected.keys()
@@ -119,35 +118,35 @@ def test_a_resumed_run_has_the_former_weights_and_is_of_format_2(old, capsys):
     lines = [json.loads(line) for line in (old / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert [line["step"] for line in lines if "val_loss" in line] == [15, 30, 40]
-    assert run(commands.sample, "old", "--num_images", "2") == 0
-    assert run(commands.ema, "old", "0.1") == 0
-    assert run(commands.train, "--resume", "old", "--train.steps", "41") == 0
+    assert run("sample", "old", "--num_images", "2") == 0
+    assert run("ema", "old", "0.1") == 0
+    assert run("train", "--resume", "old", "--train.steps", "41") == 0
 
 
 @pytest.mark.slow
 def test_former_images_are_kept_beside_new_ones(old):
     (old / "pictures/000").mkdir(parents=True)
     (old / "pictures/000/grid.png").touch()
-    assert run(commands.train, "--resume", "old", "--train.steps", "31") == 0
+    assert run("train", "--resume", "old", "--train.steps", "31") == 0
     assert (old / "images/000/grid.png").exists()
-    assert run(commands.sample, "old", "--num_images", "2") == 0
+    assert run("sample", "old", "--num_images", "2") == 0
     assert (old / "images/001/grid.png").exists()
 
 
 def test_resuming_without_more_steps_is_complete(old, capsys):
-    assert run(commands.train, "--resume", "old") == 0
+    assert run("train", "--resume", "old") == 0
     output = capsys.readouterr().out.strip().splitlines()  # before it, another version of torch
     assert output[-1] == "old: complete at step 30; a larger --train.steps continues it"
 
 
 def test_changes_are_checked_against_the_migrated_config(old, capsys):
-    line = mistake(capsys, commands.train, "--resume", "old", "--objective.beta_schedule", "linear")
+    line = mistake(capsys, "train", "--resume", "old", "--objective.beta_schedule", "linear")
     assert line.startswith("--objective.beta_schedule: cannot change from cosine to linear")
 
 
 def test_ema_is_reconstructed_before_resuming(old):
     before = load_tensors(old / WEIGHTS)
-    assert run(commands.ema, "old", "0.1") == 0
+    assert run("ema", "old", "0.1") == 0
     after = load_tensors(old / WEIGHTS)
     assert after.keys() == before.keys()
     assert any((after[name] != before[name]).any() for name in after)
@@ -161,26 +160,26 @@ def test_ema_with_real_images_of_another_shape_is_one_line(old, capsys):
     few = ["--num_images", "10", "--steps", "2"]
     for flags in (["--data.path", "photos", "--data.channels", "3"], ["--data.resolution", "16"]):
         write_image(Path("photos/0.png"), "RGB", (8, 8))
-        for command, argv in ((commands.ema, ["old", "0.05", "0.1"]), (commands.evaluate, ["old"])):
+        for command, argv in (("ema", ["old", "0.05", "0.1"]), ("evaluate", ["old"])):
             line = mistake(capsys, command, *argv, *few, *flags)
             assert line.startswith("--data: the run samples images of ")
             assert line.endswith("; use matching images")
-    assert mistake(capsys, commands.ema, "old", "0.05", "0.1", *few, "--data.channels", "3").startswith("data: ")
+    assert mistake(capsys, "ema", "old", "0.05", "0.1", *few, "--data.channels", "3").startswith("data: ")
     assert (old / WEIGHTS).read_bytes() == before
 
 
 @pytest.mark.slow
 def test_export_and_import_before_resuming(old):
-    assert run(commands.export, "old", "exported", "--label", "7") == 0
-    assert run(commands.import_, "exported", "back") == 0
+    assert run("export", "old", "exported", "--label", "7") == 0
+    assert run("import", "exported", "back") == 0
     how = ["--num_images", "2", "--steps", "3", "--guidance_scale", "1"]
-    assert run(commands.sample, "back", *how, "--output", "a") == 0
-    assert run(commands.sample, "old", *how, "--label", "7", "--output", "b") == 0
+    assert run("sample", "back", *how, "--output", "a") == 0
+    assert run("sample", "old", *how, "--label", "7", "--output", "b") == 0
     assert max_difference(Path("a/00001.png"), Path("b/00001.png")) <= 1
 
 
 def test_describe_before_resuming(old, capsys):
-    assert run(commands.describe, "old") == 0
+    assert run("describe", "old") == 0
     parameters = sum(parameter.numel() for parameter in Run("old").denoiser().parameters())
     assert f"(label: 10 classes): {parameters:,} parameters" in capsys.readouterr().out
 

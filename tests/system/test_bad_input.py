@@ -11,7 +11,6 @@ from helpers import run, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffunet.cli import main as commands
 from diffunet.cli.flags import add_flags, parse_flags
 from diffunet.core.errors import UserError
 from diffunet.core.settings import settings_from
@@ -105,7 +104,7 @@ def made(tmp_path_factory):
     (folder / "mixed.yaml").write_text(MIXED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(commands.train, "--config", "mixed.yaml", "--train.steps", "1", "--train.preview_every", "9") == 0
+        assert run("train", "--config", "mixed.yaml", "--train.steps", "1", "--train.preview_every", "9") == 0
     return folder
 
 
@@ -161,7 +160,7 @@ def test_a_mistake_in_a_condition_is_one_line(mixed, capsys, change):
     key, word = change.split(" ", 1)
     argv = ("--config", "mixed.yaml", "--train.output", "new", f"--conditions.{key}", word)
     argv += ("--conditions.caption.word_dropout", "null") * key.endswith("encoder")
-    line = refused(capsys, commands.train, *argv)
+    line = refused(capsys, "train", *argv)
     assert line.startswith(TRAINING[change])
     assert not Path("new").exists()
 
@@ -171,7 +170,7 @@ def test_a_mistake_in_a_condition_is_one_line(mixed, capsys, change):
 )
 def test_names_with_another_meaning_are_refused(mixed, capsys, name):
     argv = ("--conditions", f"{{{name}: {{type: label}}}}", "--train.output", "new")
-    line = refused(capsys, commands.train, "--config", "mixed.yaml", *argv)
+    line = refused(capsys, "train", "--config", "mixed.yaml", *argv)
     assert line.startswith("--conditions: ")
     assert name[:30] in line
 
@@ -208,13 +207,13 @@ def test_a_mistake_in_sampling_is_one_line(mixed, capsys, argv):
     Path("empty").mkdir()
     Path("empty.txt").write_text("\n \n")
     words = [word.strip() for word in re.split(r" (?=--)|(?<=\w) ", argv, maxsplit=8)]
-    line = refused(capsys, commands.sample, "run", "--steps", "2", "--num_images", "1", "--output", "out", *words)
+    line = refused(capsys, "sample", "run", "--steps", "2", "--num_images", "1", "--output", "out", *words)
     assert line.startswith(SAMPLING[argv])
     assert not Path("out").exists()
 
 
 def test_a_prompt_longer_than_all_captions_is_refused(mixed, capsys):
-    line = refused(capsys, commands.sample, "run", "--caption", "a small disk " * 100)
+    line = refused(capsys, "sample", "run", "--caption", "a small disk " * 100)
     assert re.match(r"caption: the prompt has \d+ tokens, the run was trained on at most \d+; shorten it", line)
 
 
@@ -230,10 +229,10 @@ def test_damaged_files_of_conditions_are_named(mixed, capsys, file):
     whole = path.read_bytes()
     for damage in (b"", whole[:-5], b"\xff" + whole, b"[]", b"{}\n[1]", b"null"):
         path.write_bytes(damage)
-        line = refused(capsys, commands.sample, "run", "--caption", "a disk", "--num_images", "1", "--steps", "1")
+        line = refused(capsys, "sample", "run", "--caption", "a disk", "--num_images", "1", "--steps", "1")
         assert line.startswith(f"run/{file}: damaged"), damage
         assert DAMAGES[file] in line
     path.unlink()
     if file.startswith("model"):
-        line = refused(capsys, commands.sample, "run", "--caption", "a disk")
+        line = refused(capsys, "sample", "run", "--caption", "a disk")
         assert line == f"run/{file}: missing; restore it, or train again"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffunet import Config
-from diffunet.cli import main as commands
+from diffunet.cli.main import main
 from diffunet.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def run(tmp_path_factory) -> str:
 def help_of(name: str, run: str, capsys) -> set[str]:
     """Return the flags of a command."""
     with pytest.raises(SystemExit):
-        commands.COMMANDS[name]([run, "--help"])
+        main([name, run, "--help"])
     return set(re.findall(r"--[\w.]+", capsys.readouterr().out))
 
 
@@ -90,7 +90,7 @@ def test_every_command_is_accepted(page, run, capsys):
             continue
         if name == "train" and not flags & set(OPTIONS):
             with pytest.raises(SystemExit) as exit:
-                commands.COMMANDS[name]([*words[1:], "--print_config"])
+                main([name, *words[1:], "--print_config"])
             assert exit.value.code == 0, (words, capsys.readouterr().err)
         assert named(flags) <= help_of(name, run, capsys), words
 
@@ -110,7 +110,7 @@ def named(flags: set[str]) -> set[str]:
 @pytest.mark.parametrize("config", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_shipped_config_is_accepted(config, capsys):
     with pytest.raises(SystemExit) as exit:
-        commands.COMMANDS["train"](["--config", f"configs/{config}", "--print_config"])
+        main(["train", "--config", f"configs/{config}", "--print_config"])
     assert exit.value.code == 0, capsys.readouterr().err
 
 

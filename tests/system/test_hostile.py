@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers import run, write_image
 
-from diffunet.cli import main as commands
 from diffunet.core.settings import settings_from
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run
@@ -39,7 +38,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "small.yaml").write_text(SMALL_RUN)
     options = ["--train.steps", "2", "--train.output", folder / "run"]
-    assert run(commands.train, "--config", folder / "small.yaml", *options) == 0
+    assert run("train", "--config", folder / "small.yaml", *options) == 0
     return folder / "run"
 
 
@@ -78,17 +77,17 @@ def test_the_attack_works_where_pickles_are_loaded(in_a_new_folder):
 )
 def test_a_pickle_in_a_run_is_not_loaded(planted, capsys, file, argv):
     poison(planted / file)
-    assert run(commands.main, *argv) == 2
+    assert run(*argv) == 2
     assert Path(file).name in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["!!python/object/apply:os.system ['touch executed']", "!!python/name:os.system"])
 def test_yaml_creates_no_objects(planted, capsys, word):
     Path("evil.yaml").write_text(f"train:\n  output: {word}\n")
-    assert run(commands.train, "--config", "evil.yaml") == 2
-    assert run(commands.train, "--train.steps", word) == 2
+    assert run("train", "--config", "evil.yaml") == 2
+    assert run("train", "--train.steps", word) == 2
     (planted / "config.yaml").write_text(f"train: {word}\n...\n")
-    assert run(commands.sample, "run") == 2
+    assert run("sample", "run") == 2
     assert "evil.yaml:2: not valid YAML: could not determine a constructor" in capsys.readouterr().err
 
 
@@ -99,17 +98,17 @@ def test_a_run_does_not_decide_where_images_are_written(planted, capsys):
     text = config.read_text()
     config.write_text(text.replace("sample:\n", "sample:\n  output: precious/images\n"))
     assert "precious/images" in config.read_text()
-    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 2
+    assert run("sample", "run", "--num_images", "1", "--steps", "2") == 2
     assert "sample.output: unknown key" in capsys.readouterr().err
     shutil.copytree(FORMAT_1, "old")
     old = Path("old/config.yaml")
     old.write_text(old.read_text().replace("  output: null", "  output: precious/images"))
     assert "precious/images" in old.read_text()
-    assert run(commands.sample, "old", "--num_images", "1", "--steps", "2") == 0
+    assert run("sample", "old", "--num_images", "1", "--steps", "2") == 0
     assert Path("old/images/000/00000.png").exists()
     config.write_text(text)
-    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
-    assert run(commands.evaluate, "run", "--num_images", "3", "--steps", "2") == 0
+    assert run("sample", "run", "--num_images", "1", "--steps", "2") == 0
+    assert run("evaluate", "run", "--num_images", "3", "--steps", "2") == 0
     assert (planted / "images/000/00000.png").exists()
     assert (planted / "evaluations/000/evaluation.json").exists()
 
@@ -119,7 +118,7 @@ def test_a_run_does_not_decide_where_it_is_resumed(planted):
     config = planted / "config.yaml"
     config.write_text(config.read_text().replace("output: ", "output: precious/run #", 1))
     assert settings_from(config, Config).train.output == "precious/run"
-    assert run(commands.train, "--resume", "run", "--train.steps", "3") == 0
+    assert run("train", "--resume", "run", "--train.steps", "3") == 0
     assert (planted / "checkpoints/step_00000003").exists()
 
 
@@ -130,16 +129,16 @@ def test_class_names_are_not_used_as_paths(planted):
         text = file.read_text()
         file.write_text(text.replace('"0"', '"../precious/x"').replace("- '0'", "- ../precious/x"))
     assert Run("run").config().class_names["label"][0] == "../precious/x"
-    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2", "--output", "out") == 0
+    assert run("sample", "run", "--num_images", "1", "--steps", "2", "--output", "out") == 0
     assert json.loads(Path("out/metadata.jsonl").read_text())["label_name"] == "../precious/x"
     assert sorted(path.name for path in Path("out").iterdir()) == ["00000.png", "grid.png", "metadata.jsonl"]
-    assert run(commands.export, "run", "exported", "--label", "../precious/x") == 0
+    assert run("export", "run", "exported", "--label", "../precious/x") == 0
 
 
 def test_checksums_of_files_elsewhere_are_refused(planted, capsys):
     sums = planted / "checkpoints/step_00000002/SHA256SUMS"
     sums.write_text(sums.read_text() + "0" * 64 + "  ../../../precious/file\n")
-    assert run(commands.train, "--resume", "run", "--train.steps", "3") == 2
+    assert run("train", "--resume", "run", "--train.steps", "3") == 2
     assert "SHA256SUMS: damaged" in capsys.readouterr().err
 
 
@@ -152,7 +151,7 @@ def test_symbolic_links_are_not_written_through(planted, file):
         Path("precious/file").write_text(text)
     link.unlink(missing_ok=True)
     link.symlink_to(Path("precious/file").absolute())
-    run(commands.train, "--resume", "run", "--train.steps", "3")
+    run("train", "--resume", "run", "--train.steps", "3")
     assert Path("precious/file").read_text() == text
     Path("precious/file").write_text("precious")
 
@@ -160,14 +159,14 @@ def test_symbolic_links_are_not_written_through(planted, file):
 def test_weights_of_others_are_loaded_as_tensors_only(planted, capsys):
     poison(Path("evil.pt"))
     options = ["--attention_order", "new", "--config", "configs/adm64.yaml"]
-    assert run(commands.import_, "evil.pt", "back", *options) == 2
+    assert run("import", "evil.pt", "back", *options) == 2
     assert "evil.pt: not a file of tensors" in capsys.readouterr().err
-    assert run(commands.evaluate, "run", "--num_images", "3", "--features", "inception", "--weights", "evil.pt") == 2
+    assert run("evaluate", "run", "--num_images", "3", "--features", "inception", "--weights", "evil.pt") == 2
 
 
 @pytest.mark.slow
 def test_a_diffusers_folder_executes_no_code(planted, capsys):
-    assert run(commands.export, "run", "folder", "--label", "7") == 0
+    assert run("export", "run", "folder", "--label", "7") == 0
     code = f"import pathlib; pathlib.Path({str(Path(MARK).absolute())!r}).touch()\nclass Evil: pass\n"
     for place in ("", "unet", "scheduler"):
         Path("folder", place, "evil.py").write_text(code)
@@ -177,13 +176,13 @@ def test_a_diffusers_folder_executes_no_code(planted, capsys):
     Path("folder/model_index.json").write_text(json.dumps(index))
     network = json.loads(Path("folder/unet/config.json").read_text())
     Path("folder/unet/config.json").write_text(json.dumps(network | {"auto_map": {"AutoModel": "evil.Evil"}}))
-    run(commands.import_, "folder", "back")
+    run("import", "folder", "back")
     shutil.rmtree("back", ignore_errors=True)
     weights = Path("folder/unet/diffusion_pytorch_model.safetensors")
     weights.unlink()
     poison(weights.with_suffix(".bin"))
     capsys.readouterr()
-    assert run(commands.import_, "folder", "back") == 2
+    assert run("import", "folder", "back") == 2
     assert "not a DDPMPipeline folder with safetensors" in capsys.readouterr().err
 
 
@@ -197,4 +196,4 @@ def test_a_data_set_executes_no_code(planted):
     poison(Path("photos/data.pkl"))
     poison(Path("photos/dataset.pt"))
     Path("photos/dataset_infos.json").write_text("{")
-    run(commands.train, "--config", "run/config.yaml", "--data.path", "photos", "--train.output", "new")
+    run("train", "--config", "run/config.yaml", "--data.path", "photos", "--train.output", "new")

@@ -10,7 +10,6 @@ import torch
 from helpers import checkpoint, mistake, run, write_image
 from PIL import Image
 
-from diffunet.cli import main as commands
 from diffunet.core.rng import BatchRNG
 from diffunet.core.settings import settings_from
 from diffunet.data.dataset import load_images
@@ -31,7 +30,7 @@ def made(tmp_path_factory):
     (folder / "mixed.yaml").write_text(MIXED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(commands.train, "--config", "mixed.yaml") == 0
+        assert run("train", "--config", "mixed.yaml") == 0
     return folder
 
 
@@ -46,7 +45,7 @@ def mixed(made, tmp_path, monkeypatch):
 def sample(*argv, folder: str = "out") -> tuple[torch.Tensor, list[dict]]:
     """Run sample.py with two steps. Return the images and their metadata."""
     shutil.rmtree(folder, ignore_errors=True)
-    assert run(commands.sample, "run", "--steps", "2", "--output", folder, *argv) == 0
+    assert run("sample", "run", "--steps", "2", "--output", folder, *argv) == 0
     records = read_metadata(Path(folder))
     images = [np.asarray(Image.open(Path(folder) / record["file_name"])) for record in records]
     return torch.from_numpy(np.stack(images)).int(), records
@@ -64,7 +63,7 @@ def test_every_type_trains_and_is_recorded(mixed, capsys):
     assert config.unet.token_dim
     logged = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(value) for record in logged for value in record.values() if isinstance(value, float))
-    assert run(commands.describe, "run") == 0
+    assert run("describe", "run") == 0
     output = capsys.readouterr().out
     assert all(name in output for name in NAMES)
 
@@ -75,7 +74,7 @@ def test_a_resumed_run_is_the_same_to_the_byte(mixed):
     shutil.rmtree("run/checkpoints/step_00000008")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffunet.conditions.text.train_tokenizer", None)
-        assert run(commands.train, "--resume", "run") == 0
+        assert run("train", "--resume", "run") == 0
     assert checkpoint(Path("run"), STEPS) == checkpoint(Path("straight"), STEPS)
     assert sorted(p.name for p in Path("run/examples").rglob("*")) == sorted(
         p.name for p in Path("straight/examples").rglob("*")
@@ -95,7 +94,7 @@ def test_changed_values_are_refused_by_a_resumed_run(mixed, capsys, column):
     records = read_metadata(Path("photos"))
     CHANGES[column](records[1])
     write_metadata(Path("photos"), records)
-    assert run(commands.train, "--resume", "run", "--train.steps", "10") == 2
+    assert run("train", "--resume", "run", "--train.steps", "10") == 2
     assert "\rdata.path: different data set (20 examples, run/checkpoints" in capsys.readouterr().err
 
 
@@ -156,7 +155,7 @@ def test_two_processes_see_the_same_data_and_noise_as_one(mixed):
         return [record["loss"] for record in records if "loss" in record]
 
     argv = ("--config", "mixed.yaml", "--unet.dropout", "0", "--train.output")
-    assert run(commands.train, *argv, "one") == 0
+    assert run("train", *argv, "one") == 0
     launch(*argv, "two")
     one, two = losses("one"), losses("two")
     assert len(two) == STEPS // 2
@@ -171,7 +170,7 @@ def test_two_processes_see_the_same_data_and_noise_as_one(mixed):
 
 
 def test_sampling_without_options_reproduces_the_last_preview(mixed):
-    assert run(commands.sample, "run", "--output", "out") == 0
+    assert run("sample", "run", "--output", "out") == 0
     assert Path("out/grid.png").read_bytes() == Path(f"run/samples/step_{STEPS:08d}.png").read_bytes()
     examples = read_metadata(Path("run/examples"))
     for record, example in zip(read_metadata(Path("out")), examples, strict=True):
@@ -189,7 +188,7 @@ def test_an_image_does_not_depend_on_its_batch(mixed):
 
 
 def test_help_lists_a_flag_for_each_condition(mixed, capsys):
-    assert run(commands.sample, "run", "--help") == 0
+    assert run("sample", "run", "--help") == 0
     output = capsys.readouterr().out
     kinds = {"label": "LABEL", "caption": "TEXT", "source": "IMAGE", "numbers": "VECTOR", "small": "IMAGE"}
     assert all(f"--{name} {kind}" in output for name, kind in kinds.items())
@@ -241,7 +240,7 @@ def test_samples_agree_with_their_source_to_the_bit(mixed):
 
 def test_a_larger_source_is_sampled_in_tiles(mixed, capsys):
     write_image(Path("large.png"), "RGB", (10, 8))
-    line = mistake(capsys, commands.sample, "run", "--small", "large.png", "--output", "out")
+    line = mistake(capsys, "sample", "run", "--small", "large.png", "--output", "out")
     assert line == "tile: the source gives an image of 16×20, but the run was trained on 8×8; add --tile 8"
     assert not Path("out").exists()
     images, records = sample("--small", "large.png", "--tile", "8", "--num_images", "2")
@@ -268,13 +267,13 @@ def test_without_its_examples_a_run_samples_without_conditions(mixed):
     found, records = sample("--num_images", "2")
     assert torch.equal(found, absent)
     assert all(record.keys() == {"file_name", "seed"} for record in records)
-    assert run(commands.train, "--resume", "run", "--train.steps", "9") == 0
+    assert run("train", "--resume", "run", "--train.steps", "9") == 0
     assert len(read_metadata(Path("run/examples"))) == int(0.2 * NUMBER)
 
 
 def test_a_run_is_evaluated_under_held_out_conditions(mixed):
     argv = ["run", "--num_images", "6", "--steps", "2", "--output", "evaluation"]
-    assert run(commands.evaluate, *argv) == 0
+    assert run("evaluate", *argv) == 0
     record = json.loads(Path("evaluation/evaluation.json").read_text())
     assert record["conditional"]["examples"] == int(0.2 * NUMBER)
     assert record["conditional"]["metrics"]

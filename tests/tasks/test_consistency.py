@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import checkpoint, mistake, randomized, run, small_unet, train_small
 
-from diffunet.cli import main as commands
 from diffunet.conditions.label import LabelConfig
 from diffunet.objectives.ddpm import DDPMConfig
 from diffunet.objectives.edm import EDMConfig
@@ -36,11 +35,11 @@ def test_a_resumed_run_is_the_same_to_the_byte(small):
     """Stages, pairs, dropout masks, the guided teacher and micro-batches included; the pretrained run is not needed."""
     train_small("--train.output", "base", "--train.steps", "2")
     words = ["--finetune.from", "base", *CONSISTENCY, "--objective.guidance_scale", "2", "--train.steps", "12"]
-    assert run(commands.train, *words, "--train.output", "run", "--train.checkpoint_every", "4") == 0
+    assert run("train", *words, "--train.output", "run", "--train.checkpoint_every", "4") == 0
     shutil.rmtree("base")
     shutil.copytree("run", "resumed")
     shutil.rmtree("resumed/checkpoints/step_00000012")
-    assert run(commands.train, "--resume", "resumed") == 0
+    assert run("train", "--resume", "resumed") == 0
     assert checkpoint(Path("resumed")) == checkpoint(Path("run"))
     assert Run("run").sample(num_images=2, steps=1).pixels.shape == (2, 1, 8, 8)
 
@@ -79,18 +78,18 @@ REFUSED = {
 @pytest.mark.parametrize(("flags", "message"), REFUSED.values(), ids=REFUSED)
 def test_contradictions_are_refused_before_the_training(in_a_new_folder, capsys, flags, message):
     a_run("base", DDPMConfig(prediction_type="v_prediction"))
-    line = mistake(capsys, commands.train, "--finetune.from", "base", *CONSISTENCY, *flags)
+    line = mistake(capsys, "train", "--finetune.from", "base", *CONSISTENCY, *flags)
     assert line.startswith(message)
 
 
 def test_images_as_predictions_are_refused(in_a_new_folder, capsys):
     a_run("base", DDPMConfig(prediction_type="sample"))
-    line = mistake(capsys, commands.train, "--finetune.from", "base", *CONSISTENCY)
+    line = mistake(capsys, "train", "--finetune.from", "base", *CONSISTENCY)
     assert "prediction_type sample cannot be tuned" in line
 
 
 def test_without_a_pretrained_run_there_is_nothing_to_learn_from(small, capsys):
     flags = ["--objective", "consistency", "--objective.source", "ddpm", "--sample.sampler", "consistency"]
     flags += ["--objective.guidance_scale", "1"]
-    line = mistake(capsys, commands.train, "--config", "small.yaml", *flags, "--sample.steps", "2")
+    line = mistake(capsys, "train", "--config", "small.yaml", *flags, "--sample.steps", "2")
     assert line.startswith("objective.guidance_scale: there is no network to learn from; set finetune.from")

@@ -7,7 +7,6 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from helpers import mistake, randomized, run, small_unet, train_small, write_image
 
-from diffunet.cli import main as commands
 from diffunet.conditions.augmentation import AugmentationConfig
 from diffunet.conditions.label import LabelConfig
 from diffunet.conditions.vector import VectorConfig
@@ -138,7 +137,7 @@ def test_the_configuration_of_the_source_is_the_base(in_a_new_folder):
 )
 def test_contradictions_are_one_line(in_a_new_folder, capsys, flags, line):
     a_run(Path("old"))
-    found = mistake(capsys, commands.train, "--finetune.from", "old", "--data.path", "digits", *flags)
+    found = mistake(capsys, "train", "--finetune.from", "old", "--data.path", "digits", *flags)
     assert found.startswith(line)
     assert "leave " in found
     assert not Path("runs").exists()
@@ -155,7 +154,7 @@ def test_only_an_objective_for_it_begins_from_another(in_a_new_folder):
 def test_conditions_that_do_not_fit_are_one_line(in_a_new_folder, capsys):
     a_run(Path("old"))
     begin = ["--finetune.from", "old", "--data.path", "digits"]
-    line = mistake(capsys, commands.train, *begin, "--conditions", "{caption: {type: text}}")
+    line = mistake(capsys, "train", *begin, "--conditions", "{caption: {type: text}}")
     assert line == "conditions.caption: the network of old has no input for it; leave it out"
     vector = {"pose": VectorConfig(width=1, mean=(0.0,), std=(1.0,))}
     with pytest.raises(
@@ -176,7 +175,7 @@ def test_conditions_that_do_not_fit_are_one_line(in_a_new_folder, capsys):
 def test_a_source_that_is_none_is_one_line(in_a_new_folder, capsys, name, line):
     a_run(Path("old"))
     write_image(Path("photos/0.png"))
-    assert mistake(capsys, commands.train, "--finetune.from", name).startswith(line)
+    assert mistake(capsys, "train", "--finetune.from", name).startswith(line)
 
 
 # ── whole trainings ───────────────────────────────────────────────────────────────────────────────
@@ -189,7 +188,7 @@ ONCE = ["--finetune.from", "run", "--train.output", "new", "--train.steps", "4",
 def test_a_finetuned_run_is_a_run_like_others(small, capsys, rank):
     """It samples, evaluates and exports, and is finetuned in turn, without its source."""
     train_small()
-    assert run(commands.train, *ONCE, "--finetune.lora_rank", str(rank)) == 0
+    assert run("train", *ONCE, "--finetune.lora_rank", str(rank)) == 0
     output = capsys.readouterr().out
     least = min((line for line in read_log(Path("new/log.jsonl")) if "val_loss" in line), key=lambda x: x["val_loss"])
     assert f"published: step {least['step']}, with the least validation loss, {least['val_loss']:.4g}" in output
@@ -200,11 +199,11 @@ def test_a_finetuned_run_is_a_run_like_others(small, capsys, rank):
     norms = {name for name in source if "norm" in name}
     assert ("unet.stem.weight" in moved) and (norms.isdisjoint(moved) == bool(rank))
     Path("run").rename("gone")
-    assert run(commands.train, "--resume", "new", "--train.steps", "6") == 0
-    assert run(commands.sample, "new", "--num_images", "2", "--steps", "2") == 0
-    assert run(commands.main, "evaluate", "new", "--num_images", "8", "--steps", "2") == 0
-    assert run(commands.main, "export", "new", "exported") == 0
-    assert run(commands.train, "--finetune.from", "new", "--train.output", "newer", "--train.steps", "2") == 0
+    assert run("train", "--resume", "new", "--train.steps", "6") == 0
+    assert run("sample", "new", "--num_images", "2", "--steps", "2") == 0
+    assert run("evaluate", "new", "--num_images", "8", "--steps", "2") == 0
+    assert run("export", "new", "exported") == 0
+    assert run("train", "--finetune.from", "new", "--train.output", "newer", "--train.steps", "2") == 0
 
 
 @pytest.mark.slow
@@ -256,8 +255,8 @@ def test_a_diffusers_folder_is_finetuned_and_drawn_alike_by_diffusers(in_a_new_f
         "--sample.num_images",
         "2",
     ]
-    assert run(commands.train, *flags, *short, "--sample.steps", "2", "--train.output", "new") == 0
-    assert run(commands.main, "export", "new", "exported") == 0
+    assert run("train", *flags, *short, "--sample.steps", "2", "--train.output", "new") == 0
+    assert run("export", "new", "exported") == 0
 
     def drawn(folder: str) -> torch.Tensor:
         pipeline = DDPMPipeline.from_pretrained(folder)

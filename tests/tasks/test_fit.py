@@ -8,7 +8,6 @@ import torch
 from helpers import mistake, run, train_small, write_image
 
 import diffunet
-from diffunet.cli import main as commands
 from diffunet.core.errors import UserError
 from diffunet.core.settings import settings_from
 from diffunet.runs.config import Config
@@ -30,7 +29,7 @@ def quick(monkeypatch):
 def test_a_benchmark_prints_a_table_and_writes_nothing(small, capsys, monkeypatch):
     monkeypatch.setattr("diffunet.tasks.fit.BENCHMARK_SECONDS", 0.05)
     monkeypatch.setattr(benchmark, "MAX_STEP", 1e9)
-    assert run(commands.train, "--config", "small.yaml", "--benchmark", "--train.batch_size", "auto") == 0
+    assert run("train", "--config", "small.yaml", "--benchmark", "--train.batch_size", "auto") == 0
     output = capsys.readouterr().out
     for line in (
         "train.batch_size: 1024, the largest that fits into memory",
@@ -46,7 +45,7 @@ def test_a_benchmark_prints_a_table_and_writes_nothing(small, capsys, monkeypatc
 def test_a_benchmark_of_a_slow_network_uses_smaller_batches_and_shows_progress(small, capsys, monkeypatch, quick):
     monkeypatch.setattr(benchmark, "MAX_STEP", 1e-9)
     big = ["--train.batch_size", "512"]
-    assert run(commands.train, "--config", "small.yaml", "--benchmark", *big) == 0
+    assert run("train", "--config", "small.yaml", "--benchmark", *big) == 0
     output = capsys.readouterr().out
     assert output.index("measuring one example") < output.index("measuring training with batches of 2 ...")
     assert "images/s with batches of 2:" in output
@@ -56,14 +55,12 @@ def test_a_benchmark_of_a_slow_network_uses_smaller_batches_and_shows_progress(s
 @pytest.mark.slow
 def test_an_automatic_batch_size_is_kept_by_a_resumed_run(small, capsys, monkeypatch):
     argv = ["--config", "small.yaml", "--train.batch_size", "auto", "--train.steps", "1"]
-    assert run(commands.train, *argv, "--train.gradient_accumulation_steps", "1", "--unet.dropout", "0") == 0
+    assert run("train", *argv, "--train.gradient_accumulation_steps", "1", "--unet.dropout", "0") == 0
     assert settings_from(Path("run/config.yaml"), Config).train.batch_size == 1024
     monkeypatch.setattr(benchmark, "free_memory", lambda device: 0)  # not measured again
-    assert run(commands.train, "--resume", "run", "--train.steps", "2", "--train.batch_size", "auto") == 0
+    assert run("train", "--resume", "run", "--train.steps", "2", "--train.batch_size", "auto") == 0
     assert settings_from(Path("run/config.yaml"), Config).train.batch_size == 1024
-    assert "--train.batch_size" in mistake(
-        capsys, commands.train, "--config", "small.yaml", "--train.batch_size", "all"
-    )
+    assert "--train.batch_size" in mistake(capsys, "train", "--config", "small.yaml", "--train.batch_size", "all")
 
 
 @pytest.mark.slow
@@ -73,11 +70,11 @@ def test_data_sets_of_one_and_two_images(small, capsys, quick, number):
     for index in range(number):
         write_image(Path("photos") / f"{index}.png", "L", (8, 8), seed=index)
     few = ["--config", "small.yaml", "--data.path", "photos", "--data.workers", "0", "--train.steps", "2"]
-    assert run(commands.train, *few, "--benchmark") == 0
+    assert run("train", *few, "--benchmark") == 0
     assert "data alone" in capsys.readouterr().out
-    assert run(commands.train, *few, "--train.batch_size", "auto") == 0
+    assert run("train", *few, "--train.batch_size", "auto") == 0
     assert settings_from(Path("run/config.yaml"), Config).train.batch_size == 2
-    assert run(commands.sample, "run", "--num_images", "1", "--steps", "2") == 0
+    assert run("sample", "run", "--num_images", "1", "--steps", "2") == 0
 
 
 # ── the classifier ────────────────────────────────────────────────────────────────────────────────
@@ -91,37 +88,37 @@ def test_a_classifier_takes_an_automatic_batch_size(in_a_new_folder, monkeypatch
     measured = benchmark.bytes_per_image
     monkeypatch.setattr(benchmark, "bytes_per_image", lambda trainer: measured(trainer) * 0 + 1e8)
     monkeypatch.setattr(benchmark, "free_memory", lambda device: (9.1 * 1.5e8 + 3 * 4 * 4.9e6) / 0.8)
-    assert run(commands.classifier, *CLASSIFIER, "--blocks", "[1, 1, 1, 1]", "--train.batch_size", "auto") == 0
+    assert run("classifier", *CLASSIFIER, "--blocks", "[1, 1, 1, 1]", "--train.batch_size", "auto") == 0
     assert "batch_size: 8\n" in Path("classifier/config.yaml").read_text()
     assert json.loads(Path("classifier/run.json").read_text()) == {"format": 2, "task": "classification"}
 
 
 @pytest.mark.parametrize("blocks", ["[1, 1]", "[1, 1, 1, 1, 1]", "[0, 1, 1, 1]", "3", "[]", "[1, 1, 1, x]"])
 def test_wrong_numbers_of_blocks_are_one_line(in_a_new_folder, capsys, blocks):
-    assert mistake(capsys, commands.classifier, *CLASSIFIER, "--blocks", blocks).startswith("--blocks: ")
+    assert mistake(capsys, "classifier", *CLASSIFIER, "--blocks", blocks).startswith("--blocks: ")
     assert not Path("classifier").exists()
 
 
 @pytest.mark.slow
 def test_a_classifier_trains_on_augmented_images(in_a_new_folder):
     argv = ["--blocks", "[1, 1, 1, 1]", "--train.batch_size", "4", "--data.augmentation", "0.5"]
-    assert run(commands.classifier, *CLASSIFIER, *argv) == 0
+    assert run("classifier", *CLASSIFIER, *argv) == 0
     assert Path("classifier/classifier.safetensors").exists()
 
 
 def test_a_classifier_needs_batches_of_two_images(in_a_new_folder, capsys):
     """Batch norm cannot normalize a single image."""
-    line = mistake(capsys, commands.classifier, *CLASSIFIER, "--train.batch_size", "1")
+    line = mistake(capsys, "classifier", *CLASSIFIER, "--train.batch_size", "1")
     assert line == "train.batch_size: batch norm needs at least 2 images per micro-batch (got 1); raise it"
     argv = ["--train.batch_size", "4", "--train.gradient_accumulation_steps", "4"]
-    assert "(got 1)" in mistake(capsys, commands.classifier, *CLASSIFIER, *argv)
+    assert "(got 1)" in mistake(capsys, "classifier", *CLASSIFIER, *argv)
 
 
 def test_a_classifier_is_not_sampled_or_resumed_as_a_generator(in_a_new_folder, capsys):
     Path("classifier").mkdir()
     Path("classifier/config.yaml").write_text("blocks: [1, 1, 1, 1]\n...\n")
     Path("classifier/run.json").write_text('{"format": 2, "task": "classification"}')
-    for command, argv in ((commands.sample, ["classifier"]), (commands.train, ["--resume", "classifier"])):
+    for command, argv in (("sample", ["classifier"]), ("train", ["--resume", "classifier"])):
         assert mistake(capsys, command, *argv) == "classifier: a run of classification, not of generation"
 
 
@@ -147,16 +144,16 @@ def test_two_label_conditions_train_and_sample_with_a_flag_each(two_columns, cap
     config = Config.model_validate_json(settings_from(Path("run/config.yaml"), Config).model_dump_json())
     assert config.class_names == {"shape": ("disk", "ring"), "number": ("0", "1", "2")}
     one = ["--num_images", "2", "--steps", "2"]
-    assert run(commands.sample, "run", *one, "--shape", "ring", "--number", "0,2", "--output", "a") == 0
+    assert run("sample", "run", *one, "--shape", "ring", "--number", "0,2", "--output", "a") == 0
     records = [json.loads(line) for line in Path("a/metadata.jsonl").read_text().splitlines()]
     assert [(record["shape_name"], record["number"]) for record in records] == [("ring", 0), ("ring", 2)]
-    assert run(commands.sample, "run", *one, "--number", "none", "--output", "b") == 0
+    assert run("sample", "run", *one, "--number", "none", "--output", "b") == 0
     records = [json.loads(line) for line in Path("b/metadata.jsonl").read_text().splitlines()]
     assert [record["shape"] for record in records] == [0, 1]
     assert all("number" not in record for record in records)
-    assert "number: 3 is not one of the 3 classes" in mistake(capsys, commands.sample, "run", "--number", "3")
-    assert "did you mean --shape" in mistake(capsys, commands.sample, "run", "--shap", "ring")
-    assert run(commands.sample, "run", "--help") == 0
+    assert "number: 3 is not one of the 3 classes" in mistake(capsys, "sample", "run", "--number", "3")
+    assert "did you mean --shape" in mistake(capsys, "sample", "run", "--shap", "ring")
+    assert run("sample", "run", "--help") == 0
     output = capsys.readouterr().out
     assert "--shape LABEL" in output
     assert "--number LABEL" in output
@@ -164,7 +161,7 @@ def test_two_label_conditions_train_and_sample_with_a_flag_each(two_columns, cap
 
 def test_a_condition_without_its_column_is_an_error_only_if_the_column_is_named(two_columns, capsys):
     argv = ["--config", "small.yaml", *two_columns[:-1]]
-    line = mistake(capsys, commands.train, *argv, "{kind: {type: label, column: shap}}")
+    line = mistake(capsys, "train", *argv, "{kind: {type: label, column: shap}}")
     assert line.startswith("conditions.kind.column: no column shap in photos; did you mean shape?")
     train_small(*two_columns[:-1], "{kind: {type: label}}")
     assert Config.model_validate(settings_from(Path("run/config.yaml"), Config)).conditions == {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import checkpoint, mistake, run, train_small
 
-from diffunet.cli import main as commands
+from diffunet.cli.main import COMMANDS
 from diffunet.runs.run import Run
 from stress.program import ROOT, program
 
@@ -132,11 +132,11 @@ def test_the_error_of_a_launched_training_comes_last(small):
 )
 def test_commands_of_one_process_refuse_a_launcher(in_a_new_folder, capsys, monkeypatch, command, argv):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = mistake(capsys, commands.main, command, *argv)
+    line = mistake(capsys, command, *argv)
     assert "runs in one process (got 2 from a launcher); start it with python" in line
     assert command in line
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert "launcher" not in mistake(capsys, commands.main, command, *argv)
+    assert "launcher" not in mistake(capsys, command, *argv)
 
 
 @pytest.mark.slow
@@ -184,6 +184,6 @@ def test_the_package_is_a_command(in_a_new_folder):
     output = finish(process)
     assert process.returncode == 0
     assert output.startswith("usage: diffunet COMMAND")
-    for command in commands.COMMANDS:
+    for command in COMMANDS:
         assert f"\n  {command} " in output
-    assert run(commands.main, "--help") == 0
+    assert run("--help") == 0

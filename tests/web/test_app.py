@@ -6,7 +6,6 @@ import sys
 import pytest
 from helpers import run
 
-from diffunet.cli import main as commands
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run
 
@@ -20,7 +19,7 @@ def runs(in_a_new_folder):
 
 def test_without_gradio_it_is_one_line(runs, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert run(commands.app) == 2
+    assert run("app") == 2
     assert capsys.readouterr().err == 'diffunet app: needs gradio; run pip install "diffunet[app]"\n'
 
 
@@ -35,7 +34,7 @@ def test_without_gradio_it_is_one_line(runs, monkeypatch, capsys):
     ],
 )
 def test_mistakes(runs, words, message, capsys):
-    assert run(commands.app, *words) == 2
+    assert run("app", *words) == 2
     assert capsys.readouterr().err == message + "\n"
 
 
@@ -46,5 +45,5 @@ def test_a_port_that_is_taken(runs, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert run(commands.app, "runs", "--port", port) == 2
+        assert run("app", "runs", "--port", port) == 2
     assert capsys.readouterr().err.startswith(f"--port: {port} cannot be used on 127.0.0.1 (")

@@ -9,7 +9,6 @@ import torch
 from helpers import run
 from PIL import Image
 
-from diffunet.cli import main as commands
 from diffunet.core.errors import UserError
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run, load_run
@@ -139,7 +138,7 @@ def mixed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         steps = "--train.steps", "1", "--train.preview_every", "9", "--conditions.caption.max_length", "32"
-        assert run(commands.train, "--config", "mixed.yaml", *steps) == 0
+        assert run("train", "--config", "mixed.yaml", *steps) == 0
     return folder
 
 
@@ -180,7 +179,7 @@ def test_the_command_makes_the_same_pixels(mixed, tmp_path, monkeypatch, changes
 
     words = shlex.split(form.command(config))
     assert words[:3] == ["python", "sample.py", "run"]
-    assert run(commands.sample, *words[2:], "--output", tmp_path / "images") == 0
+    assert run("sample", *words[2:], "--output", tmp_path / "images") == 0
     files = sorted(file for file in (tmp_path / "images").glob("*.png") if file.name != "grid.png")
     again = {file: torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1) for file in files}
     assert len(again) == 5
