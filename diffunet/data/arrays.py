@@ -1,7 +1,7 @@
 """Images as arrays: .npy files, and TIFF with the channels, bits and floats that Pillow lacks.
 
 A .npy file has the shape (H, W), (H, W, C) or (C, H, W): the smaller of the first and the last axis is that of the
-channels, in doubt the last. Of a TIFF the first page is read; its tags name the axes.
+channels, in doubt the last. Of a TIFF one page is read; its tags name the axes.
 """
 
 import math
@@ -103,14 +103,14 @@ def pillow_reads_tiff(file: BinaryIO) -> bool:
 
 
 @contextmanager
-def tiff_page(file: BinaryIO) -> Iterator:
-    """Open the first page of a TIFF. Raise ValueError if tifffile is missing or the page does not hold an image."""
+def tiff_page(file: BinaryIO, number: int = 0) -> Iterator:
+    """Open a page of a TIFF. Raise ValueError if tifffile is missing or the page does not hold an image."""
     try:
         import tifffile
     except ImportError:
         raise ValueError("a TIFF of this kind needs tifffile; pip install 'diffunet[volumes]'") from None
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
+        page = tiff.pages[number]
         if page.axes not in ("YX", "YXS", "SYX"):
             raise ValueError(f"axes {page.axes} are not those of an image")
         check_array(_tiff_shape(page), page.dtype)
@@ -122,21 +122,21 @@ def _tiff_shape(page) -> tuple[int, ...]:
     return shape["Y"], shape["X"], shape.get("S", 1)
 
 
-def inspect_array(file: BinaryIO, head: bytes) -> tuple[tuple[int, ...], np.dtype]:
+def inspect_array(file: BinaryIO, head: bytes, page: int = 0) -> tuple[tuple[int, ...], np.dtype]:
     """Return the shape, (H, W, C), and the type of an array of which only the header is read."""
     if head.startswith(NPY):
         shape, dtype = npy_header(file)
         shape = channels_last_shape(shape)
         check_array(shape, dtype)
         return shape, dtype
-    with tiff_page(file) as page:
-        return _tiff_shape(page), page.dtype
+    with tiff_page(file, page) as found:
+        return _tiff_shape(found), found.dtype
 
 
-def read_array(file: BinaryIO, head: bytes, channels: int | None = None) -> Tensor:
+def read_array(file: BinaryIO, head: bytes, channels: int | None = None, page: int = 0) -> Tensor:
     """Return the pixels of an array, (C, H, W). `channels` decides between the first and the last axis."""
     if head.startswith(NPY):
         return to_tensor(read_npy(file, channels))
-    with tiff_page(file) as page:
-        values = page.asarray()
-        return to_tensor(np.moveaxis(values, 0, -1) if page.axes == "SYX" else values.reshape(_tiff_shape(page)))
+    with tiff_page(file, page) as found:
+        values = found.asarray()
+        return to_tensor(np.moveaxis(values, 0, -1) if found.axes == "SYX" else values.reshape(_tiff_shape(found)))

@@ -56,6 +56,11 @@ def file_of(row: dict | None) -> io.BytesIO | str:
     return row["path"]
 
 
+def page_of(row: dict | None) -> int:
+    """Return the page of a stack, {bytes, path, page}; the first if it is not given."""
+    return row.get("page", 0) if row else 0
+
+
 class Kind(NamedTuple):
     """What the header of an image file gives."""
 
@@ -71,7 +76,7 @@ def inspect(row: dict | None) -> Kind:
     """Return the kind of an image, of which only the header is read. Raise UNREADABLE."""
     with _open(row) as (file, head):
         if head:
-            (height, width, channels), dtype = inspect_array(file, head)
+            (height, width, channels), dtype = inspect_array(file, head, page_of(row))
             return Kind(channels, DEPTHS[dtype.name], (height, width), dtype.name)
         with open_image(row) as image:
             channels, depth, mode = channels_of(image), depth_of(image), image.mode
@@ -85,7 +90,7 @@ def decode(row: dict | None, channels: int, bit_depth: int, value_range: tuple[f
     value_range: the values in the file that become the least and the greatest pixel; those outside are clipped. None:
     the range of unsigned integers, [0, 1] of floats and signed integers. Raise UNREADABLE.
     """
-    pixels, depth = _read(row, channels)
+    pixels, depth = read_values(row, channels)
     if value_range or depth == 32:
         low, high = value_range or (0, 1)
         pixels, depth = ((pixels.double() - low) / (high - low)).clamp(0, 1).float(), 32
@@ -94,15 +99,15 @@ def decode(row: dict | None, channels: int, bit_depth: int, value_range: tuple[f
 
 def values_of(row: dict | None) -> tuple[float, float]:
     """Return the least and the greatest value in a file. Raise UNREADABLE."""
-    values, _ = _read(row, inspect(row).channels)
+    values, _ = read_values(row, inspect(row).channels)
     return values.min().item(), values.max().item()
 
 
-def _read(row: dict | None, channels: int) -> tuple[Tensor, int]:
-    """Return the values of an image, (channels, H, W), and their bit depth."""
+def read_values(row: dict | None, channels: int) -> tuple[Tensor, int]:
+    """Return the values of an image as in its file, (channels, H, W), upright, and their bit depth. Raise UNREADABLE."""
     with _open(row) as (file, head):
         if head:
-            values = read_array(file, head, channels)
+            values = read_array(file, head, channels, page_of(row))
             depth = {torch.uint8: 8, torch.int32: 16}.get(values.dtype, 32)
             return with_channels(values, channels, 1 if depth == 32 else 2**depth - 1), depth
         with open_image(row) as image:
@@ -126,6 +131,7 @@ def open_image(row: dict | None) -> Image.Image:
     image = Image.open(file_of(row))
     if image.format == "EPS":
         raise ValueError("PostScript is not supported: it is a program")
+    image.seek(page_of(row))
     check_size(*image.size[::-1])
     return image
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.progress import no_progress
+from ..core.reflect import reflect_index
 from .conditioning import Conditioning
 from .config import output_side
 from .unet import UNet
@@ -102,13 +103,6 @@ class Tiled(nn.Module):
             fall = ramp.flip(0) if start + side < end else torch.ones_like(ramp)
             window = window[..., None] * torch.minimum(rise, fall)
         return window
-
-
-def reflect_index(position: Tensor, size: int) -> Tensor:
-    """Return positions in [0, size), those outside reflected at the edges, repeatedly if need be."""
-    period = max(2 * (size - 1), 1)
-    position = position.abs() % period
-    return torch.minimum(position, period - position)
 
 
 def _gather(x: Tensor, indices: Sequence[Tensor]) -> Tensor:

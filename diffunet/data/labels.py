@@ -1,0 +1,184 @@
+"""Label images: which values their places have, and what classes these are.
+
+A place has a code: a gray value, an index of a palette, an element of an integer array, or COLOR + 0xRRGGBB.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..core.errors import UserError, did_you_mean, printable
+from .arrays import NPY, check_size
+from .decoding import UNREADABLE, reason_of
+from .pairs import PairConfig, Source
+
+COLOR = 1 << 32
+"""Added to the codes of colors, which no gray value reaches."""
+MAX_CLASSES = 256
+MANY = 32
+"""Values of a gray image above which they are taken for instances rather than classes."""
+UNKNOWN = -1
+"""The class of a place without a label."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What label images contain."""
+
+    codes: tuple[int, ...]
+    """The code of each class."""
+    names: tuple[str, ...]
+    ignore: int | None = None
+    instances: bool = False
+    """Places with codes other than 0 are objects, one for each code."""
+
+    def classes_of(self, codes: np.ndarray, source: object) -> np.ndarray:
+        """Return the class of each place, int16. Raise UserError for a code that is no class."""
+        if self.instances:
+            classes = (codes != 0).astype(np.int16)
+        else:
+            order = np.argsort(self.codes)
+            ordered = np.asarray(self.codes)[order]
+            nearest = np.searchsorted(ordered, codes).clip(max=len(ordered) - 1)
+            classes = np.where(ordered[nearest] == codes, order[nearest], UNKNOWN).astype(np.int16)
+        if self.ignore is not None:
+            classes[codes == self.ignore] = UNKNOWN
+        strange = codes[(classes == UNKNOWN) & (codes != self.ignore)]
+        if strange.size:
+            known = ", ".join(map(written, self.codes))
+            raise UserError(f"{source}: value {written(int(strange[0]))} is no class; the classes are {known}")
+        return classes
+
+
+def read_codes(source: Source) -> np.ndarray:
+    """Return the code of each place, (H, W) int64. Raise UserError if it is no label image."""
+    try:
+        return _read(source)
+    except UNREADABLE as error:
+        raise UserError(f"{source}: no label image: {reason_of(error)}") from None
+
+
+def _read(source: Source) -> np.ndarray:
+    with open(source.path, "rb") as file:
+        head = file.read(len(NPY))
+    if head == NPY:
+        values = np.load(source.path, allow_pickle=False)
+        if values.dtype == bool or (values.dtype.kind == "f" and np.array_equal(values, np.floor(values))):
+            values = values.astype(np.int64)
+        if values.ndim != 2 or values.dtype.kind not in "iu":
+            raise ValueError(f"expected integers (H, W), got {values.dtype.name} {values.shape}")
+        return values.astype(np.int64)
+    image = Image.open(source.path)
+    check_size(*image.size[::-1])
+    image.seek(source.page)
+    if image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    if values.ndim == 2:
+        if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
+            raise ValueError("fractions, not labels; a regression's targets are numbers")
+        return values.astype(np.int64)
+    red, green, blue = np.moveaxis(values[..., :3].astype(np.int64), -1, 0)
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red
+    return COLOR + (red << 16) + (green << 8) + blue
+
+
+# ── the survey ────────────────────────────────────────────────────────────────────────────────────
+
+
+def survey(images: Iterable[tuple[object, np.ndarray]], config: PairConfig) -> tuple[Labels, Mapping[int, int]]:
+    """Return what the codes of label images, (source, codes), mean, and the number of places of each code.
+
+    Raise UserError if that is in doubt: more values than classes have, a lossy compression, or a single class.
+    """
+    counts: Counter[int] = Counter()
+    for _, codes in images:
+        values, numbers = np.unique(codes, return_counts=True)
+        counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+        if len(counts) > MAX_CLASSES and config.labels == "classes" and config.values is None:
+            break
+    ignore = None if config.ignore is None else _code(config.ignore, "data.ignore")
+    found = sorted(code for code in counts if code != ignore)
+    if config.labels == "instances":
+        return Labels((0, 1), _names(config, ("background", "object")), ignore, instances=True), counts
+    codes = _chosen(config, found) if config.values is not None else found
+    if config.values is None:
+        _check_plausible(found)
+    if len(codes) < 2:
+        only = written(codes[0]) if codes else "nothing"
+        raise UserError(f"data.labels: the targets have one value ({only}); a segmentation needs at least two classes")
+    if ignore is not None and ignore not in counts:
+        near = did_you_mean(written(ignore), map(written, found)) or f"; the values are {_listed(found)}"
+        raise UserError(f"data.ignore: no target has the value {written(ignore)}{near}")
+    return Labels(tuple(codes), _names(config, tuple(map(written, codes))), ignore), counts
+
+
+def _chosen(config: PairConfig, found: list[int]) -> list[int]:
+    codes = [_code(value, "data.values") for value in config.values or ()]
+    if len(set(codes)) < len(codes):
+        raise UserError("data.values: a value is listed twice; list each class once")
+    if strange := [code for code in found if code not in codes]:
+        raise UserError(
+            f"data.values: the targets also have {_listed(strange)}; list these classes, or set data.ignore to one"
+        )
+    return codes
+
+
+def _check_plausible(found: list[int]) -> None:
+    gray = [code for code in found if code < COLOR]
+    if len(gray) not in (0, len(found)):
+        raise UserError("data.labels: some targets are gray and some have colors; save all in one way")
+    ends = [code for code in gray if code < 16 or code >= 240]
+    if len(gray) > 4 and max(gray) == 255 and len(ends) == len(gray):
+        raise UserError(
+            f"data.labels: {len(gray)} values close to 0 and 255 ({_listed(gray)}), as a lossy compression leaves "
+            "them; save the targets as PNG with the values 0 and 255"
+        )
+    if len(gray) > MANY:
+        raise UserError(
+            f"data.labels: more than {MANY} values ({_listed(gray)}); set data.labels instances if each is an object, "
+            "or list the classes in data.values"
+        )
+    if len(found) > MAX_CLASSES or (len(found) > MANY and not gray):
+        raise UserError(
+            f"data.labels: {len(found)} colors or more; list those of the classes in data.values, and save the "
+            "targets as PNG without smoothed edges"
+        )
+
+
+def _names(config: PairConfig, default: tuple[str, ...]) -> tuple[str, ...]:
+    if config.class_names is None:
+        return default
+    if len(config.class_names) != len(default):
+        raise UserError(
+            f"data.class_names: {len(config.class_names)} names for {len(default)} classes ({', '.join(default)})"
+        )
+    return config.class_names
+
+
+def written(code: int) -> str:
+    """Return a code as in `data.values`: 255, or "#rrggbb"."""
+    return f"#{code - COLOR:06x}" if code >= COLOR else str(code)
+
+
+def value_of(code: int) -> int | str:
+    """Return a code as in `data.values`."""
+    return written(code) if code >= COLOR else code
+
+
+def _code(value: int | str, key: str) -> int:
+    text = str(value)
+    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        return COLOR + int(text[1:], 16)
+    if re.fullmatch(r"-?\d{1,9}", text):
+        return int(text)
+    raise UserError(f'{key}: {printable(text, 40)} is neither a value, such as 255, nor a color, such as "#ff0000"')
+
+
+def _listed(codes: list[int]) -> str:
+    return ", ".join(map(written, codes[:8])) + ", ..." * (len(codes) > 8)

@@ -1,0 +1,260 @@
+"""Load pairs of images and targets: from a folder, or a built-in set."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.progress import no_progress
+from .borders import WeightConfig, place_weights, separate_touching
+from .cases import Cached, Case, Cases
+from .decoding import UNREADABLE, inspect, read_values, reason_of
+from .labels import UNKNOWN, Labels, read_codes, survey, value_of
+from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
+from .phantoms import PHANTOMS
+from .quiet import quiet
+from .sources import length_and_head
+
+Kind = Literal["segmentation", "regression"]
+SURVEYED = 200
+"""Cases, at most, from which channels, classes and statistics are taken, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each channel, (C,) fp32."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class PairedData:
+    """Cases, and what was found in them."""
+
+    config: PairConfig
+    """Resolved: channels, values and class names."""
+    names: list[str]
+    cases: Cases
+    labels: Labels | None
+    """None: the targets are numbers."""
+    image: Statistics
+    target: Statistics | None
+    """Of targets that are numbers."""
+    fingerprint: str
+    in_memory: bool
+
+    def split_fold(self) -> tuple[list[int], list[int]]:
+        """Return the indices of the cases to train on, and of those held out."""
+        return split_fold(self.names, self.config)
+
+
+@quiet()
+def load_pairs(
+    config: PairConfig,
+    kind: Kind,
+    weights: WeightConfig = WeightConfig(),
+    log: Callable[[str], None] = print,
+    progress: Callable = no_progress,
+) -> PairedData:
+    """Return the pairs of a config with targets of this kind, and log what was found.
+
+    Raise UserError for a folder without pairs, for files that cannot be read, and for labels in doubt.
+    """
+    files: _Files = _Phantoms(config, kind) if config.path in PHANTOMS else _Folder(config, find_pairs(config, log))
+    surveyed = np.unique(np.linspace(0, len(files.names) - 1, min(SURVEYED, len(files.names))).astype(int)).tolist()
+    labels, counts = None, {}
+    if kind == "segmentation":
+        labels, counts = survey(((files.names[i], files.codes(i)) for i in progress(surveyed)), files.config)
+    decode = _Decoder(files, labels, weights, counts)
+    sample = [decode(index) for index in surveyed]
+    if channels := {len(case.image) for case in sample} - {len(sample[0].image)}:
+        raise UserError(f"data.channels: images with {len(sample[0].image)} and {min(channels)} channels; choose 1 or 3")
+    gibibytes = sum(map(_bytes, sample)) / len(sample) * len(files.names) / 2**30
+    log(_summary(files, sample, labels, counts))
+    if gibibytes > config.memory_budget:
+        log(f"{gibibytes:.1f} GiB decoded, over data.memory_budget: decoded as needed")
+    return PairedData(
+        config=_resolved(files.config, sample[0], labels),
+        names=files.names,
+        cases=Cached(decode, len(files.names), gibibytes <= config.memory_budget),
+        labels=labels,
+        image=_statistics([case.image for case in sample]),
+        target=_statistics([case.target for case in sample]) if kind == "regression" else None,
+        fingerprint=hashlib.sha256(f"{kind} {labels}".encode() + files.digest()).hexdigest(),
+        in_memory=gibibytes <= config.memory_budget,
+    )
+
+
+def read_image(sources: Sequence[Source], channels: int | None) -> Tensor:
+    """Return an image, (C, H, W), in the units of its files: one, or one for each channel.
+
+    `channels` converts between gray and color; None: as in the file. Raise UserError if a file cannot be read.
+    """
+    parts = []
+    for source in sources:
+        row = {"bytes": None, "path": source.path, "page": source.page}
+        try:
+            found = (channels if len(sources) == 1 else None) or min(inspect(row).channels, 3)
+            parts.append(read_values(row, found)[0])
+        except UNREADABLE as error:
+            raise UserError(f"{source}: {reason_of(error)}") from None
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise UserError(f"{sources[0]}: its channels have different sizes; scale them to one")
+    return torch.cat(parts)
+
+
+# ── where cases come from ─────────────────────────────────────────────────────────────────────────
+
+
+class _Files(Protocol):
+    """Images and targets by index."""
+
+    config: PairConfig
+    names: list[str]
+
+    def image(self, index: int) -> Tensor: ...
+    def codes(self, index: int) -> np.ndarray: ...
+    def values(self, index: int) -> Tensor: ...
+    def weight(self, index: int) -> Tensor | None: ...
+    def place(self, index: int) -> str: ...
+    def digest(self) -> bytes: ...
+
+
+class _Folder:
+    """Pairs of files."""
+
+    def __init__(self, config: PairConfig, pairs: list[Pair]):
+        self.config, self.pairs = config, pairs
+        self.names = [pair.name for pair in pairs]
+
+    def image(self, index: int) -> Tensor:
+        return read_image(self.pairs[index].image, self.config.channels)
+
+    def codes(self, index: int) -> np.ndarray:
+        return read_codes(self.pairs[index].target)
+
+    def values(self, index: int) -> Tensor:
+        return read_image([self.pairs[index].target], None).float()
+
+    def weight(self, index: int) -> Tensor | None:
+        source = self.pairs[index].weight
+        return None if source is None else read_image([source], 1)[0].float()
+
+    def place(self, index: int) -> str:
+        return str(self.pairs[index].target)
+
+    def digest(self) -> bytes:
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            for source in (*pair.image, pair.target, *([pair.weight] if pair.weight else [])):
+                length, head = length_and_head({"bytes": None, "path": source.path})
+                digest.update(b"%d:%d:" % (source.page, length) + head)
+        return digest.digest()
+
+
+class _Phantoms:
+    """A built-in set."""
+
+    def __init__(self, config: PairConfig, kind: Kind):
+        self.set = PHANTOMS[config.path]
+        if (self.set.kind == "values") != (kind == "regression"):
+            fitting = ", ".join(name for name, other in PHANTOMS.items() if (other.kind == "values") != (self.set.kind == "values"))
+            raise UserError(f"data.path: {config.path} is no data set for {kind}; use {fitting}")
+        labels = {} if self.set.kind == "values" else {"labels": self.set.kind, "class_names": self.set.class_names}
+        self.config = config.model_copy(update=labels)
+        self.names = [f"{config.path}_{index:04d}" for index in range(self.set.number)]
+
+    def image(self, index: int) -> Tensor:
+        image = self.set.case(index).image
+        return torch.from_numpy(image.astype(np.int32) if image.dtype == np.uint16 else image)
+
+    def codes(self, index: int) -> np.ndarray:
+        return self.set.case(index).target.astype(np.int64)
+
+    def values(self, index: int) -> Tensor:
+        return torch.from_numpy(self.set.case(index).target.astype(np.float32))
+
+    def weight(self, index: int) -> Tensor | None:
+        return None
+
+    def place(self, index: int) -> str:
+        return self.names[index]
+
+    def digest(self) -> bytes:
+        return self.config.path.encode()
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Makes a case of its files."""
+
+    files: _Files
+    labels: Labels | None
+    weights: WeightConfig
+    counts: Mapping[int, int]
+
+    def __call__(self, index: int) -> Case:
+        files, labels = self.files, self.labels
+        name, image, weight = files.names[index], files.image(index), files.weight(index)
+        if labels is None:
+            return Case(name, image, files.values(index), weight)
+        codes = files.codes(index)
+        instances = np.where(codes == labels.ignore, 0, codes) if labels.instances else None
+        if instances is not None:
+            codes = np.where(codes == labels.ignore, codes, separate_touching(instances))
+        target = labels.classes_of(codes, files.place(index))
+        numbers = [self.counts.get(code, 0) for code in labels.codes]
+        if labels.instances:
+            numbers = [self.counts.get(0, 0), sum(n for code, n in self.counts.items() if code not in (0, labels.ignore))]
+        places = place_weights(target, instances, numbers, self.weights)
+        if places is not None:
+            weight = torch.from_numpy(places) * (1 if weight is None else weight)
+        objects = None if instances is None else torch.from_numpy(instances.astype(np.int32))
+        return Case(name, image, torch.from_numpy(target), weight, objects)
+
+
+# ── what was found ────────────────────────────────────────────────────────────────────────────────
+
+
+def _resolved(config: PairConfig, case: Case, labels: Labels | None) -> PairConfig:
+    found: dict = {"channels": len(case.image)}
+    if labels:
+        found["class_names"] = labels.names
+        if not labels.instances:
+            found["values"] = tuple(map(value_of, labels.codes))
+    return config.model_copy(update=found)
+
+
+def _bytes(case: Case) -> int:
+    parts = (case.image, case.target, case.weight, case.instances)
+    return sum(part.nbytes for part in parts if part is not None)
+
+
+def _statistics(images: list[Tensor]) -> Statistics:
+    """Return the statistics of (C, H, W) each, over places that are known; a constant channel has the deviation 1."""
+    values = [image.double().flatten(1) for image in images]
+    mean = torch.stack([part.nanmean(1) for part in values]).nanmean(0)
+    square = torch.stack([(part - mean[:, None]).square().nanmean(1) for part in values]).nanmean(0)
+    std = square.sqrt()
+    return Statistics(mean.float(), torch.where(std > 0, std, 1.0).float())
+
+
+def _summary(files: _Files, sample: list[Case], labels: Labels | None, counts: Mapping[int, int]) -> str:
+    sizes = sorted({case.size for case in sample})
+    size = "×".join(map(str, sizes[0])) + (f" to {'×'.join(map(str, sizes[-1]))}" if len(sizes) > 1 else "")
+    channels = len(sample[0].image)
+    start = f"{len(files.names):,} pairs of {size} pixels, {channels} channel{'s' * (channels > 1)}"
+    if labels is None:
+        return f"{start} -> {len(sample[0].target)} number{'s' * (len(sample[0].target) > 1)} for each place"
+    places = torch.cat([case.target.flatten() for case in sample])
+    shares = [float((places == label).float().mean()) for label in range(len(labels.codes))]
+    classes = ", ".join(f"{name} {share:.1%}" for name, share in zip(labels.names, shares, strict=True))
+    unknown = float((places == UNKNOWN).float().mean())
+    objects = f", {len(counts) - 1:,} objects or fewer an image" if labels.instances else ""
+    return f"{start} -> {classes}" + (f", {unknown:.1%} without a label" if unknown else "") + objects

@@ -1,0 +1,56 @@
+"""Segmentation: a class for each place of an image."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from .supervised import Supervised, SupervisedConfig, mean_where
+
+UNKNOWN = -1
+"""The class of a place that has no label: it enters no loss, no metric and no choice of patches."""
+SMOOTH = 1.0
+"""Places added to the numerator and the denominator of an overlap, which keeps small objects from dominating."""
+
+
+class SegmentationConfig(SupervisedConfig):
+    """Classes of places, by the loss cross_entropy * CE + dice * (1 - Dice) - jaccard * log(Jaccard)."""
+
+    terms = "cross_entropy", "dice", "jaccard"
+
+    type: Literal["segmentation"] = "segmentation"
+    cross_entropy: float = Field(1.0, ge=0)
+    """Factor of the cross-entropy, weighted by place (Ronneberger et al. 2015, equation 1)."""
+    dice: float = Field(1.0, ge=0)
+    """Factor of one minus the soft Dice coefficient, averaged over the classes that an example has."""
+    jaccard: float = Field(0.0, ge=0)
+    """Factor of minus the logarithm of the soft Jaccard index (Iglovikov & Shvets 2018, equation 4)."""
+
+
+class Segmentation(Supervised):
+    """Terms of logits (B, K, *S) against classes (B, *S), integers; UNKNOWN counts nowhere."""
+
+    def term(self, name: str, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        known = target != UNKNOWN
+        target = target.clamp(min=0).long()
+        if name == "cross_entropy":
+            errors = F.cross_entropy(prediction.float(), target, reduction="none")
+            return mean_where(errors if weight is None else errors * weight, known)
+        overlap, size, present = _overlaps(prediction, target, known)
+        if name == "dice":
+            shared = 1 - (2 * overlap + SMOOTH) / (size + SMOOTH)
+        else:
+            shared = -((overlap + SMOOTH) / (size - overlap + SMOOTH)).log()
+        return mean_where(shared, present)
+
+
+def _overlaps(logits: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return by example and class, (B, K): sum of p y, sum of p + y, and whether the class occurs, at known places."""
+    classes = logits.shape[1]
+    inside = known[:, None].float()
+    probability = torch.softmax(logits.float(), dim=1) * inside
+    truth = torch.movedim(F.one_hot(target, classes), -1, 1).float() * inside
+    overlap, size = ((values).flatten(2).sum(2) for values in (probability * truth, probability + truth))
+    return overlap, size, truth.flatten(2).any(2)

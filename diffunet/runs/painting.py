@@ -1,0 +1,90 @@
+"""Pictures of predictions: classes as colors, numbers as gray, errors in red, beside or on the image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.storage import atomic_write
+from ..data.cases import Case
+from ..data.labels import COLOR, UNKNOWN, Labels
+from .figures import save_comparison, to_pil
+
+SHOWN_SIDE = 256
+"""Pixels, at most, of each side that a comparison shows: the center of a larger image."""
+DARKEST, BRIGHTEST = 0.01, 0.99
+"""Quantiles of an image that are drawn black and white."""
+COLORS = (
+    (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+"""Of classes without a color of their own: black, then those of Okabe & Ito 2008, for all kinds of color vision."""
+WRONG, HIDDEN = (220, 40, 40), (128, 128, 128)
+"""Color of wrong places, and of places without a label."""
+
+
+def palette_of(labels: Labels) -> list[tuple[int, int, int]]:
+    """Return the color of each class: its own, black and white for two classes, or one of COLORS."""
+    if all(code >= COLOR for code in labels.codes):
+        return [((code >> 16) & 255, (code >> 8) & 255, code & 255) for code in labels.codes]
+    if len(labels.codes) == 2:
+        return [(0, 0, 0), (255, 255, 255)]
+    return [COLORS[index % len(COLORS)] for index in range(len(labels.codes))]
+
+
+def paint_classes(classes: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Return (3, H, W) uint8 of classes (H, W); places without a label are gray."""
+    colors = torch.tensor([*palette, HIDDEN], dtype=torch.uint8)
+    return colors[classes.long()].permute(2, 0, 1)  # UNKNOWN is -1, the last
+
+
+def paint_numbers(values: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return (3, H, W) uint8 of (C, H, W) numbers, black and white at quantiles of `like`, by default of themselves."""
+    values = (values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)).float()
+    like = values if like is None else (like[:3] if like.shape[0] >= 3 else like[:1]).float()
+    known = like[~like.isnan()]
+    known = known if known.numel() < 2**20 else known[:: known.numel() // 2**20 + 1]
+    low, high = (torch.quantile(known, q) if known.numel() else torch.tensor(0.0) for q in (DARKEST, BRIGHTEST))
+    return (((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).nan_to_num(0.5) * 255).round().to(torch.uint8)
+
+
+def paint_errors(image: Tensor, wrong: Tensor) -> Tensor:
+    """Return the image, (C, H, W), darkened, with the places (H, W) that are wrong in red."""
+    red = torch.tensor(WRONG, dtype=torch.uint8)[:, None, None]
+    return torch.where(wrong, red, paint_numbers(image) // 2)
+
+
+def overlay(image: Tensor, classes: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Return the image, (C, H, W), with the classes (H, W) as half-transparent colors, but for the first class."""
+    gray, color = paint_numbers(image), paint_classes(classes, [COLORS[0], *COLORS[1:]] if len(palette) == 2 else palette)
+    mixed = (gray.int() + color.int()) // 2
+    return torch.where(classes > 0, mixed.to(torch.uint8), gray)
+
+
+def save_predictions(
+    folder: Path, step: int, predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None
+) -> None:
+    """Write step_*.png: image, target, prediction (K, H, W) and error of some cases, one below the other."""
+    side = [min(SHOWN_SIDE, *(case.size[axis] for case, _ in predicted)) for axis in (0, 1)]
+    rows: dict[str, list[Tensor]] = {"image": [], "target": [], "prediction": [], "error": []}
+    for case, output in predicted:
+        top, left = ((whole - shown) // 2 for whole, shown in zip(case.size, side, strict=True))
+        view = (..., slice(top, top + side[0]), slice(left, left + side[1]))
+        rows["image"].append(paint_numbers(case.image[view], case.image))
+        if labels:
+            classes, palette = output.argmax(0), palette_of(labels)
+            wrong = (classes != case.target) & (case.target != UNKNOWN)
+            rows["target"].append(paint_classes(case.target[view], palette))
+            rows["prediction"].append(paint_classes(classes[view], palette))
+            rows["error"].append(paint_errors(case.image[view], wrong[view]))
+        else:
+            rows["target"].append(paint_numbers(case.target[view], case.target))
+            rows["prediction"].append(paint_numbers(output[view], case.target))
+            rows["error"].append(paint_numbers((output - case.target).abs()[view], case.target - case.target.nanmean()))
+    save_comparison(folder / f"step_{step:08d}.png", [(name, torch.stack(parts), 8) for name, parts in rows.items()])
+
+
+def save_overlay(path: Path, image: Tensor, classes: Tensor, labels: Labels) -> None:
+    """Write the image with its classes on it as one PNG."""
+    with atomic_write(path) as file:
+        to_pil(overlay(image, classes, palette_of(labels)), 8).save(file, format="PNG")
