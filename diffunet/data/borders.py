@@ -1,8 +1,8 @@
 """Weights of places in a segmentation loss: borders between instances, and classes of unequal frequency.
 
-Ronneberger et al. 2015, section 3. Instances are integer maps of any dimension: 0 is background, each positive number is
-an instance, and negative numbers are unlabeled. For a membrane mask, instances are the connected components of the
-rest: `scipy.ndimage.label(target != membrane)[0]`.
+Ronneberger et al. 2015, section 3. Instances are integer maps of any dimension: 0 is background, positive numbers are
+instances, negative numbers are unlabeled. For a membrane mask, instances are the connected components of the rest:
+`scipy.ndimage.label(target != membrane)[0]`.
 """
 
 from collections.abc import Sequence

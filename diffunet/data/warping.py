@@ -1,7 +1,7 @@
 """Augmentation of patches for segmentation and regression: one distortion for image, target and weight.
 
-Rotation, scale, smooth elastic deformation and gray values, as in Ronneberger et al. 2015 (section 3.1) and Çiçek et al.
-2016 (3D U-Net).
+Rotation, scale, smooth elastic deformation and gray values, as in Ronneberger et al. 2015 (U-Net, section 3.1) and
+Çiçek et al. 2016 (3D U-Net).
 """
 
 import math
@@ -38,7 +38,8 @@ class WarpingConfig(Settings):
     scale: float = Field(0.0, ge=0, le=3)
     """Range of a random scale: the factor is between 1 / (1 + scale) and 1 + scale, uniform in its logarithm."""
     elastic: float = Field(0.0, ge=0, le=1000)
-    """Standard deviation in pixels of random displacements at the points of a coarse grid."""
+    """Standard deviation in pixels of random displacements at the points of a coarse grid; above 0.15 of their spacing,
+    the image begins to fold (in one patch of fifty)."""
     elastic_grid: int = Field(3, ge=2, le=100)
     """Points of that grid along the longest side, its ends included; a spacing of s pixels is side / s + 1 points."""
     gamma: float = Field(0.0, ge=0, le=3)
