@@ -46,9 +46,6 @@ def draw_lattice(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.nd
     sites = sites + strain[nearest[:, 0], nearest[:, 1]] + 0.03 * spacing * rng.standard_normal(sites.shape)
     interior = np.flatnonzero(((sites > spacing) & (sites < np.array(size) - 1 - spacing)).all(axis=1))
     vacant = np.zeros(len(sites), bool)
-    limit = max(1, rng.poisson(0.012 * len(interior)))
-    for site in rng.permutation(interior):
-        apart = np.hypot(*(sites[vacant] - sites[site]).T)
-        if vacant.sum() < limit and not (apart < 1.6 * spacing).any():
-            vacant[site] = True
+    for site in rng.permutation(interior)[: max(1, rng.poisson(0.012 * len(interior)))]:
+        vacant[site] = not (np.hypot(*(sites[vacant] - sites[site]).T) < 1.6 * spacing).any()
     return sites, spacing, vacant

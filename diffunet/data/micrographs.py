@@ -20,7 +20,7 @@ def membranes(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarr
     y, x = warped_grid(rng, size, 5, 28)
     grid = y + 1.2 * smooth_noise(rng, size, 9), x + 1.2 * smooth_noise(rng, size, 9)
     depth = distance_to_border(voronoi(rng, grid, 44, size_spread=0.4, elongation=0.35))
-    width = np.exp(0.22 * smooth_noise(rng, size, 20) + 0.6 * np.clip(smooth_noise(rng, size, 26) - 1, 0, None))
+    width = np.exp(0.16 * smooth_noise(rng, size, 20) + 0.6 * np.clip(smooth_noise(rng, size, 26) - 1, 0, None))
     relative = depth / width
     cell = relative > np.quantile(relative, rng.uniform(0.2, 0.23))
     cells, number = label(cell)
@@ -85,14 +85,14 @@ def _dense_spots(rng: np.random.Generator, image: np.ndarray, depth: np.ndarray)
 
 
 def cells(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return fluorescent nuclei, uint8 (1, H, W), and the number of the nucleus at each pixel, 0 outside, uint16 (H, W).
+    """Return fluorescent nuclei, uint8 (1, H, W), and the number of each pixel's nucleus, 0 outside, uint16 (H, W).
 
     Most nuclei touch others. Their brightness varies by a factor of four; blurred nuclei of other planes, specks and a
     gradient lie in the background.
     """
     from scipy.ndimage import gaussian_filter
 
-    labels, _, distance = _nuclei(rng, size, spacing=24, radius=(8, 14))
+    labels, distance = _nuclei(rng, size, spacing=24, radius=(8, 14))
     number = int(labels.max())
     bright = np.exp(rng.uniform(np.log(0.2), np.log(0.8), number + 1)).astype(np.float32)
     bright[0] = 0
@@ -112,11 +112,11 @@ def cells(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
 
 def _nuclei(
     rng: np.random.Generator, size: tuple[int, int], spacing: float, radius: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Return numbered roundish disks that press against each other.
 
-    Returns: their numbers, uint16; the number of the nearest disk, uint16; and the distance to its center in radii, less
-    than 1 inside, infinite far away, float32; all (H, W).
+    Returns: their numbers, uint16; and the distance to the nearest center in radii, less than 1 inside, infinite far
+    away, float32; both (H, W).
     """
     from scipy.ndimage import label
 
@@ -142,14 +142,15 @@ def _nuclei(
         distance[window] = np.where(closer, apart, distance[window])
         nearest[window] = np.where(closer, len(placed), nearest[window])
     inside = np.where(distance < 1, nearest, 0)
-    labels = np.zeros(size, np.uint16)
+    labels, kept = np.zeros(size, np.uint16), 0
     for number in range(1, len(placed) + 1):
         rows, columns = (slice(max(0, int(c) - 40), int(c) + 40) for c in placed[number - 1, :2])
         parts, count = label(inside[rows, columns] == number)
         areas = np.bincount(parts.ravel())[1:]
         if count and areas.max() >= 20:
-            labels[rows, columns][parts == 1 + areas.argmax()] = labels.max() + 1
-    return labels, nearest, distance
+            kept += 1
+            labels[rows, columns][parts == 1 + areas.argmax()] = kept
+    return labels, distance
 
 
 def stain(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -160,9 +161,8 @@ def stain(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
     """
     from scipy.ndimage import gaussian_filter
 
-    labels, nearest, distance = _nuclei(rng, size, spacing=40, radius=(10, 15))
-    number = int(max(labels.max(), nearest.max()))
-    content = rng.uniform(0.3, 1, number + 1).astype(np.float32)
+    labels, distance = _nuclei(rng, size, spacing=40, radius=(10, 15))
+    content = rng.uniform(0.3, 1, labels.max() + 1).astype(np.float32)
     chromatin = content[labels] * (labels > 0) * (1 + 0.3 * smooth_noise(rng, size, 3))
     target = gaussian_filter(np.clip(chromatin, 0, None), 1)
     body = np.sqrt(np.clip(1 - (distance / (1.7 + 0.2 * smooth_noise(rng, size, 14))) ** 2, 0, None))
@@ -177,8 +177,8 @@ def stain(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
 def grains(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return a polished and etched polycrystal, uint8 (1, H, W), and 0 boundary, 1 grain, uint8 (H, W).
 
-    The gray level of a grain follows its orientation, so neighbors may be equal; boundaries are 3 pixels wide and etched
-    unevenly, some not at all. Scratches and pits are as dark.
+    The gray level of a grain follows its orientation, so neighbors may be equal; boundaries are 3 pixels wide and
+    etched unevenly, some not at all. Scratches and pits are as dark.
     """
     from scipy.ndimage import gaussian_filter
 

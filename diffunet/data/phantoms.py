@@ -30,7 +30,7 @@ class Phantom(NamedTuple):
 
 @dataclass(frozen=True)
 class PhantomSet:
-    """A built-in set of synthetic cases, as many as one likes."""
+    """A built-in set of synthetic cases."""
 
     name: str
     description: str
@@ -39,6 +39,7 @@ class PhantomSet:
     draw: Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
     """From a generator and a size to an image and its target."""
     cases: int = 40
+    """Number of cases by default; `generate` has no limit."""
     size: tuple[int, int] = (256, 256)
     """Height and width in pixels."""
 

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+TILE = 64
+"""Side in pixels of the squares in which the nearest site is looked up."""
+
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], scale: float) -> np.ndarray:
     """Return a Gaussian field that is standard normal at each pixel and varies over `scale` pixels, float32 (H, W).
@@ -54,18 +57,23 @@ def voronoi(
     constant = yy * y**2 + yx * y * x + xx * x**2
     forms = np.stack([yy, yx, xx, -2 * yy * y - yx * x, -2 * xx * x - yx * y, constant], axis=1).astype(np.float32)
     nearest = np.empty(grid[0].shape, np.int32)
-    for start in range(0, len(nearest), 32):
-        rows = slice(start, start + 32)
-        v, u = grid[0][rows], grid[1][rows]
+    for top, left in np.ndindex(*(-(-length // TILE) for length in nearest.shape)):
+        tile = slice(top * TILE, (top + 1) * TILE), slice(left * TILE, (left + 1) * TILE)
+        v, u = grid[0][tile], grid[1][tile]
+        # Only sites whose least distance to the tile is below the largest distance of some site can be nearest.
+        half = np.hypot(np.ptp(v), np.ptp(u)) / 2
+        center = np.hypot(y - (v.min() + v.max()) / 2, x - (u.min() + u.max()) / 2)
+        least, largest = np.clip(center - half, 0, None) * np.sqrt(long), (center + half) * np.sqrt(short)
+        near = np.flatnonzero(least <= largest.min())
         terms = np.stack([v * v, v * u, u * u, v, u, np.ones_like(v)]).reshape(6, -1)
-        nearest[rows] = (forms @ terms).argmin(axis=0).reshape(v.shape)
+        nearest[tile] = near[(forms[near] @ terms).argmin(axis=0)].reshape(v.shape)
     return nearest
 
 
 def distance_to_border(regions: np.ndarray) -> np.ndarray:
     """Return the distance of each pixel to the nearest border between two regions, float32 (H, W).
 
-    It is 0 at a pixel whose right or lower neighbor is of another region, and the diagonal of the image without borders.
+    It is 0 at a pixel whose right or lower neighbor is of another region. Without borders it is the image's diagonal.
     """
     from scipy.ndimage import distance_transform_edt
 

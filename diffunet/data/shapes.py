@@ -1,13 +1,13 @@
 """Synthetic shapes for studies of the receptive field, and scenes of many bands.
 
 The two sets of shapes follow the description in Loos et al. 2024 (J. Med. Imaging 11(5) 054004): large shapes that are
-filled, which a network of any receptive field segments, and large shapes of which only the contour is visible, where the
-receptive field has to reach the contour from everywhere inside.
+filled, which a network of any receptive field segments, and large shapes of which only the contour is visible, where
+the receptive field has to reach the contour from everywhere inside.
 """
 
 import numpy as np
 
-from .random_fields import smooth_noise, to_uint8, voronoi, warped_grid
+from .random_fields import disk_distance, smooth_noise, to_uint8, voronoi, warped_grid
 
 BACKGROUND, INK, NOISE = 0.4, 0.25, 0.05
 """Gray level around shapes, the contrast of what is drawn, and the standard deviation of the noise."""
@@ -93,6 +93,9 @@ SPECTRA = np.array(
     np.float32,
 )
 """Typical reflectance of materials in the four bands."""
+WATER, ASPHALT = 3, 5
+ROOFS = (4, 5, 6)
+"""Rows of `SPECTRA`."""
 
 
 def bands(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,27 +107,30 @@ def bands(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
     from scipy.ndimage import gaussian_filter
 
     fields = voronoi(rng, warped_grid(rng, size, 2, 40), 44, elongation=0.05)
-    spectra = _mixed(rng, rng.choice(4, fields.max() + 1, p=[0.4, 0.25, 0.25, 0.1]))
+    materials = rng.choice(4, fields.max() + 1, p=[0.4, 0.25, 0.25, 0.1])
+    spectra = _mixed(rng, materials)
     scene = spectra[fields]
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     plowed = rng.uniform([[0.5], [-1], [0]], [[1.5], [1], [0.2]], (3, len(spectra))).astype(np.float32)
+    plowed[2, materials == WATER] = 0
     frequency, slope, depth = plowed[:, fields]
     scene = scene * (1 + depth * np.sin(frequency * (y + slope * x)))[..., None]
     for _ in range(int(rng.integers(1, 4))):
         angle, bend = rng.uniform(0, np.pi), 6 * smooth_noise(rng, size, 80)
         across = (y - rng.uniform(0, size[0])) * np.cos(angle) + (x - rng.uniform(0, size[1])) * np.sin(angle)
-        scene[np.abs(across + bend) < rng.uniform(1.5, 4)] = _mixed(rng, np.array([5]))[0]
+        scene[np.abs(across + bend) < rng.uniform(1.5, 4)] = _mixed(rng, np.array([ASPHALT]))[0]
     built = smooth_noise(rng, size, 60)
     for _ in range(round(size[0] * size[1] / 500)):
         cy, cx, angle = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.normal(0.4, 0.1)
         half = rng.uniform(2, 7, 2)
-        roof = _mixed(rng, rng.choice([4, 5, 6], 1))[0]
+        roof = _mixed(rng, rng.choice(ROOFS, 1))[0]
         if built[int(cy), int(cx)] < 0.4:
             continue
-        v, u = y - cy, x - cx
+        window, _ = disk_distance((cy, cx), 14, size)
+        v, u = y[window] - cy, x[window] - cx
         along, across = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
-        scene[(np.abs(along + 2) < half[0]) & (np.abs(across + 2) < half[1])] *= 0.4  # its shadow
-        scene[(np.abs(along) < half[0]) & (np.abs(across) < half[1])] = roof
+        scene[window][(np.abs(along + 2) < half[0]) & (np.abs(across + 2) < half[1])] *= 0.4  # its shadow
+        scene[window][(np.abs(along) < half[0]) & (np.abs(across) < half[1])] = roof
     texture = 1 + 0.06 * smooth_noise(rng, size, 2) + 0.06 * smooth_noise(rng, size, 12)
     scene = gaussian_filter(scene * texture[..., None], (0.5, 0.5, 0)).transpose(2, 0, 1)
     image = np.rint(np.clip(scene, 0.001, 1) * 10000).astype(np.uint16)
