@@ -25,7 +25,7 @@ from diffunet.evaluation.features import FeatureExtractor, choose_features
 from diffunet.runs.evaluate import evaluate_denoiser, real_images
 from diffunet.runs.run import Run
 from diffunet.tasks.finetuning import configure
-from diffunet.tasks.generation import train
+from diffunet.tasks.kinds import train
 
 OLD, NEW = range(8), (8, 9)
 STEPS = 1000

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffunet.runs.run import Run
-from diffunet.tasks.generation import train
+from diffunet.tasks.kinds import train
 
 UNET = {
     "levels": [

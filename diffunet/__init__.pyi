@@ -39,7 +39,7 @@ from .sampling.generate import SampleConfig, Sampler
 from .sampling.guidance import Guided
 from .sampling.loop import sample
 from .sampling.observed import Observed
-from .tasks.generation import train
+from .tasks.kinds import train
 from .training.config import TrainConfig
 from .training.ema import EMA
 from .training.trainer import Trainer

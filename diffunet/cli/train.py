@@ -1,17 +1,21 @@
 """The train command."""
 
 import argparse
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.settings import settings_from
 from ..models.inspection import describe
-from ..runs.config import Config, config_file
+from ..runs.config import Config, RunConfig, config_file
+from ..runs.prediction import PredictionConfig
 from ..runs.run import Run
 from ..tasks.estimate import describe_throughput
-from ..tasks.finetuning import Pretrained, configure
 from ..tasks.fit import benchmark, fit
-from ..tasks.generation import generation
+from ..tasks.kinds import PREDICTS, kind_of, kind_of_run, new
 from ..tasks.start import begin, resume
+from ..tasks.task import Task
 from .console import user_friendly
 from .flags import add_flags, parse_flags
 
@@ -24,7 +28,9 @@ def train(argv: list[str]) -> int:
     """Train on an image data set. Without arguments: handwritten digits, in a few minutes on a CPU."""
     parser = argparse.ArgumentParser(prog="train.py", description=train.__doc__)
     parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file [default: configs/digits.yaml, or that of finetune.from]"
+        "--config",
+        metavar="FILE",
+        help="a YAML file, which decides the flags [default: digits.yaml, or that of finetune.from]",
     )
     parser.add_argument(
         "--resume",
@@ -38,36 +44,62 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="resume although a change makes it another run")
     parser.add_argument("--benchmark", action="store_true", help="measure speed, memory and the bottleneck, and exit")
     parser.add_argument("--print_config", action="store_true", help="print the configuration and exit")
-    add_flags(parser, Config)
+    add_flags(parser, _kind(argv))
     args, flags = parse_flags(parser, argv)
-    path, start, pretrained = args.resume, None, None
+    path, start = args.resume, None
     if path and args.config:
         raise UserError(f"--resume: {path} has its own config; leave out --config")
     if path is None or path == IF_THERE:
-        name = args.config or ("" if flags.get("finetune.from", "null") != "null" else "configs/digits.yaml")
-        config, pretrained = configure(config_file(name) if name else None, flags)
+        config, make = new(_file(args.config, flags), flags)
         path = config.train.output if path is not None and Run(config.train.output).exists else None
     if path is not None:
-        config, start = resume(
-            path, Config, lambda previous: settings_from(previous, Config, flags), args.overwrite, args.force
-        )
-        pretrained = None
+        kind, make = kind_of_run(path)
+        change = partial(settings_from, settings=kind, overrides=flags)
+        config, start = resume(path, kind, change, args.overwrite, args.force)
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
     if args.benchmark:
-        return _benchmark(config, pretrained)
+        return _benchmark(make(config))
     start = start or begin(config, args.overwrite)
-    ended_by = fit(generation(config, pretrained), start)
+    ended_by = fit(make(config), start)
     return 128 + ended_by if ended_by else 0
 
 
-def _benchmark(config: Config, pretrained: Pretrained | None) -> int:
-    task = generation(config, pretrained)
+def _kind(argv: list[str]) -> type[RunConfig]:
+    """Return the class of the configuration that the flags are for."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--config", "--objective", "--objective.type", "--finetune.from"):
+        parser.add_argument(flag)
+    parser.add_argument("--resume", nargs="?", const=IF_THERE)
+    try:
+        found, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError:  # reported with all flags at hand
+        return Config
+    if found.resume:
+        return kind_of_run(found.resume)[0]
+    flags = {name: word for name, word in vars(found).items() if word is not None and name != "config"}
+    return kind_of(_file(found.config, flags), flags)
+
+
+def _file(name: str | None, flags: Mapping[str, str]) -> Path | None:
+    """Return the configuration file to read: the one that is named, or the digits if nothing else decides."""
+    kind = flags.get("objective.type", flags.get("objective"))
+    if name or (flags.get("finetune.from", "null") == "null" and kind not in PREDICTS):
+        return config_file(name or "configs/digits.yaml")
+    return None
+
+
+def _benchmark(task: Task) -> int:
     found, train = benchmark(task)
-    network = describe(task.config.unet, task.config.data.size)[-1]
+    network = describe(task.config.unet, _size(task.config))[-1]
     task.accelerator.print(
         f"network       {network.parameters / 1e6:.1f} million parameters, {network.flops / 1e9:.3g} GFLOP per image\n"
         + describe_throughput(found, train, network.flops)
     )
     return 0
+
+
+def _size(config: RunConfig) -> tuple[int, int]:
+    """Return (height, width) of what the network takes in a training."""
+    return config.data.patch_size if isinstance(config, PredictionConfig) else config.data.size

@@ -46,7 +46,9 @@ class Case:
         for kind, values in (("target", self.target), ("weight", self.weight)):
             if values is not None and values.shape[-2:] != self.image.shape[-2:]:
                 sizes = ["×".join(map(str, part.shape[-2:])) for part in (self.image, values)]
-                raise UserError(f"{self.name}: the image has {sizes[0]} pixels, its {kind} {sizes[1]}; crop or scale one")
+                raise UserError(
+                    f"{self.name}: the image has {sizes[0]} pixels, its {kind} {sizes[1]}; crop or scale one"
+                )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -74,7 +75,9 @@ def load_pairs(
     decode = _Decoder(files, labels, weights, counts)
     sample = [decode(index) for index in surveyed]
     if channels := {len(case.image) for case in sample} - {len(sample[0].image)}:
-        raise UserError(f"data.channels: images with {len(sample[0].image)} and {min(channels)} channels; choose 1 or 3")
+        raise UserError(
+            f"data.channels: images with {len(sample[0].image)} and {min(channels)} channels; choose 1 or 3"
+        )
     gibibytes = sum(map(_bytes, sample)) / len(sample) * len(files.names) / 2**30
     log(_summary(files, sample, labels, counts))
     if gibibytes > config.memory_budget:
@@ -164,21 +167,22 @@ class _Phantoms:
     def __init__(self, config: PairConfig, kind: Kind):
         self.set = PHANTOMS[config.path]
         if (self.set.kind == "values") != (kind == "regression"):
-            fitting = ", ".join(name for name, other in PHANTOMS.items() if (other.kind == "values") != (self.set.kind == "values"))
-            raise UserError(f"data.path: {config.path} is no data set for {kind}; use {fitting}")
-        labels = {} if self.set.kind == "values" else {"labels": self.set.kind, "class_names": self.set.class_names}
+            fitting = [name for name, one in PHANTOMS.items() if (one.kind == "values") == (kind == "regression")]
+            raise UserError(f"data.path: {config.path} is no data set for {kind}; use {', '.join(fitting)}")
+        labels = {} if self.set.kind == "values" else {"labels": self.set.kind, "class_names": self.set.names}
         self.config = config.model_copy(update=labels)
-        self.names = [f"{config.path}_{index:04d}" for index in range(self.set.number)]
+        self.names = [f"{config.path}_{index:04d}" for index in range(self.set.cases)]
+        self.case = lru_cache(maxsize=2)(self.set.generate)
 
     def image(self, index: int) -> Tensor:
-        image = self.set.case(index).image
+        image = self.case(index).image
         return torch.from_numpy(image.astype(np.int32) if image.dtype == np.uint16 else image)
 
     def codes(self, index: int) -> np.ndarray:
-        return self.set.case(index).target.astype(np.int64)
+        return self.case(index).target.astype(np.int64)
 
     def values(self, index: int) -> Tensor:
-        return torch.from_numpy(self.set.case(index).target.astype(np.float32))
+        return torch.from_numpy(self.case(index).target.astype(np.float32))
 
     def weight(self, index: int) -> Tensor | None:
         return None
@@ -211,12 +215,13 @@ class _Decoder:
         target = labels.classes_of(codes, files.place(index))
         numbers = [self.counts.get(code, 0) for code in labels.codes]
         if labels.instances:
-            numbers = [self.counts.get(0, 0), sum(n for code, n in self.counts.items() if code not in (0, labels.ignore))]
+            objects = sum(number for code, number in self.counts.items() if code not in (0, labels.ignore))
+            numbers = [self.counts.get(0, 0), objects]
         places = place_weights(target, instances, numbers, self.weights)
         if places is not None:
             weight = torch.from_numpy(places) * (1 if weight is None else weight)
-        objects = None if instances is None else torch.from_numpy(instances.astype(np.int32))
-        return Case(name, image, torch.from_numpy(target), weight, objects)
+        kept = None if instances is None else torch.from_numpy(instances.astype(np.int32))
+        return Case(name, image, torch.from_numpy(target), weight, kept)
 
 
 # ── what was found ────────────────────────────────────────────────────────────────────────────────

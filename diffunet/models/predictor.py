@@ -53,4 +53,3 @@ class Predictor(nn.Module):
 def _by_channel(values: Tensor, like: Tensor) -> Tensor:
     """Return values (C,) in a shape that broadcasts over (B, C, *S)."""
     return values.reshape(-1, *[1] * (like.ndim - 2))
-

@@ -56,14 +56,15 @@ def paint_errors(image: Tensor, wrong: Tensor) -> Tensor:
 
 def overlay(image: Tensor, classes: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
     """Return the image, (C, H, W), with the classes (H, W) as half-transparent colors, but for the first class."""
-    gray, color = paint_numbers(image), paint_classes(classes, [COLORS[0], *COLORS[1:]] if len(palette) == 2 else palette)
+    gray, color = (
+        paint_numbers(image),
+        paint_classes(classes, [COLORS[0], *COLORS[1:]] if len(palette) == 2 else palette),
+    )
     mixed = (gray.int() + color.int()) // 2
     return torch.where(classes > 0, mixed.to(torch.uint8), gray)
 
 
-def save_predictions(
-    folder: Path, step: int, predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None
-) -> None:
+def save_predictions(folder: Path, step: int, predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None) -> None:
     """Write step_*.png: image, target, prediction (K, H, W) and error of some cases, one below the other."""
     side = [min(SHOWN_SIDE, *(case.size[axis] for case, _ in predicted)) for axis in (0, 1)]
     rows: dict[str, list[Tensor]] = {"image": [], "target": [], "prediction": [], "error": []}

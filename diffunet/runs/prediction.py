@@ -80,7 +80,9 @@ class PredictionConfig(RunConfig):
             fitting = valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * self.unet.max_stride)
             if self.data.patch and side not in fitting:
                 near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
-                raise UserError(f"data.patch: some level would not halve {side} evenly; use {' or '.join(map(str, near))}")
+                raise UserError(
+                    f"data.patch: some level would not halve {side} evenly; use {' or '.join(map(str, near))}"
+                )
             sides.append(max([other for other in fitting if other <= side], default=fitting[0]))
         return sides[0], sides[1]
 

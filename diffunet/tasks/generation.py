@@ -1,17 +1,14 @@
 """Training a model that generates images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import UserError, ran_out_of_memory
 from ..core.runtime import prepare_for
-from ..core.settings import merge, settings_from
 from ..core.storage import load_strictly, load_tensors, tensors_to_bytes
 from ..data.captions import TextColumn, mentions_sides
 from ..data.dataset import load_images
@@ -20,7 +17,7 @@ from ..models.denoiser import Denoiser
 from ..models.lora import add_lora
 from ..models.lora import merge as merge_lora
 from ..objectives.consistency import Consistency
-from ..runs.config import Config, config_file
+from ..runs.config import Config
 from ..runs.examples import EXAMPLES, example_files, save_example_comparison
 from ..runs.figures import plot_curves, save_grid, save_timeline
 from ..runs.run import Run
@@ -28,44 +25,12 @@ from ..runs.samples import grid_columns
 from ..sampling.generate import SampleBatch, check_sample_config
 from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
-from .finetuning import INITIAL_WEIGHTS, Pretrained, configure, describe_memorization, initial_weights, teacher
-from .fit import fit, make_accelerator
-from .start import begin, resume
+from .finetuning import INITIAL_WEIGHTS, Pretrained, describe_memorization, initial_weights, teacher
+from .fit import make_accelerator
 from .task import Task
 
 UNET = {"dims": 2, "padding": "same"}
 """Settings that an image generator fixes; the U-Net alone, as a library, supports others."""
-
-
-def train(
-    config: Config | Mapping[str, Any] | str | Path = "configs/digits.yaml",
-    *,
-    resumed: bool = False,
-    overwrite: bool = False,
-    **sections: Mapping[str, Any],
-) -> Run:
-    """Train as `python train.py` does, and return the run.
-
-        run = train("configs/digits.yaml", train={"steps": 200, "output": "runs/short"})
-
-    `config` is a YAML file, nested values or a `Config`; `sections` are laid over it. With `resumed`, a run at
-    `train.output` is resumed if there is one; with `overwrite`, it is replaced. KeyboardInterrupt ends a training
-    after a checkpoint. Raise UserError for a mistake in the configuration or the data.
-    """
-    if isinstance(config, Mapping | Config):
-        given = config.model_dump(mode="json") if isinstance(config, Config) else config
-        config, pretrained = configure(None, changes=merge(given, sections))
-    else:
-        config, pretrained = configure(config_file(str(config)), changes=sections)
-    run = Run(config.train.output)
-    if resumed and run.exists:
-        changed = partial(settings_from, settings=Config, transform=lambda values: merge(values, sections))
-        (config, start), pretrained = resume(run.folder, Config, changed), None
-    else:
-        start = begin(config, overwrite)
-    if fit(generation(config, pretrained), start):
-        raise KeyboardInterrupt
-    return run
 
 
 def generation(config: Config, pretrained: Pretrained | None = None) -> Task:

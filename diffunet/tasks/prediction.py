@@ -121,7 +121,9 @@ class PredictionPreview:
         losses = []
         for case, output in predicted:
             weight = None if case.weight is None else case.weight[None]
-            loss = self.objective.loss(lambda image, output=output: output[None], case.image[None], case.target[None], weight)
+            loss = self.objective.loss(
+                lambda image, output=output: output[None], case.image[None], case.target[None], weight
+            )
             losses.append(float(loss["loss"]))
         return float(np.mean(losses))
 

@@ -1,13 +1,19 @@
 """The section `train` of a configuration, and the actions due after each step."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
+from torch import nn
 
 from ..core.runtime import RuntimeConfig
 from ..core.settings import Settings
+
+POLY_POWER = 0.9
+"""Of the schedule poly, as in DeepLab (Chen et al. 2018) and nnU-Net."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,19 @@ class TrainConfig(Settings):
     gradient_accumulation_steps: int = Field(1, ge=1, le=1_000_000)
     """Micro-batches per process and step, to save memory."""
     learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate of AdamW."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up: constant, or decay to zero at the last step."""
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd: stochastic gradient descent with Nesterov momentum."""
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """Momentum of sgd."""
+    lr_schedule: Literal["constant", "linear", "cosine", "poly"] = "constant"
+    """After warm-up: constant, or decay to zero at the last step; poly: by the power 0.9 of the steps that are left."""
     warmup_steps: int = Field(0, ge=0, le=10**9)
     """Steps over which the learning rate rises to its peak."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """Decay rate of AdamW's second moment."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's weight decay."""
+    """Weight decay: AdamW's, or the L2 penalty of sgd."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
@@ -72,8 +82,16 @@ class TrainConfig(Settings):
         """Return the learning rate of step 0, 1, ..."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         done = step / self.steps
-        decay = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        cosine = (1 + math.cos(math.pi * done)) / 2
+        decay = {"constant": 1.0, "linear": 1 - done, "cosine": cosine, "poly": max(0.0, 1 - done) ** POLY_POWER}
         return self.learning_rate * warmup * decay[self.lr_schedule]
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer, whose fused step can skip gradients that are not finite."""
+        shared = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, momentum=self.momentum, nesterov=self.momentum > 0, **shared)
+        return torch.optim.AdamW(parameters, betas=(0.9, self.adam_beta2), **shared)
 
     def ema_decay_at(self, step: int) -> float:
         """Return the EMA decay of step 0, 1, ...: short at first, so that random initial weights are forgotten.

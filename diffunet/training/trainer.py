@@ -73,13 +73,7 @@ class Trainer:
         self.ema = EMA(model, lambda step: 1 - config.ema_decay_at(step))
         self.posthoc = {std: EMA(model, power_ema_rate(std)) for std in STDS if config.snapshots}
         self.least = LeastLoss(self.ema.model) if config.publish == "least_val_loss" else None
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.learning_rate,
-            betas=(0.9, config.adam_beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        optimizer = config.build_optimizer(model.parameters())
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
         self._logged = 0  # step of the newest line of the log
         self._seconds = 0.0  # spent in steps since then

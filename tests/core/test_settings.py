@@ -139,7 +139,7 @@ def help_text() -> str:
 
 def test_help_has_description_default_and_range_of_every_flag():
     text = help_text()
-    assert "Peak learning rate of AdamW. [default: 0.0002; > 0]" in text
+    assert "Peak learning rate. [default: 0.0002; > 0]" in text
     assert "epsilon | sample | v_prediction" in text
 
     def check(settings: type[Settings], above: str) -> int:

@@ -18,7 +18,8 @@ from diffunet.runs.config import Config
 from diffunet.runs.run import Run, load_run
 from diffunet.sampling.loop import sample
 from diffunet.tasks.finetuning import INITIAL_WEIGHTS, configure, initial_weights, load_pretrained
-from diffunet.tasks.generation import generation, train
+from diffunet.tasks.generation import generation
+from diffunet.tasks.kinds import train
 from diffunet.training.config import TrainConfig
 from diffunet.training.log import read_log
 from stress import crash
