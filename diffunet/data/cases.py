@@ -121,7 +121,11 @@ class Patches:
     warp: Warp
     fingerprint: str
     workers: int = 0
-    device: torch.device = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the crops."""
+        return torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.indices) * PATCHES

@@ -104,7 +104,7 @@ def values_of(row: dict | None) -> tuple[float, float]:
 
 
 def read_values(row: dict | None, channels: int) -> tuple[Tensor, int]:
-    """Return the values of an image as in its file, (channels, H, W), upright, and their bit depth. Raise UNREADABLE."""
+    """Return the values of an image as in its file, (channels, H, W), and their bit depth. Raise UNREADABLE."""
     with _open(row) as (file, head):
         if head:
             values = read_array(file, head, channels, page_of(row))

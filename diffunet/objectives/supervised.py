@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from pydantic import model_validator
 from torch import Tensor
 
@@ -64,7 +65,7 @@ class Supervised(ABC):
         target, weight = center_of(target, size), None if weight is None else center_of(weight, size)
         factors = {name: factor for name, factor in self.config.factors.items() if factor}
         terms = {name: self.term(name, prediction, target, weight) for name in factors}
-        total = sum(factor * terms[name] for name, factor in factors.items())
+        total = torch.stack([factor * terms[name] for name, factor in factors.items()]).sum(0)
         return {"loss": total, **({f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {})}
 
 

@@ -16,7 +16,8 @@ SHOWN_SIDE = 256
 DARKEST, BRIGHTEST = 0.01, 0.99
 """Quantiles of an image that are drawn black and white."""
 COLORS = (
-    (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+    (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115),
+    (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
 """Of classes without a color of their own: black, then those of Okabe & Ito 2008, for all kinds of color vision."""
 WRONG, HIDDEN = (220, 40, 40), (128, 128, 128)
