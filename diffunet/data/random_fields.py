@@ -57,8 +57,8 @@ def voronoi(
     constant = yy * y**2 + yx * y * x + xx * x**2
     forms = np.stack([yy, yx, xx, -2 * yy * y - yx * x, -2 * xx * x - yx * y, constant], axis=1).astype(np.float32)
     nearest = np.empty(grid[0].shape, np.int32)
-    for top, left in np.ndindex(*(-(-length // TILE) for length in nearest.shape)):
-        tile = slice(top * TILE, (top + 1) * TILE), slice(left * TILE, (left + 1) * TILE)
+    for row, column in np.ndindex(*(-(-length // TILE) for length in nearest.shape)):
+        tile = slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE)
         v, u = grid[0][tile], grid[1][tile]
         # Only sites whose least distance to the tile is below the largest distance of some site can be nearest.
         half = np.hypot(np.ptp(v), np.ptp(u)) / 2

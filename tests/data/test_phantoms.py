@@ -101,6 +101,7 @@ def test_voronoi_of_ellipses_does_not_depend_on_the_tiles(monkeypatch):
 def test_distance_to_border_of_two_halves():
     regions = np.repeat([[0, 0, 0, 1, 1, 1]], 3, axis=0)
     assert distance_to_border(regions)[1].tolist() == [2, 1, 0, 1, 2, 3]
+    assert distance_to_border(regions.T)[:, 1].tolist() == [2, 1, 0, 1, 2, 3]
 
 
 def test_membranes_have_their_share_and_no_threshold_separates_them():
@@ -128,7 +129,7 @@ def test_cells_between_membranes_are_separate_and_not_tiny():
 
 def test_instances_are_connected_and_most_touch_others():
     touching, number = 0, 0
-    for index in range(4):
+    for index in range(6):
         image, target, _ = PHANTOMS["cells"].generate(index)
         for instance, window in enumerate(ndimage.find_objects(target), start=1):
             assert ndimage.label(target[window] == instance, CROSS)[1] == 1
