@@ -10,7 +10,7 @@ from diffunet.core.rng import seed_for
 from diffunet.data import shapes as shapes_module
 from diffunet.data.lattice import draw_lattice
 from diffunet.data.phantoms import PHANTOMS
-from diffunet.data.random_fields import distance_to_border, smooth_noise, voronoi, warped_grid
+from diffunet.data.random_fields import disk_distance, distance_to_border, smooth_noise, voronoi, warped_grid
 
 CROSS = ndimage.generate_binary_structure(2, 1)
 
@@ -102,6 +102,17 @@ def test_distance_to_border_of_two_halves():
     regions = np.repeat([[0, 0, 0, 1, 1, 1]], 3, axis=0)
     assert distance_to_border(regions)[1].tolist() == [2, 1, 0, 1, 2, 3]
     assert distance_to_border(regions.T)[:, 1].tolist() == [2, 1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("center", [(5.3, 7.8), (-2.6, 3), (-9.5, 5), (21.2, 30.9), (40, 50)])
+def test_the_window_of_a_disk_has_all_its_pixels(center):
+    size = (20, 30)
+    y, x = np.mgrid[:20, :30]
+    expected = np.hypot(y - center[0], x - center[1]) <= 4.4
+    drawn = np.zeros(size, bool)
+    window, apart = disk_distance(center, 4.4, size)
+    drawn[window] = apart <= 1
+    assert np.array_equal(drawn, expected)
 
 
 def test_membranes_have_their_share_and_no_threshold_separates_them():
