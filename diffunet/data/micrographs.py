@@ -20,7 +20,7 @@ def membranes(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarr
     y, x = warped_grid(rng, size, 5, 28)
     grid = y + 1.2 * smooth_noise(rng, size, 9), x + 1.2 * smooth_noise(rng, size, 9)
     depth = distance_to_border(voronoi(rng, grid, 44, size_spread=0.4, elongation=0.35))
-    width = np.exp(0.16 * smooth_noise(rng, size, 20) + 0.6 * np.clip(smooth_noise(rng, size, 26) - 1, 0, None))
+    width = np.exp(0.16 * smooth_noise(rng, size, 20) + 0.45 * np.clip(smooth_noise(rng, size, 26) - 1, 0, None))
     relative = depth / width
     cell = relative > np.quantile(relative, rng.uniform(0.2, 0.23))
     cells, number = label(cell)
