@@ -57,8 +57,8 @@ def voronoi(
     constant = yy * y**2 + yx * y * x + xx * x**2
     forms = np.stack([yy, yx, xx, -2 * yy * y - yx * x, -2 * xx * x - yx * y, constant], axis=1).astype(np.float32)
     nearest = np.empty(grid[0].shape, np.int32)
-    for top, left in np.ndindex(*(-(-length // TILE) for length in nearest.shape)):
-        tile = slice(top * TILE, (top + 1) * TILE), slice(left * TILE, (left + 1) * TILE)
+    for row, column in np.ndindex(*(-(-length // TILE) for length in nearest.shape)):
+        tile = slice(row * TILE, (row + 1) * TILE), slice(column * TILE, (column + 1) * TILE)
         v, u = grid[0][tile], grid[1][tile]
         # Only sites whose least distance to the tile is below the largest distance of some site can be nearest.
         half = np.hypot(np.ptp(v), np.ptp(u)) / 2
@@ -85,12 +85,17 @@ def distance_to_border(regions: np.ndarray) -> np.ndarray:
     return distance_transform_edt(~border).astype(np.float32)
 
 
-def disk_distance(center: tuple[float, float], radius: float, size: tuple[int, int]) -> tuple[tuple, np.ndarray]:
-    """Return the slices of a window around a disk, and the distance of its pixels to the center in radii."""
-    reach = int(np.ceil(radius))
-    window = tuple(
-        slice(max(0, int(c) - reach), min(length, int(c) + reach + 2)) for c, length in zip(center, size, strict=True)
+def disk_distance(
+    center: tuple[float, float], radius: float, size: tuple[int, int]
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Return the slices of a window around a disk, and the distance of its pixels to the center in radii.
+
+    The window is cut to the image, and empty for a disk that is outside of it.
+    """
+    low, high = np.clip([np.floor(np.subtract(center, radius)), np.ceil(np.add(center, radius)) + 1], 0, size).astype(
+        int
     )
+    window = slice(low[0], high[0]), slice(low[1], high[1])
     y, x = np.ogrid[window]
     return window, np.hypot(y - center[0], x - center[1]).astype(np.float32) / radius
 

@@ -10,7 +10,7 @@ from diffunet.core.rng import seed_for
 from diffunet.data import shapes as shapes_module
 from diffunet.data.lattice import draw_lattice
 from diffunet.data.phantoms import PHANTOMS
-from diffunet.data.random_fields import distance_to_border, smooth_noise, voronoi, warped_grid
+from diffunet.data.random_fields import disk_distance, distance_to_border, smooth_noise, voronoi, warped_grid
 
 CROSS = ndimage.generate_binary_structure(2, 1)
 
@@ -101,6 +101,18 @@ def test_voronoi_of_ellipses_does_not_depend_on_the_tiles(monkeypatch):
 def test_distance_to_border_of_two_halves():
     regions = np.repeat([[0, 0, 0, 1, 1, 1]], 3, axis=0)
     assert distance_to_border(regions)[1].tolist() == [2, 1, 0, 1, 2, 3]
+    assert distance_to_border(regions.T)[:, 1].tolist() == [2, 1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("center", [(5.3, 7.8), (-2.6, 3), (-9.5, 5), (21.2, 30.9), (40, 50)])
+def test_the_window_of_a_disk_has_all_its_pixels(center):
+    size = (20, 30)
+    y, x = np.mgrid[:20, :30]
+    expected = np.hypot(y - center[0], x - center[1]) <= 4.4
+    drawn = np.zeros(size, bool)
+    window, apart = disk_distance(center, 4.4, size)
+    drawn[window] = apart <= 1
+    assert np.array_equal(drawn, expected)
 
 
 def test_membranes_have_their_share_and_no_threshold_separates_them():
@@ -128,7 +140,7 @@ def test_cells_between_membranes_are_separate_and_not_tiny():
 
 def test_instances_are_connected_and_most_touch_others():
     touching, number = 0, 0
-    for index in range(4):
+    for index in range(6):
         image, target, _ = PHANTOMS["cells"].generate(index)
         for instance, window in enumerate(ndimage.find_objects(target), start=1):
             assert ndimage.label(target[window] == instance, CROSS)[1] == 1
