@@ -4,7 +4,7 @@ Instances are integer labels (*S), 0 for the background, as arrays or tensors. N
 3-D), unless stated otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from ..core.errors import UserError
 from .overlap import Array, as_array, check_shapes
 
+Segmenter = Callable[[np.ndarray], np.ndarray]
 SCIENCE_BOWL = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Thresholds of the IoU in the 2018 Data Science Bowl."""
 RAND_SCORES = "v_rand", "v_rand_split", "v_rand_merge", "v_info", "vi_split", "vi_merge", "adapted_rand_error"
@@ -61,8 +62,8 @@ def watershed_segments(
 def thinned(cells: Array) -> np.ndarray:
     """Return the components of cells (*S, bool), numbered from 1, and each pixel of a border as part of the nearest.
 
-    Borders are thinned to nothing. Thinned to lines of one pixel, as by a skeleton, they would count as background, and
-    so would the lines of dead ends and of specks.
+    Borders are thinned to nothing. Fiji's script of ISBI 2012 thins them to lines of one pixel; where these are not on
+    a true border, they lower v_rand, so that published values are not for this thinning.
     """
     from scipy import ndimage
 
@@ -130,26 +131,28 @@ def rand_scores(segments: Array, truth: Array) -> dict[str, float]:
 
 
 def scores_over_thresholds(
-    probability_of_cell: Array, truth_segments: Array, thresholds: Sequence[float]
+    probability_of_cell: Array, truth_segments: Array, thresholds: Sequence[float], segment: Segmenter = thinned
 ) -> dict[str, np.ndarray]:
-    """Return v_rand and v_info of the cells above each threshold, with borders thinned away, (T,) each.
+    """Return v_rand and v_info of the cells above each threshold, (T,) each.
 
     The mean of these over images gives one best threshold for all of them.
+
+    segment: from a mask of cells to segments, by default the nearest cell of each pixel.
     """
     probability = as_array(probability_of_cell)
-    rows = [rand_scores(thinned(probability > threshold), truth_segments) for threshold in thresholds]
+    rows = [rand_scores(segment(probability > threshold), truth_segments) for threshold in thresholds]
     return {name: np.array([row[name] for row in rows]) for name in ("v_rand", "v_info")}
 
 
 def best_over_thresholds(
-    probability_of_cell: Array, truth_segments: Array, thresholds: Sequence[float]
+    probability_of_cell: Array, truth_segments: Array, thresholds: Sequence[float], segment: Segmenter = thinned
 ) -> dict[str, float]:
     """Return the best v_rand and v_info over the thresholds, each with its own threshold, as ISBI 2012 ranks.
 
     A threshold that is best for the scored image flatters: choose it on other images, and give it alone.
     """
     best = {}
-    for name, scores in scores_over_thresholds(probability_of_cell, truth_segments, thresholds).items():
+    for name, scores in scores_over_thresholds(probability_of_cell, truth_segments, thresholds, segment).items():
         place = int(scores.argmax())
         best |= {name: float(scores[place]), f"{name}_threshold": float(thresholds[place])}
     return best
@@ -185,8 +188,8 @@ def warp(true_mask: Array, predicted_mask: Array) -> np.ndarray:
     """Return the truth, warped toward the prediction without a change of topology, (H, W) bool (Jain et al. 2010).
 
     Simple pixels that differ are flipped until none is left: borders move, but no object is split, merged, made or
-    lost, and no hole is. Objects (True) are 4-connected; the background is 8-connected and goes on outside of the image. A line
-    thinner than its displacement stays where it is. Raise UserError unless masks are (H, W).
+    lost, and no hole is. Objects (True) are 4-connected; the background is 8-connected and continues past the edges. A
+    line thinner than its displacement stays where it is. Raise UserError unless masks are (H, W).
     """
     predicted, true = as_array(predicted_mask, bool), as_array(true_mask, bool)
     if true.ndim != 2:

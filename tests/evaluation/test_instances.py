@@ -180,6 +180,8 @@ def test_the_best_threshold_is_found():
     best = best_over_thresholds(probability, segments_of(truth), thresholds)
     assert best == {"v_rand": 1, "v_rand_threshold": 0.55, "v_info": 1, "v_info_threshold": 0.55}
     assert scores["v_rand"][1] < 0.95
+    unthinned = best_over_thresholds(probability, segments_of(truth), (0.88,), segments_of)
+    assert unthinned["v_rand"] == rand_scores(segments_of(probability > 0.88), segments_of(truth))["v_rand"]
 
 
 # ── topology ──────────────────────────────────────────────────────────────────────────────────────

@@ -171,6 +171,13 @@ def test_shifted_squares():
     assert boundary_f1(line, shifted, 5.9, (1, 2)) == 0
 
 
+def test_the_quantile_is_95_percent():
+    row, end = np.ones((1, 21), bool), np.arange(21)[None] == 0
+    distances = surface_distances(row, end, (1, 0.5))  # 0, 0.5, ..., 10
+    assert hausdorff95(distances) == 9.5
+    assert average_surface_distance(distances) == pytest.approx(21 * 5 / 22)
+
+
 def test_boundary_f1_is_a_harmonic_mean():
     truth, predicted = np.zeros((1, 40), bool), np.zeros((1, 40), bool)
     truth[0, [0, 10]], predicted[0, [1, 20, 30, 39]] = True, True
