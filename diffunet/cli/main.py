@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train",
     "sample": "sample",
     "edit": "edit",
+    "predict": "predict",
     "app": "app",
     "evaluate": "evaluate",
     "ema": "evaluate",

@@ -182,3 +182,12 @@ def _code(value: int | str, key: str) -> int:
 
 def _listed(codes: list[int]) -> str:
     return ", ".join(map(written, codes[:8])) + ", ..." * (len(codes) > 8)
+
+
+def labels_of(config: PairConfig) -> Labels:
+    """Return the labels of a resolved config."""
+    ignore = None if config.ignore is None else _code(config.ignore, "data.ignore")
+    if config.labels == "instances":
+        return Labels((0, 1), config.class_names or (), ignore, instances=True)
+    codes = tuple(_code(value, "data.values") for value in config.values or ())
+    return Labels(codes, config.class_names or (), ignore)

@@ -1,0 +1,45 @@
+"""The predict command."""
+
+import argparse
+from pathlib import Path
+
+from ..core.errors import UserError
+from ..core.progress import shared_bar
+from ..core.settings import settings_from
+from ..runs.predict import ImagePredictor, inputs_of, predict_files
+from ..runs.prediction import PredictConfig, PredictionConfig
+from ..runs.run import Run
+from .console import check_single_process, output_folder, user_friendly
+from .flags import add_flags, parse_flags
+
+
+@user_friendly
+def predict(argv: list[str]) -> int:
+    """Predict the classes or numbers of images: files or folders in, files of the same names out."""
+    check_single_process("diffunet predict")
+    parser = argparse.ArgumentParser(prog="diffunet predict", description=predict.__doc__)
+    parser.add_argument(
+        "words", metavar="RUN... IMAGE...", nargs="+", help="run folders, of which the mean is predicted; then images"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="empty folder [default: RUN/predictions/000, ...]")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write NAME.probabilities.npy, (K, H, W) fp16"
+    )
+    parser.add_argument("--overlays", action="store_true", help="also write the classes on the images, for looking")
+    add_flags(parser, PredictConfig)
+    args, flags = parse_flags(parser, argv)
+    runs = [Run(word) for word in args.words if Run(word).exists]
+    images = args.words[len(runs) :]
+    if not runs or any(Run(word).exists for word in images):
+        Run(args.words[0]).config(PredictionConfig)
+        raise UserError("predict: runs come first, and images after them")
+    if not images:
+        raise UserError(f"{args.words[-1]}: a run; add images to predict, files or folders")
+    config = settings_from(runs[0].config(PredictionConfig).predict, PredictConfig, flags)
+    predictor = ImagePredictor(runs, config)
+    inputs = inputs_of(images, predictor.own.data.channels)
+    folder = output_folder(args.output, runs[0].folder / "predictions")
+    bar = shared_bar("predict", "image", len(inputs))
+    skipped = predict_files(predictor, inputs, folder, args.probabilities, args.overlays, bar)
+    print(f"{len(inputs) - skipped} predictions: {Path(folder)}")
+    return 2 if skipped == len(inputs) else 0

@@ -1,0 +1,177 @@
+"""Predict images with runs: files in, files of the same names and sizes out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..core.errors import UserError, did_you_mean, printable
+from ..core.runtime import default_device
+from ..core.storage import atomic_write
+from ..data.labels import COLOR, Labels, labels_of
+from ..data.paired import read_image
+from ..data.pairs import Source, group_channels, image_files, natural, number_of_pages
+from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
+from ..models.tiling import valid_tile_sizes
+from ..objectives.regression import RegressionConfig
+from .painting import palette_of, save_overlay
+from .prediction import PredictConfig, PredictionConfig, load_predictor
+from .run import Run
+
+STACK = {".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction of one image."""
+
+    mean: Tensor
+    """(K, H, W) fp32: probabilities of the classes, or numbers in the units of the targets."""
+    std: Tensor
+    """(K, H, W): the deviation between the members of an ensemble; 0 of one member."""
+
+    @property
+    def classes(self) -> Tensor:
+        """The most probable class of each place, (H, W) int64."""
+        return self.mean.argmax(0)
+
+
+class ImagePredictor:
+    """Predicts whole images of any size with one or several runs, tile by tile.
+
+    Raise UserError for runs that do not belong together, and for a tile that the network cannot take.
+    """
+
+    def __init__(self, runs: Sequence[Run], config: PredictConfig | None = None):
+        configs = [run.config(PredictionConfig) for run in runs]
+        self.own, self.settings = configs[0], config or configs[0].predict
+        for run, other in zip(runs, configs, strict=True):
+            for key, kept in (("data", "class_names"), ("data", "channels"), ("objective", "type")):
+                found, expected = (getattr(getattr(one, key), kept) for one in (other, self.own))
+                if found != expected:
+                    raise UserError(f"{run.folder}: {key}.{kept} is {found}, that of {runs[0].folder} {expected}")
+        self.labels = None if isinstance(self.own.objective, RegressionConfig) else labels_of(self.own.data)
+        self.device = default_device()
+        self.model = Ensemble([self._member(run, own) for run, own in zip(runs, configs, strict=True)]).to(self.device)
+
+    def _member(self, run: Run, own: PredictionConfig) -> nn.Module:
+        predictor = load_predictor(run)
+        tile = self._tile(own, predictor)
+        model = predictor.tiled(tile)
+        if self.labels:
+            model = Probabilities(model)
+        return Averaged(model, turned=tile[0] == tile[1]) if self.settings.average else Ensemble([model])
+
+    def _tile(self, own: PredictionConfig, predictor) -> tuple[int, int]:
+        """Return the tile of a network: what is configured, or its patch."""
+        if not (side := self.settings.tile):
+            return own.data.patch_size
+        fitting = valid_tile_sizes(predictor.unet, 1, side + 2 * own.unet.max_stride)
+        if side not in fitting:
+            near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
+            listed = " or ".join(map(str, near))
+            raise UserError(f"--tile: some level would not halve {side} evenly; use {listed}")
+        return side, side
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Prediction:
+        """Return the prediction of an image, (C, H, W), in the units of its file."""
+        if len(image) != (expected := self.own.data.channels):
+            raise UserError(f"the image has {len(image)} channels, and the run was trained on {expected}")
+        members = self.model.members(image[None].to(self.device))
+        mean, std = mean_and_std(member.float() for member in members)
+        return Prediction(mean[0].cpu(), std[0].cpu())
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def inputs_of(words: Sequence[str], channels: int | None) -> dict[str, tuple[Source, ...]]:
+    """Return the images of files and folders by the names of their predictions.
+
+    A folder has images, or files NAME_0000, NAME_0001, ... for the channels of one image. Each page of a stack is an
+    image. Raise UserError for a word that is neither, an empty folder, or two images of one name.
+    """
+    found: dict[str, tuple[Source, ...]] = {}
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            files = image_files(path)
+            if not files:
+                raise UserError(f"{printable(word)}: contains no images")
+            several = (channels or 1) > 1 and any(file.stem.endswith("_0001") for file in files)
+            named = group_channels(files) if several else {file.stem: (Source(str(file)),) for file in files}
+        elif path.is_file():
+            named = {path.stem: (Source(str(path)),)}
+        else:
+            near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+            raise UserError(f"{printable(word)}: no such file or folder{near}")
+        for name, sources in named.items():
+            for label, pages in _pages(name, sources):
+                if label in found:
+                    raise UserError(f"{printable(word)}: {label} is already the name of {found[label][0]}; rename one")
+                found[label] = pages
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
+
+
+def _pages(name: str, sources: tuple[Source, ...]) -> Iterator[tuple[str, tuple[Source, ...]]]:
+    path = Path(sources[0].path)
+    pages = number_of_pages(path) if path.suffix.lower() in STACK and len(sources) == 1 else 1
+    for page in range(pages):
+        yield (f"{name}_{page:04d}" if pages > 1 else name), (sources if pages == 1 else (Source(str(path), page),))
+
+
+def predict_files(
+    predictor: ImagePredictor,
+    inputs: dict[str, tuple[Source, ...]],
+    folder: Path,
+    probabilities: bool = False,
+    overlays: bool = False,
+    progress: Callable = lambda items: items,
+) -> int:
+    """Write the prediction of each image to FOLDER/NAME.png or .npy, and return how many could not be read.
+
+    Classes are written with the values of the training's targets. `probabilities` adds NAME.probabilities.npy, (K, H,
+    W) fp16; an ensemble adds NAME.std.npy, (H, W) or (C, H, W) fp32. An unreadable image is reported and left out.
+    """
+    skipped = 0
+    for name, sources in progress(inputs.items()):
+        try:
+            image = read_image(sources, predictor.own.data.channels)
+            prediction = predictor(image)
+        except (UserError, ValueError) as mistake:
+            print(f"skipped {name}: {mistake}")
+            skipped += 1
+            continue
+        if predictor.labels:
+            save_classes(folder / f"{name}.png", prediction.classes, predictor.labels)
+            if overlays:
+                save_overlay(folder / "overlays" / f"{name}.png", image, prediction.classes, predictor.labels)
+        else:
+            _save_array(folder / f"{name}.npy", prediction.mean.numpy())
+        if probabilities and predictor.labels:
+            _save_array(folder / f"{name}.probabilities.npy", prediction.mean.numpy().astype(np.float16))
+        if prediction.std.any():
+            _save_array(folder / f"{name}.std.npy", prediction.std.mean(0).numpy())
+    return skipped
+
+
+def save_classes(path: Path, classes: Tensor, labels: Labels) -> None:
+    """Write classes (H, W) as a PNG with the values, or colors, of the training's targets."""
+    if any(code >= COLOR for code in labels.codes):
+        colors = np.asarray(palette_of(labels), dtype=np.uint8)
+        image = Image.fromarray(colors[classes.numpy()])
+    else:
+        codes = np.asarray(labels.codes)[classes.numpy()]
+        image = Image.fromarray(codes.astype(np.uint8 if codes.max() < 256 else np.uint16))
+    with atomic_write(path) as file:
+        image.save(file, format="PNG")
+
+
+def _save_array(path: Path, values: np.ndarray) -> None:
+    with atomic_write(path) as file, open(file, "wb") as opened:
+        np.save(opened, values)
