@@ -113,7 +113,7 @@ def cells(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
 def _nuclei(
     rng: np.random.Generator, size: tuple[int, int], spacing: float, radius: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbered roundish disks of at least 20 pixels that press against each other.
+    """Return numbered roundish disks, with their centers in the image, that press against each other.
 
     Returns: their numbers, uint16; and the distance to the nearest center in radii, less than 1 inside, infinite far
     away, float32; both (H, W).
@@ -139,10 +139,7 @@ def _nuclei(
         closer = apart < distance[window]
         distance[window] = np.where(closer, apart, distance[window])
         nearest[window] = np.where(closer, len(placed), nearest[window])
-    inside = np.where(distance < 1, nearest, 0)
-    kept = np.bincount(inside.ravel(), minlength=len(placed) + 1) >= 20
-    kept[0] = False
-    return (np.cumsum(kept) * kept).astype(np.uint16)[inside], distance
+    return np.where(distance < 1, nearest, 0).astype(np.uint16), distance
 
 
 def stain(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

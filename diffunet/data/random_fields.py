@@ -92,9 +92,8 @@ def disk_distance(
 
     The window is cut to the image, and empty for a disk that is outside of it.
     """
-    low, high = np.clip([np.floor(np.subtract(center, radius)), np.ceil(np.add(center, radius)) + 1], 0, size).astype(
-        int
-    )
+    bounds = [np.ceil(np.subtract(center, radius)), np.floor(np.add(center, radius)) + 1]
+    low, high = np.clip(bounds, 0, size).astype(int)
     window = slice(low[0], high[0]), slice(low[1], high[1])
     y, x = np.ogrid[window]
     return window, np.hypot(y - center[0], x - center[1]).astype(np.float32) / radius
