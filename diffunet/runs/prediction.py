@@ -64,6 +64,8 @@ class PredictionConfig(RunConfig):
         outputs = len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
         update = {"in_channels": pairs.config.channels, "out_channels": outputs, "levels": self.unet.levels or LEVELS}
         unet = self.unet.model_copy(update=update)
+        if unet.norm == "batch":  # an average of weights has other statistics than those of its last step
+            raise UserError("unet.norm: batch norm does not fit the EMA weights of a predictor; use group")
         if unet.vector_dim or unet.token_dim or unet.plane_channels:
             raise UserError("unet: a predictor has no vector, tokens or planes; set their widths to 0")
         resolved = self.model_copy(update={"unet": unet, "data": pairs.config})
