@@ -174,7 +174,8 @@ def format_comparison(record: Mapping[str, Any]) -> str:
     for name, row in record["counts"].items():
         beside = "".join(f"{row['references'][reference]:>12,}" for reference in references)
         lines.append(f"{name.replace('_', ' '):34}{row['value']:>11,} {'':10}{beside}")
-    return "\n".join([*lines, "", f"references: fitted on {record['references_fitted_on']}"])
+    distances = "distances in pixels; " if record["counts"] else ""
+    return "\n".join([*lines, "", f"{distances}references fitted on {record['references_fitted_on']}"])
 
 
 def _cases_line(cases: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ Places without a truth enter no score.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +37,8 @@ JACKKNIFE_GROUPS = 200
 """Groups of cases, at most, of which each is left out in turn; one case each where there are no more cases."""
 FINEST, FEWEST_PARTS = 0.5, 2
 """Mean depth of a border over that of the parts between, at most; parts of a case, at least, on average."""
+POOLED = {"dice": dice, "iou": iou}
+"""Scores that are also those of all cases as one."""
 COUNTS = "objects", "missed", "invented", "missed_classes", "invented_classes"
 
 
@@ -138,7 +141,7 @@ def has_borders(truths: Sequence[np.ndarray]) -> bool:
         masks = truth == 0, truth == 1
         depth += [float(ndimage.distance_transform_edt(mask).sum()) / max(mask.sum(), 1) for mask in masks]
         parts += ndimage.label(masks[1])[1]
-    return 0 < depth[0] <= FINEST * depth[1] and parts >= FEWEST_PARTS * len(truths)
+    return bool(0 < depth[0] <= FINEST * depth[1]) and parts >= FEWEST_PARTS * len(truths)
 
 
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────────
@@ -184,18 +187,18 @@ def summarize(cases: Sequence[CaseScores]) -> dict[str, dict[str, float | int]]:
     two; it is too small for cases that resemble each other, such as slices of one stack.
     """
     found: dict[str, dict[str, float | int]] = {}
-    for name in dict.fromkeys(name for case in cases for name in case.scores):
+    names = dict.fromkeys(name for case in cases for name in case.scores)
+    for name in sorted(names, key=lambda name: "/" in name):  # those of one class last
         values = np.array([case.scores.get(name, np.nan) for case in cases])
         defined = values[~np.isnan(values)]
         value = float(defined.mean()) if defined.size else float("nan")
         error = jackknife_over_cases(lambda some: float(some.mean()), defined)
         found[name] = {"value": value, "error": error, "undefined": len(values) - len(defined)}
-    confusions = [case.confusion for case in cases if case.confusion is not None]
-    if confusions:
-        for name, score in {"dice_pooled": dice, "iou_pooled": iou}.items():
-            pooled = _pooled(score)
-            error = jackknife_over_cases(pooled, np.stack(confusions))
-            found[name] = {"value": pooled(np.stack(confusions)), "error": error, "undefined": 0}
+        if pool := POOLED.get(name):
+            confusions = np.stack([case.confusion for case in cases])
+            pooled = partial(_pooled, pool)
+            row = {"value": pooled(confusions), "error": jackknife_over_cases(pooled, confusions), "undefined": 0}
+            found[f"{name}_pooled"] = row
     return found
 
 
@@ -204,9 +207,9 @@ def total_counts(cases: Sequence[CaseScores]) -> dict[str, int]:
     return {name: sum(case.counts[name] for case in cases) for name in COUNTS if all(case.counts for case in cases)}
 
 
-def _pooled(score: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], float]:
-    """Return the mean over classes of a score of summed confusions, as a function of confusions (N, K, K)."""
-    return lambda confusions: mean_present(score(confusions.sum(0)))[0]
+def _pooled(score: Callable[[np.ndarray], np.ndarray], confusions: np.ndarray) -> float:
+    """Return the mean over classes of a score of the sum of confusions (N, K, K)."""
+    return mean_present(score(confusions.sum(0)))[0]
 
 
 def jackknife_over_cases(statistic: Callable[[np.ndarray], float], cases: np.ndarray) -> float:
