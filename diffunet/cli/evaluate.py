@@ -1,16 +1,25 @@
 """The commands that measure: evaluate, ema, classifier."""
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.progress import shared_bar
 from ..core.runtime import default_device
 from ..core.settings import settings_from
+from ..evaluation.comparison import format_comparison
 from ..evaluation.features import choose_features
 from ..evaluation.report import format_record
 from ..runs.evaluate import EvaluationConfig, evaluate_denoiser, evaluate_folder, real_images, save_evaluation
 from ..runs.evaluate import evaluate as evaluate_run
+from ..runs.evaluate_prediction import (
+    EvaluatedPairs,
+    evaluate_labels,
+    evaluate_predictor,
+    save_predictor_evaluation,
+)
+from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from ..runs.samples import next_folder
 from ..sampling.generate import SampleConfig
@@ -27,9 +36,12 @@ def evaluate(argv: list[str]) -> int:
     """Evaluate a run, or a folder of images, against real images.
 
     New images of a run are sampled first. The record is written to RUN/evaluations, or for a folder to --output, with
-    the samples that are closest to real images.
+    the samples that are closest to real images. A run of predictions is evaluated against the targets of the cases that
+    it holds out, and a folder of label images with --targets FOLDER against those; RUN --help lists the options.
     """
     check_single_process("diffunet evaluate")
+    if _is_prediction(argv):
+        return _evaluate_prediction(argv)
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
     parser.add_argument("source", metavar="RUN", help="a run folder, or a folder of images (with --data.path)")
     parser.add_argument("--output", metavar="FOLDER", help="for the record [default: RUN/evaluations/000, ...]")
@@ -56,6 +68,57 @@ def evaluate(argv: list[str]) -> int:
     print(format_record(evaluation.record))
     print(f"{folder}: evaluation.json; closest_in_*.png, with samples on the left, the nearest real image on the right")
     return 0
+
+
+def _is_prediction(argv: list[str]) -> bool:
+    """Return whether the command line is about predictions: of a run, or in a folder beside targets."""
+    runs = [Run(word) for word in argv if not word.startswith("-") and Run(word).exists]
+    targets = any(word.partition("=")[0] == "--targets" for word in argv)
+    return targets or (bool(runs) and runs[0].task == PredictionConfig.task)
+
+
+def _evaluate_prediction(argv: list[str]) -> int:
+    """Evaluate a run of predictions against the targets of held-out cases, or a folder of label images.
+
+    The record and the worst cases are written to RUN/evaluations, or for a folder to --output, if given.
+    """
+    parser = argparse.ArgumentParser(prog="diffunet evaluate", description=_evaluate_prediction.__doc__)
+    parser.add_argument("source", metavar="RUN", help="a run folder, or a folder of label images (with --targets)")
+    parser.add_argument("--targets", metavar="FOLDER", help="true label images of a folder, of the same names")
+    parser.add_argument("--output", metavar="FOLDER", help="for the record [default: RUN/evaluations/000, ...]")
+    add_flags(parser, PredictConfig)
+    add_flags(parser, EvaluatedPairs)
+    args, flags = parse_flags(parser, argv)
+    about_cases = {name: word for name, word in flags.items() if name.startswith("data.")}
+    about_predictions = {name: word for name, word in flags.items() if name not in about_cases}
+    run = Run(args.source)
+    if args.targets is None:
+        own = run.config(PredictionConfig)
+        data = settings_from(EvaluatedPairs(data=own.data), EvaluatedPairs, about_cases).data if about_cases else None
+        predict = settings_from(own.predict, PredictConfig, about_predictions)
+        folder = Path(args.output) if args.output else next_folder(run.folder / "evaluations")
+        check_writable(folder)
+        evaluation = evaluate_predictor(run, data, predict, _bar)
+    else:
+        if run.exists or not run.folder.is_dir():
+            problem = "a run, whose targets are --data.targets" if run.exists else "no such folder"
+            raise UserError(f"{run.folder}: {problem}; --targets is for a folder of label images")
+        for flag in about_predictions:
+            raise UserError(f"--{flag}: applies to predicting with a run, but {run.folder} is a folder of label images")
+        data = settings_from(EvaluatedPairs(), EvaluatedPairs, about_cases | {"data.targets": args.targets}).data
+        folder = Path(args.output) if args.output else None
+        if folder:
+            check_writable(folder)
+        evaluation = evaluate_labels(run.folder, data, _bar)
+    print(format_comparison(evaluation.record))
+    if folder:
+        save_predictor_evaluation(evaluation, folder)
+        print(f"{folder}: evaluation.json; worst.png, the worst cases")
+    return 0
+
+
+def _bar(cases: Sequence[int]) -> Iterable[int]:
+    return shared_bar("evaluate", "case", len(cases))(cases)
 
 
 @user_friendly

@@ -30,6 +30,8 @@ FILM_SIZE, FRAME_MILLISECONDS = 128, 80
 """Pixels to which smaller frames of a film are enlarged, and the time of each."""
 MARGIN_GAP = 6
 """Pixels beside the labels of a comparison."""
+TITLE_HEIGHT = 16
+"""Pixels of the line of titles above a comparison."""
 
 
 def to_pil(pixels: Tensor, bit_depth: int) -> Image.Image:
@@ -62,11 +64,12 @@ def save_grid(pixels: Tensor, bit_depth: int, path: Path, columns: int | None = 
         to_pil(grid, 8).save(file, format="PNG")
 
 
-def save_comparison(path: Path, rows: Sequence[tuple[str, Tensor, int]]) -> None:
+def save_comparison(path: Path, rows: Sequence[tuple[str, Tensor, int]], titles: Sequence[str] = ()) -> None:
     """Write one PNG with a row of images per label, such as source, samples and truth; column i is example i.
 
-    A row is (label, pixels (N, C, H, W), bit depth). Its images are enlarged, by a whole factor, to at most the size of
-    the largest, and that one to MIN_TILE; transparent images are composited on white.
+    A row is (label, pixels (N, C, H, W), bit depth), and a title, if any, stands above each column. A row's images are
+    enlarged, by a whole factor, to at most the size of the largest, and that one to MIN_TILE; transparent images are
+    composited on white.
     """
     height, width = (max(pixels.shape[axis] for _, pixels, _ in rows) for axis in (2, 3))
     scale = max(1, MIN_TILE // min(height, width))
@@ -74,17 +77,22 @@ def save_comparison(path: Path, rows: Sequence[tuple[str, Tensor, int]]) -> None
     font = ImageFont.load_default()
     margin = 2 * MARGIN_GAP + max(math.ceil(font.getlength(label)) for label, _, _ in rows)
     columns = max(len(pixels) for _, pixels, _ in rows)
-    size = margin + columns * (tile[1] + GAP), len(rows) * (tile[0] + GAP) + GAP
+    widest = max((math.ceil(font.getlength(title)) for title in titles), default=0)
+    column_width, header = max(tile[1], widest + bool(titles) * MARGIN_GAP), TITLE_HEIGHT if titles else 0
+    size = margin + columns * (column_width + GAP), header + len(rows) * (tile[0] + GAP) + GAP
     figure = Image.new("RGB", size, "white")
+    for column, title in enumerate(titles):
+        center = margin + column * (column_width + GAP) + column_width // 2
+        ImageDraw.Draw(figure).text((center, header // 2), title, fill="black", font=font, anchor="mm")
     for number, (label, pixels, bit_depth) in enumerate(rows):
-        top = GAP + number * (tile[0] + GAP)
+        top = header + GAP + number * (tile[0] + GAP)
         position = MARGIN_GAP, top + tile[0] // 2
         ImageDraw.Draw(figure).text(position, label, fill="black", font=font, anchor="lm")
         factor = min(tile[0] // pixels.shape[2], tile[1] // pixels.shape[3])
         for column, image in enumerate(displayable(pixels, bit_depth)):
             picture = to_pil(image, 8).convert("RGBA")
             picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-            left = margin + column * (tile[1] + GAP) + (tile[1] - picture.width) // 2
+            left = margin + column * (column_width + GAP) + (column_width - picture.width) // 2
             figure.paste(picture, (left, top + (tile[0] - picture.height) // 2), picture)
     with atomic_write(path) as file:
         figure.save(file, format="PNG")

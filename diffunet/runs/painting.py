@@ -67,6 +67,14 @@ def overlay(image: Tensor, classes: Tensor, palette: Sequence[tuple[int, int, in
 
 def save_predictions(folder: Path, step: int, predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None) -> None:
     """Write step_*.png: image, target, prediction (K, H, W) and error of some cases, one below the other."""
+    save_comparison(folder / f"step_{step:08d}.png", comparison_rows(predicted, labels))
+
+
+def comparison_rows(predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None) -> list[tuple[str, Tensor, int]]:
+    """Return the rows image, target, prediction and error of `save_comparison`; column i is case i.
+
+    A prediction is (K, H, W): of classes, scores of which the greatest counts.
+    """
     side = [min(SHOWN_SIDE, *(case.size[axis] for case, _ in predicted)) for axis in (0, 1)]
     rows: dict[str, list[Tensor]] = {"image": [], "target": [], "prediction": [], "error": []}
     for case, output in predicted:
@@ -83,7 +91,7 @@ def save_predictions(folder: Path, step: int, predicted: Sequence[tuple[Case, Te
             rows["target"].append(paint_numbers(case.target[view], case.target))
             rows["prediction"].append(paint_numbers(output[view], case.target))
             rows["error"].append(paint_numbers((output - case.target).abs()[view], case.target - case.target.nanmean()))
-    save_comparison(folder / f"step_{step:08d}.png", [(name, torch.stack(parts), 8) for name, parts in rows.items()])
+    return [(name, torch.stack(parts), 8) for name, parts in rows.items()]
 
 
 def save_overlay(path: Path, image: Tensor, classes: Tensor, labels: Labels) -> None:

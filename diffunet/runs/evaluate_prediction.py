@@ -1,0 +1,179 @@
+"""Evaluation of predictions against targets: of a run, or of a folder of label images."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.errors import UserError
+from ..core.progress import no_progress
+from ..core.settings import Settings
+from ..core.storage import atomic_write, sha256_of_file
+from ..data.cases import Cached, Case, Cases
+from ..data.labels import UNKNOWN, Labels, read_codes, survey
+from ..data.paired import load_pairs
+from ..data.pairs import Pair, PairConfig, find_pairs, split_fold
+from ..evaluation.comparison import Comparison, Judge, Prediction, title_of
+from ..models.saving import WEIGHTS
+from .figures import save_comparison
+from .painting import comparison_rows
+from .predict import ImagePredictor
+from .prediction import PredictConfig, PredictionConfig
+from .run import Run
+
+
+class EvaluatedPairs(Settings):
+    """The cases to score."""
+
+    data: PairConfig = PairConfig()
+    """Images and targets; for a run those it was trained on, unless set."""
+
+
+@dataclass(frozen=True)
+class PredictionEvaluation:
+    """A record, and the predictions and scores behind it."""
+
+    record: dict[str, Any]
+    comparison: Comparison
+
+
+# ── a run ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def evaluate_predictor(
+    run: Run,
+    data: PairConfig | None = None,
+    predict: PredictConfig | None = None,
+    progress: Callable = no_progress,
+    log: Callable[[str], None] = print,
+) -> PredictionEvaluation:
+    """Score the predictions of a run for the cases that are held out from its training.
+
+    data: other cases: those of its `fold`, or all if that is null. References are fitted on the other folds, or on the
+    scored cases themselves if these are all.
+
+    Raise UserError for a run that holds no cases out, unless `data` is given.
+    """
+    own = run.config(PredictionConfig)
+    if data is None and own.data.fold is None:
+        raise UserError(
+            f"{run.folder}: trained on all of its cases; score others with --data.path, or these with --data.fold null"
+        )
+    data = data or own.data
+    predictor = ImagePredictor([run], predict)
+    pairs = load_pairs(data, own.objective.type, log=log)
+    outputs, found = own.unet.out_channels, len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
+    if found != outputs:
+        kind = "classes" if pairs.labels else "channels"
+        raise UserError(f"data.path: targets with {found} {kind}, but the run predicts {outputs}; choose other cases")
+    others, held_out = pairs.split_fold()
+    scored = held_out or others
+    same_files = (data.path, data.targets) == (own.data.path, own.data.targets)
+    trained = {pairs.names[index] for index in split_fold(pairs.names, own.data)[0]} if same_files else set()
+    cases = _Annotated(pairs.cases)
+    comparison = Comparison(Judge.of(cases, pairs.labels, scored, others))
+    for index in progress(scored):
+        comparison.add(_predicted(predictor, cases[index]))
+    predictions = {
+        "run": run.folder.name,
+        **predictor.settings.model_dump(mode="json", exclude={"batch_size"}),
+        "weights_sha256": sha256_of_file(run.folder / "model" / WEIGHTS),
+    }
+    trained_on = sum(pairs.names[index] in trained for index in scored)
+    about = {"path": data.path, "fold": data.fold, "folds": data.folds, "trained_on": trained_on}
+    fitted_on = f"{len(others):,} other cases" if held_out else "the scored cases"
+    return PredictionEvaluation(comparison.record(predictions, about, fitted_on), comparison)
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """Cases with the targets of the files: touching instances are divided by background for training only."""
+
+    cases: Cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Case:
+        case = self.cases[index]
+        if case.instances is None:
+            return case
+        objects = (case.instances != 0).to(case.target.dtype)
+        return replace(case, target=torch.where(case.target == UNKNOWN, UNKNOWN, objects))
+
+
+def _predicted(predictor: ImagePredictor, case: Case) -> Prediction:
+    try:
+        return Prediction(case, predictor(case.image).mean)
+    except (UserError, ValueError) as mistake:
+        raise UserError(f"{case.name}: {mistake}") from None
+
+
+# ── a folder ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def evaluate_labels(
+    folder: Path, data: PairConfig, progress: Callable = no_progress, log: Callable[[str], None] = print
+) -> PredictionEvaluation:
+    """Score a folder of predicted label images against those in `data.targets`, paired by name.
+
+    Their values are those of the targets; with `data.labels` instances any value other than 0 is an object, or several
+    if it is not connected. There are no probabilities, so no calibration, and the reference is fitted on the targets.
+
+    Raise UserError for a folder without a name in common, and for a prediction of another size than its target.
+    """
+    pairs = find_pairs(data.model_copy(update={"path": str(folder)}), log)
+    labels, _ = survey(((pair.target, read_codes(pair.target)) for pair in pairs), data)
+    cases = Cached(lambda index: _labeled(pairs[index], labels), len(pairs), keep_all=False)
+    everything = range(len(pairs))
+    comparison = Comparison(Judge.of(cases, labels, everything, everything))
+    for index in progress(everything):
+        comparison.add(_read(pairs[index], cases[index], labels))
+    about = {"path": Path(data.targets or folder).name, "fold": None, "folds": None, "trained_on": 0}
+    return PredictionEvaluation(comparison.record({"folder": folder.name}, about, "the scored cases"), comparison)
+
+
+def _labeled(pair: Pair, labels: Labels) -> Case:
+    """Return a case with a target, and an image without channels."""
+    codes = read_codes(pair.target)
+    classes = torch.from_numpy(labels.classes_of(codes, pair.target))
+    instances = torch.from_numpy(np.where(codes == labels.ignore, 0, codes)) if labels.instances else None
+    return Case(pair.name, torch.empty(0, *classes.shape), classes, instances=instances)
+
+
+def _read(pair: Pair, case: Case, labels: Labels) -> Prediction:
+    """Return the prediction of a label image. Values where the target has none are free."""
+    if len(pair.image) > 1:
+        raise UserError(f"{pair.name}: has {len(pair.image)} predictions ({pair.image[0]}, ...); leave one")
+    codes = read_codes(pair.image[0])
+    if codes.shape != tuple(case.target.shape):
+        sizes = ["×".join(map(str, shape)) for shape in (codes.shape, case.target.shape)]
+        raise UserError(f"{case.name}: the prediction has {sizes[0]} pixels, its target {sizes[1]}; crop or scale one")
+    codes = np.where(case.target == UNKNOWN, labels.codes[0], codes)
+    classes = torch.from_numpy(replace(labels, ignore=None).classes_of(codes, pair.image[0])).long()
+    output = torch.nn.functional.one_hot(classes, len(labels.codes)).permute(2, 0, 1).float()
+    return Prediction(case, output, has_probabilities=False, segments=codes if labels.instances else None)
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def save_predictor_evaluation(evaluation: PredictionEvaluation, folder: Path) -> None:
+    """Write evaluation.json, and worst.png: image, target, prediction and error of the worst cases."""
+    with atomic_write(folder / "evaluation.json") as file:
+        file.write_text(json.dumps(evaluation.record, indent=2, allow_nan=False), encoding="utf-8")
+    worst = evaluation.comparison.worst
+    has_images = all(len(prediction.case.image) for prediction, _ in worst)
+    shown = [(_painted(prediction.case), prediction.output) for prediction, _ in worst]
+    rows = comparison_rows(shown, evaluation.comparison.judge.labels)[0 if has_images else 1 :]
+    titles = [title_of(prediction.case.name, scores) for prediction, scores in worst]
+    save_comparison(folder / "worst.png", rows, titles)
+
+
+def _painted(case: Case) -> Case:
+    """Return a case with an image, which is the target if it has none."""
+    return case if len(case.image) else replace(case, image=case.target[None].float())
