@@ -24,6 +24,8 @@ MAX_VALUE = 65535
 """Greatest value of a class, as predictions are written as PNG."""
 MANY = 32
 """Values of a gray image above which they are taken for instances rather than classes."""
+LOSSY, NEAR = ("JPEG", "MPO"), 16
+"""Formats whose compression turns one value into several, and the least distance of values that it cannot make."""
 UNKNOWN = -1
 """The class of a place without a label."""
 
@@ -85,6 +87,8 @@ def _read(source: Source) -> np.ndarray:
     image = Image.open(source.path)
     check_size(*image.size[::-1])
     image.seek(source.page)
+    if image.format in LOSSY and np.diff(np.unique(np.asarray(image))).min(initial=256) < NEAR:
+        raise ValueError(f"{image.format} has blurred its values; save it as PNG")
     if image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("L" if image.mode == "LA" else "RGB")
     values = np.asarray(image)

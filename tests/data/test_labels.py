@@ -160,3 +160,16 @@ def test_files_that_are_no_label_images(tmp_path):
         with pytest.raises(UserError, match=message) as mistake:
             read_codes(source)
         assert str(mistake.value).startswith(f"{source.path}: no label image: ")
+
+
+@pytest.mark.parametrize(("quality", "accepted"), [(95, False), (50, False), (100, True)])
+def test_a_compressed_label_image_is_refused_if_values_are_blurred(tmp_path, quality, accepted):
+    """Blocks of the compression that are flat keep their values."""
+    values = np.full((16, 16), 255, np.uint8) if accepted else np.eye(16, dtype=np.uint8) * 255
+    Image.fromarray(values).save(tmp_path / "a.jpg", quality=quality)
+    source = Source(str(tmp_path / "a.jpg"))
+    if accepted:
+        assert np.unique(read_codes(source)).tolist() == [255]
+    else:
+        with pytest.raises(UserError, match="JPEG has blurred its values; save it as PNG"):
+            read_codes(source)
