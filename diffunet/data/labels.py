@@ -87,7 +87,7 @@ def _read(source: Source) -> np.ndarray:
     image = Image.open(source.path)
     check_size(*image.size[::-1])
     image.seek(source.page)
-    if image.format in LOSSY and np.diff(np.unique(np.asarray(image))).min(initial=256) < NEAR:
+    if image.format in LOSSY and np.diff(np.unique(np.asarray(image))).min(initial=255) < NEAR:
         raise ValueError(f"{image.format} has blurred its values; save it as PNG")
     if image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("L" if image.mode == "LA" else "RGB")
