@@ -69,13 +69,21 @@ BLOCKS = np.kron(np.arange(30).reshape(6, 5), np.ones((4, 4), int))
 DATA = {
     "mask of another size": (resized, "", "a3: the image has 24×20 pixels, its target 24×10; crop or scale one"),
     "smoothed colors": (lambda: each_label(smoothed), "", "data.labels: 2.* colors or more; list those of the classes"),
-    "JPEG": (lambda: each_label(as_jpeg), "", "pairs/labels/a0.jpg: no label image: JPEG has blurred its values; save it as PNG"),
+    "JPEG": (
+        lambda: each_label(as_jpeg),
+        "",
+        "pairs/labels/a0.jpg: no label image: JPEG has blurred its values; save it as PNG",
+    ),
     "one class": (
         lambda: each_label(lambda path: save(path, np.zeros((24, 20), np.uint8))),
         "",
         r"data.labels: the targets have one value \(0\); a segmentation needs at least two classes",
     ),
-    "empty folder": (lambda: [shutil.rmtree("pairs"), Path("pairs").mkdir()], "", r"data.path: pairs has no pairs .*noth"),
+    "empty folder": (
+        lambda: [shutil.rmtree("pairs"), Path("pairs").mkdir()],
+        "",
+        r"data.path: pairs has no pairs .*noth",
+    ),
     "no folder": (lambda: shutil.move("pairs", "pair"), "", "data.path: pairs is no folder; did you mean pair?"),
     "other names": (
         lambda: each_label(lambda path: path.rename(path.with_name("mask_" + path.name))),
@@ -83,7 +91,9 @@ DATA = {
         r"no image in pairs/images has the name of a target in pairs/labels \(such as a0 and mask_a0",
     ),
     "objects as classes": (
-        lambda: each_label(lambda path: save(path, (BLOCKS * 300 + len(path.stem) * 9 + int(path.stem[1])).astype("u2"))),
+        lambda: each_label(
+            lambda path: save(path, (BLOCKS * 300 + len(path.stem) * 9 + int(path.stem[1])).astype("u2"))
+        ),
         "",
         "more than 32 values .*; set data.labels instances if each is an object",
     ),
@@ -96,7 +106,11 @@ DATA = {
     "empty fold": (NOTHING, "--data.folds 500", "data.fold: 0 of 500 has none of the 8 cases"),
     "group": (NOTHING, "--data.group (b)", r"data.group: \(b\) does not match a0; it must match all"),
     "group without group": (NOTHING, "--data.group a.*", r"--data.group: a\.\* has no group; write"),
-    "value not listed": (NOTHING, "--data.values [0,254]", "data.values: the targets also have 255; list these classes"),
+    "value not listed": (
+        NOTHING,
+        "--data.values [0,254]",
+        "data.values: the targets also have 255; list these classes",
+    ),
     "absent ignore": (NOTHING, "--data.ignore 254", "data.ignore: no target has the value 254; did you mean 255?"),
     "channels differ": (
         lambda: Image.open(IMAGE).convert("RGB").save(IMAGE),
@@ -107,8 +121,16 @@ DATA = {
     "cut image": (lambda: IMAGE.write_bytes(IMAGE.read_bytes()[:60]), "", "pairs/images/a3.png: "),
     "broken target": (lambda: LABEL.write_bytes(b"png"), "", "pairs/labels/a3.png: no label image: not an image"),
     "no channel": (lambda: as_channels("a3_0000"), "", "data.path: a3 has no channel 0000; add it"),
-    "no last channel": (lambda: as_channels("a3_0001"), "", "data.channels: the image of a3 has 1, that of a0 2; .*missing"),
-    "twins": (lambda: shutil.copy(LABEL, LABEL.with_suffix(".bmp")), "", "labels/a3.* have the same name; rename or rem"),
+    "no last channel": (
+        lambda: as_channels("a3_0001"),
+        "",
+        "data.channels: the image of a3 has 1, that of a0 2; .*missing",
+    ),
+    "twins": (
+        lambda: shutil.copy(LABEL, LABEL.with_suffix(".bmp")),
+        "",
+        "labels/a3.* have the same name; rename or rem",
+    ),
     "metadata, missing": (
         lambda: with_metadata('{"file_name": "images/b.png", "target": "labels/a0.png"}'),
         "",
@@ -120,7 +142,11 @@ DATA = {
         "pairs/metadata.jsonl:2: ../predictor.yaml is outside of pairs; move it inside",
     ),
     "metadata, no JSON": (lambda: with_metadata("{'a'}"), "", "pairs/metadata.jsonl:2: not JSON: .*one object on each"),
-    "pages": (lambda: [shutil.rmtree("pairs/labels"), as_stacks((3, 2))], "", "image.tif has 3 pages, label.tif 2; they"),
+    "pages": (
+        lambda: [shutil.rmtree("pairs/labels"), as_stacks((3, 2))],
+        "",
+        "image.tif has 3 pages, label.tif 2; they",
+    ),
     "patch": (NOTHING, "--data.patch 17", "data.patch: some level would not halve 17 evenly; use 16 or 18"),
     "objective": (NOTHING, "--objective regresion", "objective: regresion is not one of .*; did you mean regression?"),
     "fractions as classes": (numbers, "", "pairs/labels/a0.npy: no label image: expected integers .*got float32"),
@@ -130,11 +156,19 @@ DATA = {
         "--objective.cross_entropy 0 --objective.dice 0",
         "every term of the loss has the factor 0; raise one of cross_entropy, dice, jaccard",
     ),
-    "conditions": (NOTHING, "--unet.vector_dim 8", "unet: a predictor has no vector, tokens or planes; set their widths"),
+    "conditions": (
+        NOTHING,
+        "--unet.vector_dim 8",
+        "unet: a predictor has no vector, tokens or planes; set their widths",
+    ),
     "patch of many": (NOTHING, "--data.patch [16,16,16]", "--data.patch: "),
     "classes of a regression": (NOTHING, "--objective regression --objective.dice 1", "objective.dice: unknown"),
     "other key": (NOTHING, "--sample.steps 9", "--sample.steps: unknown argument"),
-    "value for a regression": (NOTHING, "--objective regression --data.path cells", "cells is no data set for regression"),
+    "value for a regression": (
+        NOTHING,
+        "--objective regression --data.path cells",
+        "cells is no data set for regression",
+    ),
 }
 
 

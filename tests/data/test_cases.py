@@ -88,7 +88,7 @@ def test_the_output_lies_inside_the_image(border, balanced):
     for index in range(200):
         starts = data._corner(data.cases[0], index)
         for start, side, edge, whole in zip(starts, size, border, (height, width), strict=True):
-            assert 0 <= start + edge // 2
+            assert start + edge // 2 >= 0
             assert start + edge // 2 + side - edge <= whole
 
 

@@ -118,7 +118,11 @@ LOSSY = np.array([0, 1, 2, 253, 254, 255])
 MISTAKES = {
     "one class": ([[0, 0]], {}, r"data.labels: the targets have one value \(0\); a segmentation needs at least two"),
     "only ignored": ([[255]], {"ignore": 255}, r"one value \(nothing\)"),
-    "lossy": ([LOSSY], {}, "6 values close to 0 and 255 .* as a lossy compression leaves them; save the targets as PNG"),
+    "lossy": (
+        [LOSSY],
+        {},
+        "6 values close to 0 and 255 .* as a lossy compression leaves them; save the targets as PNG",
+    ),
     "objects": ([range(40)], {}, "more than 32 values .* set data.labels instances if each is an object"),
     "smoothed": ([COLOR + 7 * np.arange(40)], {}, "40 colors or more; list those of the classes .* smoothed edges"),
     "mixed": ([[0, 1], [BLACK, RED]], {}, "some targets are gray and some have colors; save all in one way"),
@@ -130,7 +134,11 @@ MISTAKES = {
     "twice": ([[0, 1]], {"values": (0, 1, 1)}, "data.values: a value is listed twice"),
     "negative": ([[-1, 0, 1]], {}, r"values from 0 to 65535 \(got -1\); .* data.ignore if it marks places without"),
     "large": ([[0, 70000]], {}, r"values from 0 to 65535 \(got 70000\)"),
-    "no value": ([[0, 1]], {"values": (0, "red")}, 'data.values: red is neither a value, such as 255, nor a color, such'),
+    "no value": (
+        [[0, 1]],
+        {"values": (0, "red")},
+        "data.values: red is neither a value, such as 255, nor a color, such",
+    ),
     "names": ([[0, 1]], {"class_names": ("a",)}, r"data.class_names: 1 names for 2 classes \(0, 1\)"),
 }
 
@@ -150,7 +158,10 @@ def test_classes_that_are_plausible(codes):
 def test_files_that_are_no_label_images(tmp_path):
     cases = {
         "fractions": (saved(tmp_path / "a.npy", np.array([[0.5, 1.0]])), "expected integers"),
-        "axes": (saved(tmp_path / "b.npy", np.zeros((2, 3, 4), int)), r"expected integers \(H, W\), got int64 \(2, 3, 4"),
+        "axes": (
+            saved(tmp_path / "b.npy", np.zeros((2, 3, 4), int)),
+            r"expected integers \(H, W\), got int64 \(2, 3, 4",
+        ),
         "float": (saved(tmp_path / "c.tif", np.full((2, 2), 0.5, np.float32)), "fractions, not labels"),
         "large": (saved(tmp_path / "d.npy", np.full((2, 2), 2**33)), "values beyond 32 bits"),
     }

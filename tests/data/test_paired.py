@@ -133,7 +133,9 @@ def test_images_may_not_be_unknown(pairs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), [("shapes", "segmentation"), ("cells", "segmentation"), ("bands", "regression")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("shapes", "segmentation"), ("cells", "segmentation"), ("bands", "regression")]
+)
 def test_built_in_sets(name, kind):
     data = loaded(kind, path=name, memory_budget=0.001)
     assert len(data.names) == 40

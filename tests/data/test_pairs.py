@@ -22,7 +22,11 @@ def found(log=lambda line: None, **config) -> dict[str, tuple]:
     """Return the files of the cases in the folder `set` by name."""
     pairs = find_pairs(PairConfig(**({"path": "set"} | config)), log)
     return {
-        pair.name: (*(str(source) for source in pair.image), str(pair.target), *([str(pair.weight)] if pair.weight else []))
+        pair.name: (
+            *(str(source) for source in pair.image),
+            str(pair.target),
+            *([str(pair.weight)] if pair.weight else []),
+        )
         for pair in pairs
     }
 
@@ -89,7 +93,9 @@ def test_stacks_are_paired_by_page(in_a_new_folder):
     stack("set/Image.tif", 3)
     stack("set/labels.tiff", 3)
     assert found() == {
-        f"Image_{page:04d}": tuple(f"set/{name}" + f", page {page}" * (page > 0) for name in ("Image.tif", "labels.tiff"))
+        f"Image_{page:04d}": tuple(
+            f"set/{name}" + f", page {page}" * (page > 0) for name in ("Image.tif", "labels.tiff")
+        )
         for page in range(3)
     }
     stack("set/labels.tiff", 2)
@@ -193,7 +199,10 @@ BAD_LINES = {
     "no object": ("[1]", "metadata.jsonl:2: no file_name and target"),
     "no file": ('{"file_name": [], "target": "a.png"}', "metadata.jsonl:2: file_name is empty"),
     "missing": ('{"file_name": "b.png", "target": "a.png"}', "metadata.jsonl:2: b.png does not exist"),
-    "outside": ('{"file_name": "../c.png", "target": "a.png"}', "metadata.jsonl:2: ../c.png is outside of set; move it"),
+    "outside": (
+        '{"file_name": "../c.png", "target": "a.png"}',
+        "metadata.jsonl:2: ../c.png is outside of set; move it",
+    ),
     "absolute": ('{"file_name": "/etc/hosts", "target": "a.png"}', "metadata.jsonl:2: /etc/hosts is outside of set"),
     "twice": ('{"file_name": "a.png", "target": "a.png"}', "two lines have an image called a; rename one"),
 }
@@ -214,7 +223,9 @@ def test_folders_without_pairs(in_a_new_folder):
     touch("sets/readme.txt")
     with pytest.raises(UserError, match="data.path: set is no folder; did you mean sets?"):
         found()
-    with pytest.raises(UserError, match=r"sets has no pairs of images and targets \(found readme.txt\); expected images/"):
+    with pytest.raises(
+        UserError, match=r"sets has no pairs of images and targets \(found readme.txt\); expected images/"
+    ):
         found(path="sets")
     Path("sets/metadata.jsonl").write_text("\n")
     with pytest.raises(UserError, match="sets/metadata.jsonl lists no pair"):
