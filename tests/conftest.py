@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SMALL_PREDICTOR, write_pairs
 
 from stress.program import SMALL_RUN
 
@@ -46,4 +47,12 @@ def _own_cache(tmp_path_factory):
 def small(in_a_new_folder):
     """Return the working directory of one test, with small.yaml."""
     Path("small.yaml").write_text(SMALL_RUN)
+    return in_a_new_folder
+
+
+@pytest.fixture
+def small_predictor(in_a_new_folder):
+    """Return the working directory of one test, with predictor.yaml and the folder `pairs`."""
+    Path("predictor.yaml").write_text(SMALL_PREDICTOR)
+    write_pairs(Path("pairs"))
     return in_a_new_folder

@@ -1,6 +1,6 @@
 """Shared by tests: small networks, Gaussian data, and commands called in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,31 @@ def sampled_spread(exact: Callable, sampler, size: int = 96) -> list[float]:
     x = sample(lambda x_t, t: exact(x_t, t, stds), sampler, noise, torch.Generator().manual_seed(1)).double()
     assert (x.mean((1, 2, 3)) - MEAN).abs().max() < (0.02 if stochastic else 0.003)
     return (x.std((1, 2, 3), correction=0) / stds.flatten()).tolist()
+
+
+SMALL_PREDICTOR = """
+objective: {type: segmentation}
+unet: {levels: [{channels: 4, blocks: 1}, {channels: 8, blocks: 1}], norm_groups: 4, middle_attention: false}
+data: {path: pairs, patch: 16}
+augment: {rotate: 180, elastic: 2, elastic_grid: 3}
+train: {output: run, steps: 6, batch_size: 4, gradient_accumulation_steps: 2, optimizer: sgd, momentum: 0.9,
+        learning_rate: 1e-2, lr_schedule: poly, ema_decay: 0.9, log_every: 2, checkpoint_every: 2, preview_every: 6,
+        snapshots: 0, runtime: {mixed_precision: no, compile: false}}
+"""
+"""A predictor that is trained in a second, on the images of `write_pairs`."""
+
+
+def write_pairs(folder: Path, values: Sequence[int] = (0, 255), count: int = 8, size: tuple[int, int] = (24, 20)):
+    """Write images a0.png, ... of noisy blocks (height, width), and targets that have one value for each brightness."""
+    generator = np.random.default_rng(0)
+    height, width = size
+    for index in range(count):
+        classes = generator.integers(0, len(values), (-(-height // 8), -(-width // 8)))
+        classes = classes.repeat(8, 0).repeat(8, 1)[:height, :width]
+        noise = generator.integers(0, 30, size)
+        for kind, array in (("images", classes * 60 + noise), ("labels", np.asarray(values)[classes])):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array.astype(np.uint8)).save(folder / kind / f"a{index}.png")
 
 
 def run(*words) -> int:

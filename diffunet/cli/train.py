@@ -30,7 +30,8 @@ def train(argv: list[str]) -> int:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="a YAML file; its objective decides which flags there are [default: digits.yaml, or that of finetune.from]",
+        help="a YAML file; its objective decides which flags there are "
+        "[default: digits.yaml, or that of finetune.from]",
     )
     parser.add_argument(
         "--resume",

@@ -91,6 +91,7 @@ def decode(row: dict | None, channels: int, bit_depth: int, value_range: tuple[f
     the range of unsigned integers, [0, 1] of floats and signed integers. Raise UNREADABLE.
     """
     pixels, depth = read_values(row, channels)
+    finite(pixels)
     if value_range or depth == 32:
         low, high = value_range or (0, 1)
         pixels, depth = ((pixels.double() - low) / (high - low)).clamp(0, 1).float(), 32
@@ -99,7 +100,7 @@ def decode(row: dict | None, channels: int, bit_depth: int, value_range: tuple[f
 
 def values_of(row: dict | None) -> tuple[float, float]:
     """Return the least and the greatest value in a file. Raise UNREADABLE."""
-    values, _ = read_values(row, inspect(row).channels)
+    values = finite(read_values(row, inspect(row).channels)[0])
     return values.min().item(), values.max().item()
 
 
@@ -113,6 +114,13 @@ def read_values(row: dict | None, channels: int) -> tuple[Tensor, int]:
         with open_image(row) as image:
             depth = depth_of(image)
             return (_eight_bits if depth == 8 else _wide)(image, row, channels), depth
+
+
+def finite(values: Tensor) -> Tensor:
+    """Return the values. Raise ValueError if one is not finite."""
+    if not values.isfinite().all():
+        raise ValueError("NaN or infinite values")
+    return values
 
 
 @contextmanager

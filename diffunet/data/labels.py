@@ -1,6 +1,7 @@
 """Label images: which values their places have, and what classes these are.
 
-A place has a code: a gray value, an index of a palette, an element of an integer array, or COLOR + 0xRRGGBB.
+A place has a code: a gray value, an index of a palette, an element of an integer array, or COLOR + 0xRRGGBB. Colors
+that are all gray, as of masks saved as RGB, become gray values.
 """
 
 import re
@@ -19,8 +20,12 @@ from .pairs import PairConfig, Source
 COLOR = 1 << 32
 """Added to the codes of colors, which no gray value reaches."""
 MAX_CLASSES = 256
+MAX_VALUE = 65535
+"""Greatest value of a class, as predictions are written as PNG."""
 MANY = 32
 """Values of a gray image above which they are taken for instances rather than classes."""
+LOSSY, NEAR = ("JPEG", "MPO"), 16
+"""Formats whose compression turns one value into several, and the least distance of values that it cannot make."""
 UNKNOWN = -1
 """The class of a place without a label."""
 
@@ -36,8 +41,15 @@ class Labels:
     instances: bool = False
     """Places with codes other than 0 are objects, one for each code."""
 
+    def alike(self, codes: np.ndarray) -> np.ndarray:
+        """Return codes in the form of these labels: gray values where classes have no colors, plain numbers of objects."""
+        if self.instances:
+            return np.where(codes >= COLOR, codes - COLOR, codes)
+        return gray_of(codes) if max(self.codes) < COLOR else codes
+
     def classes_of(self, codes: np.ndarray, source: object) -> np.ndarray:
         """Return the class of each place, int16. Raise UserError for a code that is no class."""
+        codes = self.alike(codes)
         if self.instances:
             classes = (codes != 0).astype(np.int16)
         else:
@@ -71,21 +83,34 @@ def _read(source: Source) -> np.ndarray:
             values = values.astype(np.int64)
         if values.ndim != 2 or values.dtype.kind not in "iu":
             raise ValueError(f"expected integers (H, W), got {values.dtype.name} {values.shape}")
-        return values.astype(np.int64)
+        return _checked(values)
     image = Image.open(source.path)
     check_size(*image.size[::-1])
     image.seek(source.page)
+    if image.format in LOSSY and np.diff(np.unique(np.asarray(image))).min(initial=255) < NEAR:
+        raise ValueError(f"{image.format} has blurred its values; save it as PNG")
     if image.mode in ("RGBA", "LA", "PA"):
-        image = image.convert("RGB")
+        image = image.convert("L" if image.mode == "LA" else "RGB")
     values = np.asarray(image)
     if values.ndim == 2:
         if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
             raise ValueError("fractions, not labels; a regression's targets are numbers")
-        return values.astype(np.int64)
+        return _checked(values)
     red, green, blue = np.moveaxis(values[..., :3].astype(np.int64), -1, 0)
-    if np.array_equal(red, green) and np.array_equal(red, blue):
-        return red
     return COLOR + (red << 16) + (green << 8) + blue
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
+    """Return values as int64. Raise ValueError if they do not fit into 32 bits, beyond which codes are colors."""
+    if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+        raise ValueError("values beyond 32 bits")
+    return values.astype(np.int64)
+
+
+def gray_of(codes: np.ndarray) -> np.ndarray:
+    """Return codes with gray values instead of colors of equal red, green and blue."""
+    value = codes & 255
+    return np.where(codes == COLOR + value * 0x010101, value, codes)
 
 
 # ── the survey ────────────────────────────────────────────────────────────────────────────────────
@@ -102,24 +127,58 @@ def survey(images: Iterable[tuple[object, np.ndarray]], config: PairConfig) -> t
         counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
         if len(counts) > MAX_CLASSES and config.labels == "classes" and config.values is None:
             break
+    counts = _alike(counts, config)
     ignore = None if config.ignore is None else _code(config.ignore, "data.ignore")
+    if config.labels == "instances" and ignore is not None and ignore >= COLOR:
+        ignore -= COLOR
     found = sorted(code for code in counts if code != ignore)
+    if ignore is not None and ignore not in counts:
+        near = did_you_mean(written(ignore), map(written, found)) or f"; the values are {_listed(found)}"
+        raise UserError(f"data.ignore: no target has the value {written(ignore)}{near}")
     if config.labels == "instances":
+        if not set(found) - {0}:
+            raise UserError("data.labels: no target has an object, a value other than 0; set data.labels classes")
         return Labels((0, 1), _names(config, ("background", "object")), ignore, instances=True), counts
-    codes = _chosen(config, found) if config.values is not None else found
+    codes = _chosen(config, found, ignore) if config.values is not None else found
+    if any(code < 0 or MAX_VALUE < code < COLOR for code in codes):
+        strange = next(code for code in codes if code < 0 or MAX_VALUE < code < COLOR)
+        raise UserError(
+            f"data.labels: classes have values from 0 to {MAX_VALUE} (got {strange}); set data.labels instances if "
+            "each is an object, or data.ignore if it marks places without a label"
+        )
+    _check_one_kind(codes)
     if config.values is None:
         _check_plausible(found)
     if len(codes) < 2:
         only = written(codes[0]) if codes else "nothing"
         raise UserError(f"data.labels: the targets have one value ({only}); a segmentation needs at least two classes")
-    if ignore is not None and ignore not in counts:
-        near = did_you_mean(written(ignore), map(written, found)) or f"; the values are {_listed(found)}"
-        raise UserError(f"data.ignore: no target has the value {written(ignore)}{near}")
     return Labels(tuple(codes), _names(config, tuple(map(written, codes))), ignore), counts
 
 
-def _chosen(config: PairConfig, found: list[int]) -> list[int]:
+def _alike(counts: Counter[int], config: PairConfig) -> Counter[int]:
+    """Return counts of codes as `Labels.alike` returns them."""
+    chosen = [_code(value, "data.values") for value in config.values or ()]
+    found = np.array([*counts], dtype=np.int64)
+    if config.labels == "instances":
+        alike = np.where(found >= COLOR, found - COLOR, found)
+    else:
+        gray = gray_of(found)
+        alike = gray if max([*gray, *chosen], default=0) < COLOR else found
+    merged: Counter[int] = Counter()
+    for code, number in zip(alike.tolist(), counts.values(), strict=True):
+        merged[code] += number
+    return merged
+
+
+def _check_one_kind(codes: list[int]) -> None:
+    if len({code >= COLOR for code in codes}) > 1:
+        raise UserError("data.labels: some targets are gray and some have colors; save all in one way")
+
+
+def _chosen(config: PairConfig, found: list[int], ignore: int | None) -> list[int]:
     codes = [_code(value, "data.values") for value in config.values or ()]
+    if ignore in codes:
+        raise UserError(f"data.values: {written(ignore)} is data.ignore, which is no class; leave it out of one")
     if len(set(codes)) < len(codes):
         raise UserError("data.values: a value is listed twice; list each class once")
     if strange := [code for code in found if code not in codes]:
@@ -131,10 +190,8 @@ def _chosen(config: PairConfig, found: list[int]) -> list[int]:
 
 def _check_plausible(found: list[int]) -> None:
     gray = [code for code in found if code < COLOR]
-    if len(gray) not in (0, len(found)):
-        raise UserError("data.labels: some targets are gray and some have colors; save all in one way")
-    ends = [code for code in gray if code < 16 or code >= 240]
-    if len(gray) > 4 and max(gray) == 255 and len(ends) == len(gray):
+    low, high = [code for code in gray if code < 16], [code for code in gray if 240 <= code < 256]
+    if len(gray) > 4 and len(low) + len(high) == len(gray) and len(high) > 1:
         raise UserError(
             f"data.labels: {len(gray)} values close to 0 and 255 ({_listed(gray)}), as a lossy compression leaves "
             "them; save the targets as PNG with the values 0 and 255"
@@ -142,7 +199,7 @@ def _check_plausible(found: list[int]) -> None:
     if len(gray) > MANY:
         raise UserError(
             f"data.labels: more than {MANY} values ({_listed(gray)}); set data.labels instances if each is an object, "
-            "or list the classes in data.values"
+            "list the classes in data.values, or save as PNG what a lossy compression or scaling has blurred"
         )
     if len(found) > MAX_CLASSES or (len(found) > MANY and not gray):
         raise UserError(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.progress import no_progress
+from .arrays import DEPTHS
 from .borders import WeightConfig, place_weights, separate_touching
 from .cases import Cached, Case, Cases
-from .decoding import UNREADABLE, inspect, read_values, reason_of
+from .decoding import UNREADABLE, finite, inspect, read_values, reason_of
 from .labels import UNKNOWN, Labels, read_codes, survey, value_of
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
 from .phantoms import PHANTOMS
@@ -74,10 +75,11 @@ def load_pairs(
         labels, counts = survey(((files.names[i], files.codes(i)) for i in progress(surveyed)), files.config)
     decode = _Decoder(files, labels, weights, counts)
     sample = [decode(index) for index in surveyed]
-    if channels := {len(case.image) for case in sample} - {len(sample[0].image)}:
-        raise UserError(
-            f"data.channels: images with {len(sample[0].image)} and {min(channels)} channels; choose 1 or 3"
-        )
+    for case in sample:
+        _check_alike(case, sample[0])
+    target = _statistics([case.target for case in sample]) if kind == "regression" else None
+    if target and target.mean.isnan().any():
+        raise UserError("data.path: a channel of the targets is unknown (NaN) everywhere; leave it out")
     gibibytes = sum(map(_bytes, sample)) / len(sample) * len(files.names) / 2**30
     log(_summary(files, sample, labels, counts))
     if gibibytes > config.memory_budget:
@@ -88,7 +90,7 @@ def load_pairs(
         cases=Cached(decode, len(files.names), gibibytes <= config.memory_budget),
         labels=labels,
         image=_statistics([case.image for case in sample]),
-        target=_statistics([case.target for case in sample]) if kind == "regression" else None,
+        target=target,
         fingerprint=hashlib.sha256(f"{kind} {labels}".encode() + files.digest()).hexdigest(),
         in_memory=gibibytes <= config.memory_budget,
     )
@@ -103,13 +105,31 @@ def read_image(sources: Sequence[Source], channels: int | None) -> Tensor:
     for source in sources:
         row = {"bytes": None, "path": source.path, "page": source.page}
         try:
-            found = (channels if len(sources) == 1 else None) or min(inspect(row).channels, 3)
-            parts.append(read_values(row, found)[0])
+            found = (channels if len(sources) == 1 else None) or _channels_of(row)
+            parts.append(finite(read_values(row, found)[0]))
         except UNREADABLE as error:
             raise UserError(f"{source}: {reason_of(error)}") from None
     if len({part.shape[1:] for part in parts}) > 1:
         raise UserError(f"{sources[0]}: its channels have different sizes; scale them to one")
     return torch.cat(parts)
+
+
+def _channels_of(row: dict) -> int:
+    """Return the channels of a file, without the transparency of a picture."""
+    kind = inspect(row)
+    return kind.channels if kind.name in DEPTHS else min(kind.channels, 3)
+
+
+def _read_numbers(source: Source) -> Tensor:
+    """Return the targets of a regression, (C, H, W) fp32, NaN where unknown. Raise UserError."""
+    row = {"bytes": None, "path": source.path, "page": source.page}
+    try:
+        values = read_values(row, _channels_of(row))[0].float()
+        if values.isinf().any():
+            raise ValueError("infinite values")
+    except UNREADABLE as error:
+        raise UserError(f"{source}: {reason_of(error)}") from None
+    return values
 
 
 # ── where cases come from ─────────────────────────────────────────────────────────────────────────
@@ -120,6 +140,8 @@ class _Files(Protocol):
 
     config: PairConfig
     names: list[str]
+    weighted: bool
+    """Whether any case has weights of its own; they are 1 in the others."""
 
     def image(self, index: int) -> Tensor: ...
     def codes(self, index: int) -> np.ndarray: ...
@@ -135,6 +157,7 @@ class _Folder:
     def __init__(self, config: PairConfig, pairs: list[Pair]):
         self.config, self.pairs = config, pairs
         self.names = [pair.name for pair in pairs]
+        self.weighted = any(pair.weight for pair in pairs)
 
     def image(self, index: int) -> Tensor:
         return read_image(self.pairs[index].image, self.config.channels)
@@ -143,7 +166,7 @@ class _Folder:
         return read_codes(self.pairs[index].target)
 
     def values(self, index: int) -> Tensor:
-        return read_image([self.pairs[index].target], None).float()
+        return _read_numbers(self.pairs[index].target)
 
     def weight(self, index: int) -> Tensor | None:
         source = self.pairs[index].weight
@@ -163,6 +186,8 @@ class _Folder:
 
 class _Phantoms:
     """A built-in set."""
+
+    weighted = False
 
     def __init__(self, config: PairConfig, kind: Kind):
         self.set = PHANTOMS[config.path]
@@ -206,9 +231,11 @@ class _Decoder:
     def __call__(self, index: int) -> Case:
         files, labels = self.files, self.labels
         name, image, weight = files.names[index], files.image(index), files.weight(index)
+        if weight is None and files.weighted:
+            weight = torch.ones(image.shape[1:])
         if labels is None:
             return Case(name, image, files.values(index), weight)
-        codes = files.codes(index)
+        codes = labels.alike(files.codes(index))
         instances = np.where(codes == labels.ignore, 0, codes) if labels.instances else None
         if instances is not None:
             codes = np.where(codes == labels.ignore, codes, separate_touching(instances))
@@ -225,6 +252,21 @@ class _Decoder:
 
 
 # ── what was found ────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_alike(case: Case, first: Case) -> None:
+    """Raise UserError if two cases have different channels."""
+    found, expected = len(case.image), len(first.image)
+    if found != expected:
+        raise UserError(
+            f"data.channels: the image of {case.name} has {found}, that of {first.name} {expected}; choose 1 or 3, or "
+            "add the missing files"
+        )
+    if case.target.ndim == 3 and len(case.target) != len(first.target):
+        raise UserError(
+            f"data.path: the target of {case.name} has {len(case.target)} channels, that of {first.name} "
+            f"{len(first.target)}; save all in one way"
+        )
 
 
 def _resolved(config: PairConfig, case: Case, labels: Labels | None) -> PairConfig:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,9 +137,9 @@ def find_pairs(config: PairConfig, log: Callable[[str], None] = print) -> list[P
     )
 
 
-def natural(name: str) -> list:
-    """Return a sort key by which image2 comes before image10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def natural(name: str) -> tuple:
+    """Return a sort key by which image2 comes before image10; it differs for all names."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -157,13 +158,24 @@ def group_channels(files: Iterable[Path]) -> dict[str, tuple[Source, ...]]:
     for file in files:
         channel = CHANNEL.fullmatch(file.stem)
         name, number = (channel[1], int(channel[2])) if channel else (file.stem, 0)
-        other = found.setdefault(name, {}).setdefault(number, file)
-        if other != file:
-            raise UserError(f"data.path: {other} and {file.name} have the same name; rename or remove one")
+        _refuse_twins(file, found.setdefault(name, {}).setdefault(number, file))
     for name, channels in found.items():
         if missing := set(range(len(channels))) - channels.keys():
             raise UserError(f"data.path: {name} has no channel {min(missing):04d}; add it, or rename the others")
     return {name: tuple(Source(str(channels[n])) for n in sorted(channels)) for name, channels in found.items()}
+
+
+def _by_stem(files: Iterable[Path]) -> dict[str, Path]:
+    """Return files by their names without suffix. Raise UserError if two have the same."""
+    found: dict[str, Path] = {}
+    for file in files:
+        _refuse_twins(file, found.setdefault(file.stem, file))
+    return found
+
+
+def _refuse_twins(file: Path, other: Path) -> None:
+    if other != file:
+        raise UserError(f"data.path: {other} and {file.name} have the same name; rename or remove one")
 
 
 def _first(folder: Path, names: Iterable[str]) -> Path | None:
@@ -171,13 +183,14 @@ def _first(folder: Path, names: Iterable[str]) -> Path | None:
 
 
 def _by_name(images: Path, targets: Path, weights: Path | None, log: Callable[[str], None]) -> list[Pair]:
-    named = {file.stem: file for file in image_files(targets)}
+    named = _by_stem(image_files(targets))
     files = image_files(images)
     # Only channels belong to one target; nuclei_0001 and nuclei_0002 with targets of their own are two images.
     separate = {file.stem for file in files} & named.keys()
     grouped = group_channels(file for file in files if file.stem not in separate)
-    grouped |= {file.stem: (Source(str(file)),) for file in files if file.stem in separate}
-    weighted = {file.stem: Source(str(file)) for file in image_files(weights)} if weights else {}
+    alone = _by_stem(file for file in files if file.stem in separate)
+    grouped |= {name: (Source(str(file)),) for name, file in alone.items()}
+    weighted = {name: Source(str(file)) for name, file in _by_stem(image_files(weights) if weights else ()).items()}
     paired = sorted(grouped.keys() & named.keys(), key=natural)
     if not paired:
         examples = [next(iter(names), "none") for names in (grouped, named)]
@@ -186,16 +199,16 @@ def _by_name(images: Path, targets: Path, weights: Path | None, log: Callable[[s
             f"{examples[1]}, without suffix); rename them"
         )
     for kind, folder, single in (("images", images, grouped), ("targets", targets, named)):
-        if alone := sorted(single.keys() - set(paired), key=natural):
-            listed = ", ".join(printable(name, 40) for name in alone[:3]) + ", ..." * (len(alone) > 3)
-            log(f"left out {len(alone)} {kind} in {folder} without a partner: {listed}")
+        if unpaired := sorted(single.keys() - set(paired), key=natural):
+            listed = ", ".join(printable(name, 40) for name in unpaired[:3]) + ", ..." * (len(unpaired) > 3)
+            log(f"left out {len(unpaired)} {kind} in {folder} without a partner: {listed}")
     return [Pair(name, grouped[name], Source(str(named[name])), weighted.get(name)) for name in paired]
 
 
 def _by_metadata(folder: Path) -> list[Pair]:
     pairs = []
     file = folder / "metadata.jsonl"
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(_text(file).splitlines(), start=1):
         if not text.strip():
             continue
         try:
@@ -204,18 +217,26 @@ def _by_metadata(folder: Path) -> list[Pair]:
             raise UserError(f"{file}:{number}: not JSON: {error.msg}; write one object on each line") from None
         if not isinstance(line, dict) or not {"file_name", "target"} <= line.keys():
             raise UserError(f"{file}:{number}: no file_name and target; every line needs both")
-        names = line["file_name"]
-        images = tuple(_inside(folder, name, file, number) for name in (names if isinstance(names, list) else [names]))
+        names = line["file_name"] if isinstance(line["file_name"], list) else [line["file_name"]]
+        if not names:
+            raise UserError(f"{file}:{number}: file_name is empty; list the files of the channels")
+        images = tuple(_inside(folder, name, file, number) for name in names)
         weight = line.get("weight")
         target = _inside(folder, line["target"], file, number)
         name = Path(images[0].path).stem
         pairs.append(Pair(name, images, target, weight and _inside(folder, weight, file, number)))
-    repeated = {pair.name for pair in pairs if sum(pair.name == other.name for other in pairs) > 1}
-    if repeated:
-        raise UserError(f"{file}: two lines have an image called {min(repeated)}; rename one")
+    if repeated := [name for name, number in Counter(pair.name for pair in pairs).items() if number > 1]:
+        raise UserError(f"{file}: two lines have an image called {repeated[0]}; rename one")
     if not pairs:
         raise UserError(f"data.path: {file} lists no pair")
     return sorted(pairs, key=lambda pair: natural(pair.name))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
 
 
 def _inside(folder: Path, name: object, file: Path, number: int) -> Source:

@@ -156,7 +156,8 @@ def predict_files(
         if probabilities and predictor.labels:
             _save_array(folder / f"{name}.probabilities.npy", prediction.mean.numpy().astype(np.float16))
         if prediction.std.any():
-            _save_array(folder / f"{name}.std.npy", prediction.std.mean(0).numpy())
+            std = prediction.std.mean(0) if predictor.labels else prediction.std
+            _save_array(folder / f"{name}.std.npy", std.numpy())
     return skipped
 
 

@@ -39,7 +39,7 @@ def prediction(config: PredictionConfig) -> Task:
     from accelerate.utils import tqdm  # a bar in the main process only
 
     log = accelerator.print
-    progress = partial(tqdm, desc="read", unit="case", leave=False)
+    progress = partial(tqdm, desc="read", unit="case", leave=False, delay=1)
     pairs = load_pairs(config.data, config.objective.type, config.weights, log, progress)
     trained, held_out = pairs.split_fold()
     config = config.resolve(pairs)
