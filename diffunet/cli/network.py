@@ -12,7 +12,9 @@ from ..models.presets import PRESETS
 from ..models.tiling import valid_tile_sizes
 from ..models.unet import UNet
 from ..runs.config import Config, ModelConfig, config_file
+from ..runs.prediction import MAX_PATCH, PredictionConfig
 from ..runs.run import Run
+from ..tasks.kinds import kind_of, kind_of_run
 from .console import check_single_process, user_friendly
 from .flags import add_flags, parse_flags
 
@@ -72,11 +74,15 @@ def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tup
         config = settings_from(ModelConfig(unet=UNetConfig(preset=name)), ModelConfig, flags)
         default = config.unet.dims * (64,)
     elif Path(name).is_dir():
-        config = settings_from(Run(name).config(), Config, flags)
-        default = config.data.size
+        kind, _ = kind_of_run(name)
+        config = settings_from(Run(name).config(kind), kind, flags)
+        default = config.data.patch_size if isinstance(config, PredictionConfig) else config.data.size
     elif not Path(name).suffix:
         near = did_you_mean(name, PRESETS)
         raise UserError(f"{name}: neither a preset ({', '.join(PRESETS)}), nor a run, nor a file{near}")
+    elif kind_of(config_file(name)) is PredictionConfig:
+        config = settings_from(config_file(name), PredictionConfig, flags)
+        default = config.data.patch_size if config.data.patch else (MAX_PATCH, MAX_PATCH)
     else:
         config = settings_from(config_file(name), Config, flags)
         default = config.data.size if config.data.resolution else (64, 64)
@@ -86,6 +92,8 @@ def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tup
         config = config.model_copy(update={"conditions": known})
         config = config.resolve_model(sides or default, config.data.channels or 3)
     sides = sides or default
+    if isinstance(config, PredictionConfig):
+        config = ModelConfig(unet=config.unet)
     return config, sides * config.unet.dims if len(sides) == 1 else sides
 
 
