@@ -42,7 +42,7 @@ class Labels:
     """Places with codes other than 0 are objects, one for each code."""
 
     def alike(self, codes: np.ndarray) -> np.ndarray:
-        """Return codes in the form of these labels: gray values where classes have no colors, plain numbers of objects."""
+        """Return codes as the classes have them: gray values unless these are colors, and plain numbers of objects."""
         if self.instances:
             return np.where(codes >= COLOR, codes - COLOR, codes)
         return gray_of(codes) if max(self.codes) < COLOR else codes

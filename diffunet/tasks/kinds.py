@@ -1,5 +1,6 @@
 """Which kind of training a configuration is for, and training by any of them."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -79,13 +80,20 @@ def kind_of(
     """Return the class of a configuration, by the type of its objective. Raise UserError for an unknown type."""
     section = merge(read_yaml(file)[0] if file else {}, changes).get("objective")
     in_file = section.get(TAG) if isinstance(section, dict) else None
-    found = flags.get("objective.type", flags.get("objective", in_file))
+    found = objective_of(flags) or in_file
     known = OBJECTIVES.keys() | PREDICTS
     if found in PREDICTS:
         return PredictionConfig
     if isinstance(found, str) and found.isidentifier() and found not in known:
         raise UserError(f"objective: {found} is not one of {', '.join(sorted(known))}{did_you_mean(found, known)}")
     return Config
+
+
+def objective_of(flags: Mapping[str, str]) -> str | None:
+    """Return the type of the objective that flags set: by name, or as `{type: ...}`."""
+    word = flags.get("objective.type", flags.get("objective"))
+    inside = re.search(r"\btype: *['\"]?(\w+)", word or "")
+    return inside[1] if inside else word
 
 
 def kind_of_run(path: str | Path) -> tuple[type[RunConfig], Callable[[Any], Task]]:

@@ -150,7 +150,7 @@ def test_labels_in_doubt_are_a_mistake(name):
         surveyed(*(np.array([codes]) for codes in images), **config)
 
 
-@pytest.mark.parametrize("codes", [[0, 1, 2, 3, 4, 5, 255], range(19), [0, 128, 255], list(range(21)) + [255]])
+@pytest.mark.parametrize("codes", [[0, 1, 2, 3, 4, 5, 255], range(19), [0, 128, 255], [*range(21), 255]])
 def test_classes_that_are_plausible(codes):
     assert surveyed(np.array([codes])).codes == tuple(codes)
 

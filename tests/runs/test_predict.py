@@ -137,7 +137,8 @@ def test_two_runs_give_their_mean_and_deviation(trained):
 
 def test_the_deviation_of_numbers_has_their_channels(small_predictor):
     for path in list(Path("pairs/labels").iterdir()):
-        np.save(path.with_suffix(".npy"), np.stack([np.asarray(Image.open(path), np.float32)] * 2) + [[[0]], [[1]]])
+        target = np.asarray(Image.open(path), np.float32)
+        np.save(path.with_suffix(".npy"), np.stack([target, target + 1]))
         path.unlink()
     train("--objective", "regression")
     train("--objective", "regression", "--train.seed", 1, "--train.output", "other")

@@ -180,6 +180,8 @@ def test_print_config_is_a_config(small_predictor, capsys):
     assert "dice: 0.5" in printed
     assert run("train", "--objective", "regression", "--print_config") == 0
     assert "huber: 0.0" in capsys.readouterr().out
+    assert run("train", "--objective", "{type: regression, huber: 2}", "--print_config") == 0
+    assert "huber: 2" in capsys.readouterr().out
     assert not Path("run").exists()
 
 
@@ -209,6 +211,8 @@ def test_the_type_of_the_objective_decides_about_the_kind(small_predictor):
     assert kind_of(Path("predictor.yaml")) is PredictionConfig
     assert kind_of(Path("predictor.yaml"), {"objective": "flow"}) is Config
     assert kind_of(None, {"objective.type": "regression"}) is PredictionConfig
+    assert kind_of(None, {"objective": "{l1: 1, type: regression}"}) is PredictionConfig
+    assert kind_of(Path("predictor.yaml"), {"objective": "{type: edm}"}) is Config
     assert kind_of(None, changes={"objective": {"type": "segmentation"}}) is PredictionConfig
     with pytest.raises(UserError, match="objective: segment is not one of .*; did you mean segmentation?"):
         kind_of(None, {"objective": "segment"})
