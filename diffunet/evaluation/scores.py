@@ -79,7 +79,6 @@ def class_scores(
     segments: (H, W) predicted instances, by default the parts of the predicted second class.
     """
     known = truth != UNKNOWN
-    classes = np.where(known, classes, 0)
     counts = confusion(classes, truth, len(names), known)
     surfaces = surface_scores(classes, truth, len(names), SPACING, known)
     f1 = [boundary_f1((classes == k) & known, (truth == k) & known, TOLERANCE, SPACING) for k in range(len(names))]
