@@ -1,11 +1,11 @@
 """Membranes in electron microscopy, the first job of the U-Net: one change of the recipe per row.
 
     python benchmarks/membranes.py --minutes 30 --folder runs/membranes-ablations --data EM
-    python benchmarks/membranes.py --tiny --folder runs/rehearsal                            built-in images, a rehearsal
+    python benchmarks/membranes.py --tiny --folder runs/rehearsal                  built-in images, a rehearsal
 
-EM has images/ and labels/ of ISBI 2012 (Cardona et al. 2010), or of another stack: its last third is held out as a block.
-Without it, the built-in membranes. Each row is scored by `diffunet evaluate`. Interrupted, the same command continues.
-FOLDER gets rows.jsonl and membranes.md.
+EM has images/ and labels/ of ISBI 2012 (Cardona et al. 2010), or of another stack: its last third is held out as a
+block. Without it, the built-in membranes. Each row is scored as `diffunet evaluate` does. Interrupted, the same command
+continues. FOLDER gets rows.jsonl and membranes.md.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..core.errors import UserError, did_you_mean, printable
 from .arrays import NPY, check_size
@@ -89,6 +89,7 @@ def _read(source: Source) -> np.ndarray:
     image.seek(source.page)
     if image.format in LOSSY and np.diff(np.unique(np.asarray(image))).min(initial=255) < NEAR:
         raise ValueError(f"{image.format} has blurred its values; save it as PNG")
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("L" if image.mode == "LA" else "RGB")
     values = np.asarray(image)

@@ -23,8 +23,8 @@ from .quiet import quiet
 from .sources import length_and_head
 
 Kind = Literal["segmentation", "regression"]
-SURVEYED = 200
-"""Cases, at most, from which channels, classes and statistics are taken, evenly spaced."""
+SURVEYED = 100
+"""Cases, at most, from which statistics are taken, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -69,30 +69,33 @@ def load_pairs(
     Raise UserError for a folder without pairs, for files that cannot be read, and for labels in doubt.
     """
     files: _Files = _Phantoms(config, kind) if config.path in PHANTOMS else _Folder(config, find_pairs(config, log))
-    surveyed = np.unique(np.linspace(0, len(files.names) - 1, min(SURVEYED, len(files.names))).astype(int)).tolist()
+    number = len(files.names)
     labels, counts = None, {}
     if kind == "segmentation":
-        labels, counts = survey(((files.names[i], files.codes(i)) for i in progress(surveyed)), files.config)
+        labels, counts = survey(((files.names[i], files.codes(i)) for i in progress(range(number))), files.config)
     decode = _Decoder(files, labels, weights, counts)
+    surveyed = np.unique(np.linspace(0, number - 1, min(SURVEYED, number)).astype(int)).tolist()
     sample = [decode(index) for index in surveyed]
-    for case in sample:
-        _check_alike(case, sample[0])
+    gibibytes = sum(map(_bytes, sample)) / len(sample) * number / 2**30
+    in_memory = gibibytes <= config.memory_budget
+    cases = Cached(decode, number, in_memory)
+    for index in progress(range(number)) if in_memory else ():  # a mistake is found before the training, not amid it
+        _check_alike(cases[index], sample[0])
     target = _statistics([case.target for case in sample]) if kind == "regression" else None
     if target and target.mean.isnan().any():
         raise UserError("data.path: a channel of the targets is unknown (NaN) everywhere; leave it out")
-    gibibytes = sum(map(_bytes, sample)) / len(sample) * len(files.names) / 2**30
     log(_summary(files, sample, labels, counts))
-    if gibibytes > config.memory_budget:
+    if not in_memory:
         log(f"{gibibytes:.1f} GiB decoded, over data.memory_budget: decoded as needed")
     return PairedData(
         config=_resolved(files.config, sample[0], labels),
         names=files.names,
-        cases=Cached(decode, len(files.names), gibibytes <= config.memory_budget),
+        cases=cases,
         labels=labels,
         image=_statistics([case.image for case in sample]),
         target=target,
         fingerprint=hashlib.sha256(f"{kind} {labels}".encode() + files.digest()).hexdigest(),
-        in_memory=gibibytes <= config.memory_budget,
+        in_memory=in_memory,
     )
 
 

@@ -38,8 +38,6 @@ class PredictConfig(Settings):
     """Side of a tile of the network's input; null: the patch, or as near as the network takes."""
     average: bool = False
     """Average the predictions of the mirrored image, and with square tiles of the turned one; eight times the work."""
-    batch_size: int = Field(1, ge=1, le=1000)
-    """Tiles at once."""
 
 
 class PredictionConfig(RunConfig):
