@@ -7,6 +7,7 @@ from .conditions.vector import VectorConfig
 from .core.errors import UserError
 from .data.dataset import DataConfig, ImageDataset, load_images
 from .data.degradation import Degradation
+from .data.pairs import PairConfig
 from .interop.adapters import DiffusersUNet, LucidrainsUNet
 from .interop.guided_diffusion import load_guided_diffusion, save_guided_diffusion
 from .models.conditioning import (
@@ -20,6 +21,7 @@ from .models.conditioning import (
 from .models.config import LevelConfig, UNetConfig
 from .models.denoiser import Denoiser, TimeConfig
 from .models.inspection import describe, features, receptive_field
+from .models.predictor import Predictor
 from .models.pretrained import copy_encoder
 from .models.saving import load_unet, save_unet
 from .models.tiling import Tiled
@@ -29,10 +31,14 @@ from .objectives.consistency import Consistency, ConsistencyConfig
 from .objectives.ddpm import DDPM, DDPMConfig
 from .objectives.edm import EDM, EDMConfig
 from .objectives.flow import Flow, FlowConfig
+from .objectives.regression import Regression, RegressionConfig
+from .objectives.segmentation import Segmentation, SegmentationConfig
 from .objectives.solvers import Solver
 from .runs.config import Config
 from .runs.edit import EditConfig, read_edit
 from .runs.evaluate import EvaluationConfig, evaluate
+from .runs.predict import ImagePredictor
+from .runs.prediction import PredictionConfig, load_predictor
 from .runs.run import Run, load_denoiser, load_run
 from .sampling.editing import Interpolate, Restore, Vary
 from .sampling.generate import SampleConfig, Sampler
@@ -65,6 +71,7 @@ __all__ = [
     "Guided",
     "ImageConfig",
     "ImageDataset",
+    "ImagePredictor",
     "Interpolate",
     "LabelConfig",
     "LabelEmbedding",
@@ -72,11 +79,18 @@ __all__ = [
     "LucidrainsUNet",
     "Objective",
     "Observed",
+    "PairConfig",
     "PlaneEmbedding",
+    "PredictionConfig",
+    "Predictor",
+    "Regression",
+    "RegressionConfig",
     "Restore",
     "Run",
     "SampleConfig",
     "Sampler",
+    "Segmentation",
+    "SegmentationConfig",
     "Solver",
     "TextConfig",
     "Tiled",
@@ -98,6 +112,7 @@ __all__ = [
     "load_denoiser",
     "load_guided_diffusion",
     "load_images",
+    "load_predictor",
     "load_run",
     "load_unet",
     "read_edit",
