@@ -14,6 +14,7 @@ from diffunet.core.settings import settings_from
 from diffunet.core.storage import load_tensors
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run
+from diffunet.tasks.kinds import kind_of
 from stress.program import ROOT
 
 # ── the straight line ─────────────────────────────────────────────────────────────────────────────
@@ -67,7 +68,7 @@ def test_train_then_sample(small, capsys):
 
 def test_shipped_configs_are_valid_and_digits_is_the_default(capsys):
     for path in sorted((ROOT / "configs").glob("*.yaml")):
-        settings_from(path, Config)
+        settings_from(path, kind_of(path))
     assert run("train", "--print_config", "--train.steps", "7") == 0
     output = capsys.readouterr().out
     assert "output: runs/digits" in output
