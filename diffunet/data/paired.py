@@ -16,7 +16,7 @@ from .arrays import DEPTHS
 from .borders import WeightConfig, place_weights, separate_touching
 from .cases import Cached, Case, Cases
 from .decoding import UNREADABLE, finite, inspect, read_values, reason_of
-from .labels import UNKNOWN, Labels, read_codes, survey, value_of
+from .labels import Labels, read_codes, survey, value_of
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
 from .phantoms import PHANTOMS
 from .quiet import quiet
@@ -24,7 +24,7 @@ from .sources import length_and_head
 
 Kind = Literal["segmentation", "regression"]
 SURVEYED = 100
-"""Cases, at most, from which statistics are taken, evenly spaced."""
+"""Training cases, at most, from which statistics are taken, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def load_pairs(
     if kind == "segmentation":
         labels, counts = survey(((files.names[i], files.codes(i)) for i in progress(range(number))), files.config)
     decode = _Decoder(files, labels, weights, counts)
-    surveyed = np.unique(np.linspace(0, number - 1, min(SURVEYED, number)).astype(int)).tolist()
-    sample = [decode(index) for index in surveyed]
+    trained, _ = split_fold(files.names, config)
+    surveyed = np.unique(np.linspace(0, len(trained) - 1, min(SURVEYED, len(trained))).astype(int)).tolist()
+    sample = [decode(trained[place]) for place in surveyed]
     gibibytes = sum(map(_bytes, sample)) / len(sample) * number / 2**30
     in_memory = gibibytes <= config.memory_budget
     cases = Cached(decode, number, in_memory)
@@ -243,11 +244,7 @@ class _Decoder:
         if instances is not None:
             codes = np.where(codes == labels.ignore, codes, separate_touching(instances))
         target = labels.classes_of(codes, files.place(index))
-        numbers = [self.counts.get(code, 0) for code in labels.codes]
-        if labels.instances:
-            objects = sum(number for code, number in self.counts.items() if code not in (0, labels.ignore))
-            numbers = [self.counts.get(0, 0), objects]
-        places = place_weights(target, instances, numbers, self.weights)
+        places = place_weights(target, instances, _class_counts(labels, self.counts), self.weights)
         if places is not None:
             weight = torch.from_numpy(places) * (1 if weight is None else weight)
         kept = None if instances is None else torch.from_numpy(instances.astype(np.int32))
@@ -302,9 +299,16 @@ def _summary(files: _Files, sample: list[Case], labels: Labels | None, counts: M
     start = f"{len(files.names):,} pairs of {size} pixels, {channels} channel{'s' * (channels > 1)}"
     if labels is None:
         return f"{start} -> {len(sample[0].target)} number{'s' * (len(sample[0].target) > 1)} for each place"
-    places = torch.cat([case.target.flatten() for case in sample])
-    shares = [float((places == label).float().mean()) for label in range(len(labels.codes))]
+    total = sum(counts.values())
+    shares = [number / total for number in _class_counts(labels, counts)]
     classes = ", ".join(f"{name} {share:.1%}" for name, share in zip(labels.names, shares, strict=True))
-    unknown = float((places == UNKNOWN).float().mean())
+    unknown = counts.get(labels.ignore, 0) / total if labels.ignore is not None else 0
     objects = f", {len(counts) - 1:,} objects or fewer an image" if labels.instances else ""
     return f"{start} -> {classes}" + (f", {unknown:.1%} without a label" if unknown else "") + objects
+
+
+def _class_counts(labels: Labels, counts: Mapping[int, int]) -> list[int]:
+    """Return the number of places of each class."""
+    if not labels.instances:
+        return [counts.get(code, 0) for code in labels.codes]
+    return [counts.get(0, 0), sum(number for code, number in counts.items() if code not in (0, labels.ignore))]

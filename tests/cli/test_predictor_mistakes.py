@@ -14,7 +14,7 @@ LABEL = Path("pairs/labels/a3.png")
 
 
 def each_label(change) -> None:
-    for path in Path("pairs/labels").iterdir():
+    for path in sorted(Path("pairs/labels").iterdir()):
         change(path)
 
 
@@ -29,7 +29,8 @@ def smoothed(path: Path) -> None:
 
 
 def as_jpeg(path: Path) -> None:
-    Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+    shifted = np.roll(np.asarray(Image.open(path)), 3, (0, 1))  # JPEG keeps blocks of 8 pixels that have one value
+    Image.fromarray(shifted).save(path.with_suffix(".jpg"), quality=95)
     path.unlink()
 
 

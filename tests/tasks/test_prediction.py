@@ -13,6 +13,7 @@ from PIL import Image
 import diffunet
 from diffunet.core.errors import UserError
 from diffunet.core.storage import load_tensors
+from diffunet.data.pairs import PairConfig, split_fold
 from diffunet.runs.config import Config
 from diffunet.runs.prediction import PredictionConfig, load_predictor
 from diffunet.runs.run import Run
@@ -122,7 +123,8 @@ def test_a_run_has_a_preview_and_the_losses_of_held_out_cases(small_predictor, c
     assert Path("run/samples/step_00000006.png").exists()
     assert json.loads(Path("run/run.json").read_text())["task"] == "prediction"
     predictor = load_predictor(Run("run"))
-    images = [np.asarray(Image.open(f"pairs/images/a{n}.png"), dtype=np.float64) for n in range(8)]
+    trained, _ = split_fold([f"a{n}" for n in range(8)], PairConfig())
+    images = [np.asarray(Image.open(f"pairs/images/a{n}.png"), dtype=np.float64) for n in trained]
     assert predictor.input_mean.item() == pytest.approx(np.mean(images), rel=1e-6)
     assert predictor.input_std.item() == pytest.approx(np.std(images), rel=1e-6)
     assert predictor.output_std.tolist() == [1, 1]  # logits are as the network returns them
