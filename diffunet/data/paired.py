@@ -18,6 +18,7 @@ from .cases import Cached, Case, Cases
 from .decoding import UNREADABLE, finite, inspect, read_values, reason_of
 from .labels import Labels, read_codes, survey, value_of
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
+from .pansharpening import enlarged
 from .phantoms import PHANTOMS
 from .quiet import quiet
 from .sources import length_and_head
@@ -113,9 +114,20 @@ def read_image(sources: Sequence[Source], channels: int | None) -> Tensor:
             parts.append(finite(read_values(row, found)[0]))
         except UNREADABLE as error:
             raise UserError(f"{source}: {reason_of(error)}") from None
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise UserError(f"{sources[0]}: its channels have different sizes; scale them to one")
-    return torch.cat(parts)
+    try:
+        return torch.cat([_as_large_as(parts[0], part) for part in parts])
+    except ValueError as misfit:
+        raise UserError(f"{sources[0]}: its channels have different sizes, {misfit}; scale them to one") from None
+
+
+def _as_large_as(first: Tensor, part: Tensor) -> Tensor:
+    """Return a part of an image with the size of the first, a whole multiple: of bands beside a sharp image."""
+    (height, width), (rows, columns) = first.shape[1:], part.shape[1:]
+    if (rows, columns) == (height, width):
+        return part
+    if height % rows or width % columns or height // rows != width // columns:
+        raise ValueError(f"{height}×{width} and {rows}×{columns}")
+    return enlarged(part, height // rows)
 
 
 def _channels_of(row: dict) -> int:

@@ -67,7 +67,7 @@ _SETS = (
     PhantomSet("stain", "phase contrast to the intensity of a nuclear stain", "values", ("stain",), stain),
     PhantomSet("grains", "a polycrystal with faint boundaries", "classes", ("boundary", "grain"), grains),
     PhantomSet("defects", "vacancies of a crystal lattice", "classes", ("background", "vacancy"), defects),
-    PhantomSet("bands", "scenes in four bands for pansharpening", "values", BANDS, bands),
+    PhantomSet("bands", "a sharp panchromatic image and four coarse bands to four sharp ones", "values", BANDS, bands),
 )
 PHANTOMS = {each.name: each for each in _SETS}
 """The built-in sets by name."""

@@ -6,7 +6,9 @@ the receptive field has to reach the contour from everywhere inside.
 """
 
 import numpy as np
+import torch
 
+from .pansharpening import wald_pair
 from .random_fields import disk_distance, smooth_noise, to_uint8, voronoi, warped_grid
 
 BACKGROUND, INK, NOISE = 0.4, 0.25, 0.05
@@ -96,16 +98,21 @@ SPECTRA = np.array(
 WATER, ASPHALT = 3, 5
 ROOFS = (4, 5, 6)
 """Rows of `SPECTRA`."""
+RATIO = 4
+"""Side of a coarse pixel of `bands`."""
 
 
 def bands(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a scene of fields, roads and buildings in 10,000ths of reflectance, uint16 (4, H, W), and in reflectance,
-    float32 (4, H, W): the fine truth of pansharpening.
+    """Return a scene of fields, roads and buildings for pansharpening, by Wald's protocol.
+
+    The image is a panchromatic one and four coarse bands in 10,000ths of reflectance, uint16 (5, H, W), the target the
+    sharp bands in reflectance, float32 (4, H, W).
 
     Each region has the spectrum of a material, brightened or darkened as a whole and mixed a little with another one.
     """
     from scipy.ndimage import gaussian_filter
 
+    cropped, size = size, (-(-size[0] // RATIO) * RATIO, -(-size[1] // RATIO) * RATIO)
     fields = voronoi(rng, warped_grid(rng, size, 2, 40), 44, elongation=0.05)
     materials = rng.choice(4, fields.max() + 1, p=[0.4, 0.25, 0.25, 0.1])
     spectra = _mixed(rng, materials)
@@ -133,8 +140,10 @@ def bands(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
         scene[window][(np.abs(along) < half[0]) & (np.abs(across) < half[1])] = roof
     texture = 1 + 0.06 * smooth_noise(rng, size, 2) + 0.06 * smooth_noise(rng, size, 12)
     scene = gaussian_filter(scene * texture[..., None], (0.5, 0.5, 0)).transpose(2, 0, 1)
-    image = np.rint(np.clip(scene, 0.001, 1) * 10000).astype(np.uint16)
-    return image, (image / 10000).astype(np.float32)
+    sharp = np.rint(np.clip(scene, 0.001, 1) * 10000).astype(np.float32)
+    image, _ = wald_pair(torch.from_numpy(sharp), ratio=RATIO)
+    view = (..., slice(cropped[0]), slice(cropped[1]))
+    return image.clamp(0, 65535).round().numpy().astype(np.uint16)[view], sharp[view] / 10000
 
 
 def _mixed(rng: np.random.Generator, materials: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ WORST = 5
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedCase:
     """What was predicted for a case."""
 
     case: Case
@@ -66,7 +66,7 @@ class Judge:
         borders = two_classes and has_borders([cases[index].target.numpy() for index in evenly_spaced(scored)])
         return cls(labels, borders, 0.0, class_references(some, len(labels.codes)))
 
-    def scores_of(self, prediction: Prediction) -> CaseScores:
+    def scores_of(self, prediction: PredictedCase) -> CaseScores:
         """Return the scores of a prediction. Raise UserError unless it is as large as the target."""
         case, output = prediction.case, prediction.output
         if output.shape[-2:] != case.target.shape[-2:]:
@@ -101,17 +101,17 @@ class Comparison:
         self.names: list[str] = []
         self.scores: list[CaseScores] = []
         self.references: dict[str, list[CaseScores]] = {name: [] for name in judge.references}
-        self.worst: list[tuple[Prediction, CaseScores]] = []
+        self.worst: list[tuple[PredictedCase, CaseScores]] = []
         """The predictions with the lowest Dice coefficient, or the highest RMSE, worst first."""
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, prediction: PredictedCase) -> None:
         """Score a prediction and the references for its case."""
         found = self.judge.scores_of(prediction)
         self.names.append(prediction.case.name)
         self.scores.append(found)
         for name, reference in self.judge.references.items():
             output = reference(prediction.case.image)
-            self.references[name].append(self.judge.scores_of(Prediction(prediction.case, output)))
+            self.references[name].append(self.judge.scores_of(PredictedCase(prediction.case, output)))
         self.worst = sorted([*self.worst, (prediction, found)], key=lambda one: _quality(one[1]))[:WORST]
 
     def record(self, predictions: Mapping[str, Any], cases: Mapping[str, Any], fitted_on: str) -> dict[str, Any]:

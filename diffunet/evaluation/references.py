@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..data.cases import Case
 from ..data.labels import UNKNOWN
+from ..data.pansharpening import brovey
 
 Reference = Callable[[Tensor], Tensor]
 """From an image (C, H, W) to probabilities (K, H, W), or to numbers (C', H, W)."""
@@ -48,25 +49,36 @@ def class_references(cases: Sequence[Case], num_classes: int) -> dict[str, Refer
 def number_references(cases: Sequence[Case]) -> dict[str, Reference]:
     """Return references for numbers, fitted on cases.
 
-    constant: the mean of each channel. identity, if image and target have as many channels: the image, each channel
-    times a factor plus an offset, by least squares.
+    constant: the mean of each channel. identity, if image and target have as many channels: the image. bicubic and
+    brovey, if the image has one more, which is then taken for the sharp one of `pansharpening`: its coarse bands, and
+    those times the sharp image over their mean. All but the constant are rescaled by least squares.
     """
     truths = [case.target.double().flatten(1) for case in cases]
     mean = torch.cat(truths, dim=1).nanmean(1).nan_to_num(0).float()
     found: dict[str, Reference] = {"constant": lambda image: _everywhere(mean, image)}
-    if all(case.image.shape[0] == case.target.shape[0] for case in cases):
-        x, y = torch.cat([case.image.double().flatten(1) for case in cases], 1), torch.cat(truths, 1)
-        x = x.masked_fill(y.isnan(), torch.nan)
-        mean_x, mean_y = x.nanmean(1, keepdim=True), y.nanmean(1, keepdim=True)
-        covariance, variance = ((x - mean_x) * (y - mean_y)).nanmean(1), (x - mean_x).square().nanmean(1)
-        factor = (covariance / variance.clamp(min=1e-300)).nan_to_num(0)
-        offset = (mean_y[:, 0] - factor * mean_x[:, 0]).nan_to_num(0)
-
-        def rescaled(image: Tensor) -> Tensor:
-            return (image.double() * factor[:, None, None] + offset[:, None, None]).float()
-
-        found["identity"] = rescaled
+    extra = {len(case.image) - len(case.target) for case in cases}
+    if extra == {0}:
+        found["identity"] = _rescaled(lambda image: image, cases)
+    if extra == {1}:
+        found["bicubic"] = _rescaled(lambda image: image[1:], cases)
+        found["brovey"] = _rescaled(brovey, cases)
     return found
+
+
+def _rescaled(reference: Reference, cases: Sequence[Case]) -> Reference:
+    """Return a reference of which each channel is multiplied by a factor, plus an offset, by least squares."""
+    x = torch.cat([reference(case.image).double().flatten(1) for case in cases], 1)
+    y = torch.cat([case.target.double().flatten(1) for case in cases], 1)
+    x = x.masked_fill(y.isnan(), torch.nan)
+    mean_x, mean_y = x.nanmean(1, keepdim=True), y.nanmean(1, keepdim=True)
+    covariance, variance = ((x - mean_x) * (y - mean_y)).nanmean(1), (x - mean_x).square().nanmean(1)
+    factor = (covariance / variance.clamp(min=1e-300)).nan_to_num(0)
+    offset = (mean_y[:, 0] - factor * mean_x[:, 0]).nan_to_num(0)
+
+    def rescaled(image: Tensor) -> Tensor:
+        return (reference(image).double() * factor[:, None, None] + offset[:, None, None]).float()
+
+    return rescaled
 
 
 def best_threshold(values: np.ndarray, second: np.ndarray) -> tuple[float, bool]:

@@ -17,7 +17,7 @@ from ..data.cases import Cached, Case, Cases
 from ..data.labels import UNKNOWN, Labels, read_codes, survey
 from ..data.paired import load_pairs
 from ..data.pairs import Pair, PairConfig, find_pairs, split_fold
-from ..evaluation.comparison import Comparison, Judge, Prediction, title_of
+from ..evaluation.comparison import Comparison, Judge, PredictedCase, title_of
 from ..models.saving import WEIGHTS
 from .figures import save_comparison
 from .painting import comparison_rows
@@ -80,7 +80,7 @@ def evaluate_predictor(
         comparison.add(_predicted(predictor, cases[index]))
     predictions = {
         "run": run.folder.name,
-        **predictor.settings.model_dump(mode="json", exclude={"batch_size"}),
+        **predictor.settings.model_dump(mode="json"),
         "weights_sha256": sha256_of_file(run.folder / "model" / WEIGHTS),
     }
     trained_on = sum(pairs.names[index] in trained for index in scored)
@@ -106,9 +106,9 @@ class _Annotated:
         return replace(case, target=torch.where(case.target == UNKNOWN, UNKNOWN, objects))
 
 
-def _predicted(predictor: ImagePredictor, case: Case) -> Prediction:
+def _predicted(predictor: ImagePredictor, case: Case) -> PredictedCase:
     try:
-        return Prediction(case, predictor(case.image).mean)
+        return PredictedCase(case, predictor(case.image).mean)
     except (UserError, ValueError) as mistake:
         raise UserError(f"{case.name}: {mistake}") from None
 
@@ -145,7 +145,7 @@ def _labeled(pair: Pair, labels: Labels) -> Case:
     return Case(pair.name, torch.empty(0, *classes.shape), classes, instances=instances)
 
 
-def _read(pair: Pair, case: Case, labels: Labels) -> Prediction:
+def _read(pair: Pair, case: Case, labels: Labels) -> PredictedCase:
     """Return the prediction of a label image. Values where the target has none are free."""
     if len(pair.image) > 1:
         raise UserError(f"{pair.name}: has {len(pair.image)} predictions ({pair.image[0]}, ...); leave one")
@@ -156,7 +156,7 @@ def _read(pair: Pair, case: Case, labels: Labels) -> Prediction:
     codes = np.where(case.target == UNKNOWN, labels.codes[0], codes)
     classes = torch.from_numpy(replace(labels, ignore=None).classes_of(codes, pair.image[0])).long()
     output = torch.nn.functional.one_hot(classes, len(labels.codes)).permute(2, 0, 1).float()
-    return Prediction(case, output, has_probabilities=False, segments=codes if labels.instances else None)
+    return PredictedCase(case, output, has_probabilities=False, segments=codes if labels.instances else None)
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────

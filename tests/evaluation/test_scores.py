@@ -8,8 +8,9 @@ import torch
 
 from diffunet.data.cases import Case
 from diffunet.data.labels import UNKNOWN, Labels
+from diffunet.data.pansharpening import wald_pair
 from diffunet.data.phantoms import PHANTOMS
-from diffunet.evaluation.comparison import Comparison, Judge, Prediction, format_comparison
+from diffunet.evaluation.comparison import Comparison, Judge, PredictedCase, format_comparison
 from diffunet.evaluation.references import best_threshold, class_references, number_references
 from diffunet.evaluation.scores import (
     CaseScores,
@@ -259,7 +260,7 @@ def comparison_of(predicted: list[np.ndarray], truths: list[np.ndarray]) -> Comp
     everything = range(len(cases))
     comparison = Comparison(Judge.of(cases, Labels((0, 1), NAMES), everything, everything))
     for case, classes in zip(cases, predicted, strict=True):
-        comparison.add(Prediction(case, torch.from_numpy(one_hot(classes))))
+        comparison.add(PredictedCase(case, torch.from_numpy(one_hot(classes))))
     return comparison
 
 
@@ -284,3 +285,13 @@ def test_one_case_has_no_error():
     record = comparison_of([square(8, 8, 8)], [square(8, 8, 8)]).record({}, {"path": "here", "fold": None}, "")
     assert record["scores"]["dice"]["error"] is None
     assert "not enough cases for an error" in format_comparison(record | {"cases": record["cases"] | {"trained_on": 0}})
+
+
+def test_references_of_a_sharp_image_beside_coarse_bands():
+    bands = torch.tensor([2.0, 3.0, 5.0])[:, None, None] * (1 + torch.rand(24, 24))
+    image, target = wald_pair(bands)
+    found = number_references([Case("a", image, target / 10)])
+    assert set(found) == {"constant", "bicubic", "brovey"}
+    torch.testing.assert_close(found["brovey"](image), target / 10)  # only the brightness varies
+    error = {name: (reference(image) - target / 10).square().mean() for name, reference in found.items()}
+    assert error["brovey"] < error["bicubic"] < error["constant"]
