@@ -1,8 +1,8 @@
 """Pansharpening by Wald's protocol: a network against Brovey's method and bicubic interpolation, on the other half.
 
-    python benchmarks/pansharpening.py SCENES.npy --folder runs/pansharpening       (H, W, B), or several, (N, H, W, B)
-    python benchmarks/pansharpening.py RED.tif GREEN.tif BLUE.tif --folder runs/pansharpening       a scene of three bands
-    python benchmarks/pansharpening.py --tiny --folder runs/rehearsal                               built-in scenes
+    python benchmarks/pansharpening.py SCENES.npy --folder runs/pansharpening     (H, W, B), or several, (N, H, W, B)
+    python benchmarks/pansharpening.py RED.tif GREEN.tif BLUE.tif --folder runs/pansharpening     a scene of three bands
+    python benchmarks/pansharpening.py --tiny --folder runs/rehearsal                             built-in scenes
 
 The sharp image is the mean of the bands, and the bands are made coarser by 4. The left half of each scene is trained on
 and the right half scored, as `diffunet evaluate` does. Pixels of 0 in any band are empty. FOLDER gets the pairs, the

@@ -15,6 +15,7 @@ from ..core.storage import atomic_write
 from ..data.labels import COLOR, Labels, labels_of
 from ..data.paired import read_image
 from ..data.pairs import Source, group_channels, image_files, natural, number_of_pages
+from ..evaluation.instances import segments_of
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
 from ..models.tiling import valid_tile_sizes
 from ..objectives.regression import RegressionConfig
@@ -23,6 +24,8 @@ from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
 
 STACK = {".tif", ".tiff"}
+MAX_VALUE = 65_535
+"""Of a PNG."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,11 @@ def predict_files(
 ) -> int:
     """Write the prediction of each image to FOLDER/NAME.png or .npy, and return how many could not be read.
 
-    Classes are written with the values of the training's targets. `probabilities` adds NAME.probabilities.npy, (K, H,
-    W) fp16; an ensemble adds NAME.std.npy, (H, W) or (C, H, W) fp32. An unreadable image is reported and left out.
+    Classes are written with the values of the training's targets, instances with a number for each connected part.
+    `probabilities` adds NAME.probabilities.npy, (K, H, W) fp16; an ensemble adds NAME.std.npy, (H, W) or (C, H, W)
+    fp32. An unreadable image is reported and left out.
     """
-    skipped = 0
+    skipped, labels = 0, predictor.labels
     for name, sources in progress(inputs.items()):
         try:
             image = read_image(sources, predictor.own.data.channels)
@@ -147,30 +151,35 @@ def predict_files(
             print(f"skipped {name}: {mistake}")
             skipped += 1
             continue
-        if predictor.labels:
-            save_classes(folder / f"{name}.png", prediction.classes, predictor.labels)
-            if overlays:
-                save_overlay(folder / "overlays" / f"{name}.png", image, prediction.classes, predictor.labels)
-        else:
+        if labels is None:
             _save_array(folder / f"{name}.npy", prediction.mean.numpy())
-        if probabilities and predictor.labels:
+        else:
+            save_labels(folder / f"{name}.png", prediction.classes, labels)
+        if labels and overlays:
+            save_overlay(folder / "overlays" / f"{name}.png", image, prediction.classes, labels)
+        if labels and probabilities:
             _save_array(folder / f"{name}.probabilities.npy", prediction.mean.numpy().astype(np.float16))
         if prediction.std.any():
-            std = prediction.std.mean(0) if predictor.labels else prediction.std
+            std = prediction.std.mean(0) if labels else prediction.std
             _save_array(folder / f"{name}.std.npy", std.numpy())
     return skipped
 
 
-def save_classes(path: Path, classes: Tensor, labels: Labels) -> None:
-    """Write classes (H, W) as a PNG with the values, or colors, of the training's targets."""
-    if any(code >= COLOR for code in labels.codes):
-        colors = np.asarray(palette_of(labels), dtype=np.uint8)
-        image = Image.fromarray(colors[classes.numpy()])
+def save_labels(path: Path, classes: Tensor, labels: Labels) -> None:
+    """Write classes (H, W) as a PNG with the values, or colors, of the training's targets; instances numbered from 1.
+
+    Raise UserError for more than 65,535 instances.
+    """
+    if labels.instances:
+        values = segments_of(classes)
+    elif any(code >= COLOR for code in labels.codes):
+        values = np.asarray(palette_of(labels))[classes.numpy()]
     else:
-        codes = np.asarray(labels.codes)[classes.numpy()]
-        image = Image.fromarray(codes.astype(np.uint8 if codes.max() < 256 else np.uint16))
+        values = np.asarray(labels.codes)[classes.numpy()]
+    if values.max() > MAX_VALUE:
+        raise UserError(f"{path}: {values.max():,} objects do not fit into 16 bits; predict parts of the image")
     with atomic_write(path) as file:
-        image.save(file, format="PNG")
+        Image.fromarray(values.astype(np.uint8 if values.max() < 256 else np.uint16)).save(file, format="PNG")
 
 
 def _save_array(path: Path, values: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from diffunet.core.errors import UserError
 from diffunet.data.labels import COLOR, UNKNOWN, labels_of, read_codes, survey, value_of
 from diffunet.data.pairs import PairConfig, Source
-from diffunet.runs.predict import save_classes
+from diffunet.runs.predict import save_labels
 
 CLASSES = np.random.default_rng(0).integers(0, 3, (6, 7))
 RED, BLACK, WHITE = COLOR + 0xFF0000, COLOR, COLOR + 0xFFFFFF
@@ -64,7 +64,7 @@ def test_classes_of_all_kinds_of_files_and_their_way_back(tmp_path, name):
     labels = surveyed(found)
     assert labels.codes == codes
     assert np.array_equal(labels.classes_of(found, "label"), classes)
-    save_classes(tmp_path / "written.png", torch.from_numpy(classes.astype(np.int64)), labels)
+    save_labels(tmp_path / "written.png", torch.from_numpy(classes.astype(np.int64)), labels)
     written = read_codes(Source(str(tmp_path / "written.png")))
     assert np.array_equal(labels.alike(written), labels.alike(found))
     assert surveyed(written) == labels

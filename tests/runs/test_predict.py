@@ -9,10 +9,10 @@ from helpers import mistake, run, write_pairs
 from PIL import Image
 
 from diffunet.core.errors import UserError
-from diffunet.data.labels import read_codes
+from diffunet.data.labels import Labels, read_codes
 from diffunet.data.paired import read_image
 from diffunet.data.pairs import Source
-from diffunet.runs.predict import ImagePredictor, inputs_of
+from diffunet.runs.predict import ImagePredictor, inputs_of, save_labels
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, load_predictor
 from diffunet.runs.run import Run
 
@@ -203,3 +203,18 @@ def test_names_of_inputs_are_in_natural_order(in_a_new_folder):
 def test_an_image_of_other_channels_is_a_mistake(trained):
     with pytest.raises(UserError, match="the image has 3 channels, and the run was trained on 1"):
         ImagePredictor([Run("run")])(torch.zeros(3, 8, 8))
+
+
+def test_instances_are_written_with_a_number_each(tmp_path):
+    classes = torch.zeros(12, 300, dtype=torch.int64)
+    classes[1:11, 1::2] = 1  # 150 lines
+    save_labels(tmp_path / "few.png", classes[:, :7], labels := Labels((0, 1), ("background", "object"), None, True))
+    written = np.asarray(Image.open(tmp_path / "few.png"))
+    assert written.dtype == np.uint8
+    assert [sorted(set(written[:, column].tolist())) for column in range(4)] == [[0], [0, 1], [0], [0, 2]]
+    save_labels(tmp_path / "many.png", torch.cat([classes, classes], 1), labels)
+    assert np.asarray(Image.open(tmp_path / "many.png")).max() == 300  # 16 bits
+    grid = torch.zeros(520, 520, dtype=torch.int64)
+    grid[::2, ::2] = 1
+    with pytest.raises(UserError, match="67,600 objects do not fit into 16 bits"):
+        save_labels(tmp_path / "most.png", grid, labels)
