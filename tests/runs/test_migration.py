@@ -100,8 +100,8 @@ def test_a_resumed_run_has_the_former_weights_and_is_of_format_2(old, capsys):
     assert found.keys() == expected.keys()
     torch.manual_seed(0)
     same_dropout = int((F.dropout(torch.ones(4096), 0.1) > 0).sum()) == 3661  # torch 2.6 draws other masks
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5 if same_dropout else 0.03, rtol=0)
+    for name, tensor in expected.items():  # on a CPU with other kernels they are 2e-5 off
+        torch.testing.assert_close(found[name], tensor, atol=1e-4 if same_dropout else 0.03, rtol=0)
     assert any((tensor != load_tensors(FIXTURES / "format1" / WEIGHTS)[name]).any() for name, tensor in found.items())
     assert json.loads((old / "run.json").read_text()) == {"format": 2, "task": "generation"}
     config = Run("old").config()
