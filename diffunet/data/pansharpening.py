@@ -23,7 +23,8 @@ def degraded(bands: Tensor, ratio: int = 4) -> Tensor:
 
 def enlarged(bands: Tensor, ratio: int) -> Tensor:
     """Return bands (B, h, w) as (B, ratio h, ratio w), by bicubic interpolation."""
-    return F.interpolate(bands[None].float(), scale_factor=ratio, mode="bicubic", align_corners=False)[0]
+    # Only with antialias is torch's kernel the one of Keys 1981, which keeps linear ramps.
+    return F.interpolate(bands[None].float(), scale_factor=ratio, mode="bicubic", antialias=True)[0]
 
 
 def wald_pair(bands: Tensor, pan: Tensor | None = None, ratio: int = 4) -> tuple[Tensor, Tensor]:
