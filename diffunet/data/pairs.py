@@ -38,7 +38,7 @@ class PairConfig(Settings):
     """The images, their targets, and the part that is held out."""
 
     path: str = "membranes"
-    """A folder of images and targets, or a built-in set: membranes, cells, shapes, contours, grains, defects, stain."""
+    """A folder of pairs, or a built-in set: membranes, cells, shapes, contours, grains, defects, stain, bands."""
     targets: str | None = None
     """Folder of the targets, if path has only the images; null: found in path."""
     channels: int | None = Field(None, ge=1, le=MAX_CHANNELS)
