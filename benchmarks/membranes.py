@@ -20,7 +20,7 @@ from diffunet.runs.evaluate_prediction import evaluate_predictor
 from diffunet.runs.run import Run
 from diffunet.training.log import read_log
 
-VALID = ["--unet.padding", "valid", "--unet.resampling", "pool", "--unet.skips", "level", "--data.patch", "188"]
+VALID = ["--unet.padding", "valid", "--unet.resampling", "pool", "--unet.skips", "level", "--data.patch", "318"]
 RECIPES: dict[str, list[str]] = {
     "configs/membranes.yaml": [],
     "without elastic deformation": ["--augment.elastic", "0"],
