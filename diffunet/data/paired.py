@@ -131,7 +131,7 @@ def _as_large_as(first: Tensor, part: Tensor) -> Tensor:
 
 
 def _channels_of(row: dict) -> int:
-    """Return the channels of a file, without the transparency of a picture."""
+    """Return the channels of a file, without the transparency of a color image."""
     kind = inspect(row)
     return kind.channels if kind.name in DEPTHS else min(kind.channels, 3)
 

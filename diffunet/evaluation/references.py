@@ -103,11 +103,11 @@ def best_threshold(values: np.ndarray, second: np.ndarray) -> tuple[float, bool]
     return float(values[place - 1] + values[place]) / 2, bright
 
 
-def evenly_spaced(indices: Sequence[int]) -> list[int]:
-    """Return at most FITTED of the indices."""
+def evenly_spaced(indices: Sequence[int], limit: int = FITTED) -> list[int]:
+    """Return at most `limit` of the indices."""
     if not len(indices):
         return []
-    places = np.linspace(0, len(indices) - 1, min(FITTED, len(indices))).astype(int)
+    places = np.linspace(0, len(indices) - 1, min(limit, len(indices))).astype(int)
     return [indices[place] for place in np.unique(places)]
 
 

@@ -90,10 +90,10 @@ def save_comparison(path: Path, rows: Sequence[tuple[str, Tensor, int]], titles:
         ImageDraw.Draw(figure).text(position, label, fill="black", font=font, anchor="lm")
         factor = min(tile[0] // pixels.shape[2], tile[1] // pixels.shape[3])
         for column, image in enumerate(displayable(pixels, bit_depth)):
-            picture = to_pil(image, 8).convert("RGBA")
-            picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-            left = margin + column * (column_width + GAP) + (column_width - picture.width) // 2
-            figure.paste(picture, (left, top + (tile[0] - picture.height) // 2), picture)
+            drawn = to_pil(image, 8).convert("RGBA")
+            drawn = drawn.resize((drawn.width * factor, drawn.height * factor), Image.Resampling.NEAREST)
+            left = margin + column * (column_width + GAP) + (column_width - drawn.width) // 2
+            figure.paste(drawn, (left, top + (tile[0] - drawn.height) // 2), drawn)
     with atomic_write(path) as file:
         figure.save(file, format="PNG")
 

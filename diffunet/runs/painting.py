@@ -1,4 +1,4 @@
-"""Pictures of predictions: classes as colors, numbers as gray, errors in red, beside or on the image."""
+"""Predictions drawn: classes as colors, numbers as gray, errors in red, beside or on the image."""
 
 from collections.abc import Sequence
 from pathlib import Path

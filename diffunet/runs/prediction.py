@@ -106,7 +106,7 @@ class PredictionConfig(RunConfig):
 
 
 def model_file(config: PredictionConfig) -> dict[str, bytes]:
-    """Return the file of a run from which `load_predictor` builds the network."""
+    """Return the file of a run that describes its network beside the weights."""
     return {"model/config.json": json.dumps({"unet": config.unet.model_dump(mode="json")}, indent=2).encode()}
 
 

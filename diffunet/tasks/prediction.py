@@ -15,6 +15,7 @@ from ..data.labels import UNKNOWN
 from ..data.paired import PairedData, load_pairs
 from ..data.warping import Warping
 from ..evaluation.overlap import confusion, dice
+from ..evaluation.references import evenly_spaced
 from ..models.predictor import Predictor
 from ..objectives.supervised import Supervised
 from ..runs.figures import plot_curves
@@ -101,8 +102,8 @@ class PredictionPreview:
     def __call__(self, step: int, ema: Predictor) -> dict[str, float]:
         """Return val_loss and train_eval_loss, and the Dice coefficient of held-out cases, if targets are classes."""
         predictor = ema.tiled(self.config.data.patch_size)
-        trained = [self._predict(predictor, index) for index in _evenly(self.trained)]
-        held_out = [self._predict(predictor, index) for index in _evenly(self.held_out)]
+        trained = [self._predict(predictor, index) for index in evenly_spaced(self.trained, VALIDATED)]
+        held_out = [self._predict(predictor, index) for index in evenly_spaced(self.held_out, VALIDATED)]
         save_predictions(self.run.folder / "samples", step, (held_out or trained)[:SHOWN], self.pairs.labels)
         found = {"train_eval_loss": self._loss(trained)}
         if held_out:
@@ -132,8 +133,3 @@ def confusion_of(predicted: tuple[Case, Tensor]) -> np.ndarray:
     """Return the confusion of classes of a case, (K, K), at the places with a label."""
     case, output = predicted
     return confusion(output.argmax(0), case.target, len(output), case.target != UNKNOWN)
-
-
-def _evenly(indices: Sequence[int]) -> list[int]:
-    places = np.linspace(0, len(indices) - 1, min(VALIDATED, len(indices))).astype(int)
-    return [indices[place] for place in np.unique(places)] if len(indices) else []
