@@ -110,8 +110,10 @@ class Comparison:
         self.names.append(prediction.case.name)
         self.scores.append(found)
         for name, reference in self.judge.references.items():
-            output = reference(prediction.case.image)
-            self.references[name].append(self.judge.scores_of(PredictedCase(prediction.case, output)))
+            output = reference.predict(prediction.case.image)
+            segments = reference.segment(output) if reference.segment else None
+            referred = PredictedCase(prediction.case, output, segments=segments)
+            self.references[name].append(self.judge.scores_of(referred))
         self.worst = sorted([*self.worst, (prediction, found)], key=lambda one: _quality(one[1]))[:WORST]
 
     def record(self, predictions: Mapping[str, Any], cases: Mapping[str, Any], fitted_on: str) -> dict[str, Any]:

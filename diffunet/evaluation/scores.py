@@ -69,14 +69,12 @@ def class_scores(
 ) -> CaseScores:
     """Return the scores of predicted classes (H, W) of one case.
 
-    Objects are the instances, or else the connected parts of all classes but the first; those of a prediction are
-    connected parts too, as touching instances are divided by background in training. An object is missed, or invented,
-    if its IoU with none exceeds 0.5.
+    Objects are the instances, or else the connected parts of all classes but the first. One is missed, or invented, if
+    its IoU with none exceeds 0.5.
 
     truth: (H, W) classes, UNKNOWN where there is none. names: of all classes. probabilities: (K, H, W), for the
-    calibration. borders: the first class divides the parts of the second, see `has_borders`; the partition is scored
-    at the predicted classes, without a choice of a threshold. instances: (H, W) of the truth, 0 for the background.
-    segments: (H, W) predicted instances, by default the parts of the predicted second class.
+    calibration. borders: the first class divides the parts of the second, see `has_borders`. instances: (H, W) of the
+    truth, 0 for the background. segments: (H, W) predicted objects, by default the connected parts.
     """
     known = truth != UNKNOWN
     counts = confusion(classes, truth, len(names), known)
@@ -103,7 +101,7 @@ def class_scores(
         scores |= rand_scores(objects, true_objects)
     elif borders:
         cells, true_cells = (classes == 1) & known, (truth == 1) & known
-        scores |= rand_scores(thinned(cells), true_objects)
+        scores |= rand_scores(thinned(cells if segments is None else objects), true_objects)
         wrong = int((warp(true_cells, cells) != cells).sum())
         scores["warping_error"] = wrong / int(known.sum()) if known.any() else float("nan")
     scores |= {f"{score}/{name}": float(x) for score, xs in by_class.items() for name, x in zip(names, xs, strict=True)}

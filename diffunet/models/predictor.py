@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .conditioning import Conditioning
 from .tiling import Tiled
 from .unet import UNet
 
@@ -34,19 +35,14 @@ class Predictor(nn.Module):
             getattr(self, name).copy_(values)
         return self
 
-    def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> "Predictor":
+    def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> Tiled:
         """Return the same predictor for images of any size, in tiles of the network's input; S' is then S."""
-        tiles = Predictor.__new__(Predictor)
-        nn.Module.__init__(tiles)
-        tiles.unet = Tiled(self.unet, tile, overlap)  # pyright: ignore[reportAttributeAccessIssue]
-        for name, values in self.named_buffers(recurse=False):
-            tiles.register_buffer(name, values)
-        return tiles
+        return Tiled(self.unet, tile, overlap, around=self)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """Return the prediction for (B, C, *S), in fp32. Raise ValueError for an image that is too small."""
         inputs = (image.float() - _by_channel(self.input_mean, image)) / _by_channel(self.input_std, image)
-        output = self.unet(inputs).float()
+        output = self.unet(inputs, cond).float()
         return _by_channel(self.output_mean, output) + _by_channel(self.output_std, output) * output
 
 

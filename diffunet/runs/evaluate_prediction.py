@@ -108,7 +108,9 @@ class _Annotated:
 
 def _predicted(predictor: ImagePredictor, case: Case) -> PredictedCase:
     try:
-        return PredictedCase(case, predictor(case.image).mean)
+        prediction = predictor(case.image)
+        objects = predictor.objects(prediction.classes, prediction.mean[1]) if predictor.labels else None
+        return PredictedCase(case, prediction.mean, segments=objects)
     except (UserError, ValueError) as mistake:
         raise UserError(f"{case.name}: {mistake}") from None
 

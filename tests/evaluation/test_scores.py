@@ -11,6 +11,7 @@ from diffunet.data.labels import UNKNOWN, Labels
 from diffunet.data.pansharpening import wald_pair
 from diffunet.data.phantoms import PHANTOMS
 from diffunet.evaluation.comparison import Comparison, Judge, PredictedCase, format_comparison
+from diffunet.evaluation.instances import average_precision, segments_of
 from diffunet.evaluation.references import best_threshold, class_references, number_references
 from diffunet.evaluation.scores import (
     CaseScores,
@@ -233,10 +234,29 @@ def test_references_of_classes():
     target[:, 20:] = UNKNOWN
     found = class_references([Case("a", image, target)], 2)
     share = 144 / (24 * 20)
-    np.testing.assert_allclose(found["constant"](image)[:, 0, 0], [1 - share, share], rtol=1e-6)
-    wrong = (found["threshold"](image).argmax(0).numpy() != truth).mean()
+    np.testing.assert_allclose(found["constant"].predict(image)[:, 0, 0], [1 - share, share], rtol=1e-6)
+    wrong = (found["threshold"].predict(image).argmax(0).numpy() != truth).mean()
     assert wrong < 0.01  # corners, which smoothing rounds
     assert "threshold" not in class_references([Case("a", image.expand(3, -1, -1), target)], 2)
+
+
+def test_references_of_instances_divide_touching_discs():
+    rows, columns = np.mgrid[:60, :80]
+    centers = [(20, 20), (20, 37), (42, 60), (42, 12)]  # the first two overlap
+    discs = [np.hypot(rows - y, columns - x) for y, x in centers]
+    instances = torch.from_numpy(np.where(np.min(discs, 0) < 10, 1 + np.argmin(discs, 0), 0))
+    image = 10 + 50 * (instances > 0).float()[None] + torch.randn(1, 60, 80)
+    brighter = Case("b", 2 * image, (instances > 0).short(), instances=instances)
+    found = class_references([Case("a", image, (instances > 0).short(), instances=instances), brighter], 2)
+    assert set(found) == {"constant", "threshold", "otsu", "watershed"}
+    for case in (image, 3 * image):  # the threshold of Otsu follows the image
+        output = found["watershed"].predict(case)
+        torch.testing.assert_close(output, found["otsu"].predict(case))
+        assert float((output[1] == (instances > 0)).float().mean()) > 0.99
+        joined, divided = segments_of(output[1]), found["watershed"].segment(output)
+        assert average_precision(joined, instances)["matched"] == 2
+        assert average_precision(divided, instances)["matched"] == 4
+    assert found["otsu"].segment is None
 
 
 def test_references_of_numbers():
@@ -246,8 +266,8 @@ def test_references_of_numbers():
     mean = target[:, :, :6].mean((1, 2))
     target[:, :, 6:] = torch.nan
     found = number_references([Case("a", image, target)])
-    torch.testing.assert_close(found["constant"](image)[:, 3, 3], mean)
-    torch.testing.assert_close(found["identity"](image), image * factor + offset)
+    torch.testing.assert_close(found["constant"].predict(image)[:, 3, 3], mean)
+    torch.testing.assert_close(found["identity"].predict(image), image * factor + offset)
     assert number_references([Case("a", image[:1], target)]).keys() == {"constant"}
 
 
@@ -292,6 +312,6 @@ def test_references_of_a_sharp_image_beside_coarse_bands():
     image, target = wald_pair(bands)
     found = number_references([Case("a", image, target / 10)])
     assert set(found) == {"constant", "bicubic", "brovey"}
-    torch.testing.assert_close(found["brovey"](image), target / 10)  # only the brightness varies
-    error = {name: (reference(image) - target / 10).square().mean() for name, reference in found.items()}
+    torch.testing.assert_close(found["brovey"].predict(image), target / 10)  # only the brightness varies
+    error = {name: (reference.predict(image) - target / 10).square().mean() for name, reference in found.items()}
     assert error["brovey"] < error["bicubic"] < error["constant"]
