@@ -34,7 +34,7 @@ ERGAS_RATIO = 4.0
 SPACING = 1.0, 1.0
 """All distances are in pixels."""
 JACKKNIFE_GROUPS = 200
-"""Groups of cases, at most, of which each is left out in turn; one case each where there are no more cases."""
+"""Groups of origins, at most, of which each is left out in turn; one origin each where there are no more."""
 FINEST, FEWEST_PARTS = 0.5, 2
 """Mean depth of a border over that of the parts between, at most; parts of a case, at least, on average."""
 POOLED = {"dice": dice, "iou": iou}
@@ -176,25 +176,27 @@ def range_of(truths: Iterable[Tensor]) -> float:
 # ── all cases ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def summarize(cases: Sequence[CaseScores]) -> dict[str, dict[str, float | int]]:
+def summarize(cases: Sequence[CaseScores], origins: Sequence[str]) -> dict[str, dict[str, float | int]]:
     """Return for each score its `value`, its standard `error`, and in how many cases it is `undefined`.
 
     The value is the mean over the cases in which the score is defined. `dice_pooled` and `iou_pooled`, the means over
-    classes of the summed confusions, are weighted by pixels. The error is the jackknife over cases, NaN for fewer than
-    two; it is too small for cases that resemble each other, such as slices of one stack.
+    classes of the summed confusions, are weighted by pixels. The error is the jackknife over origins, such as the
+    patient of each case, NaN for fewer than two; it is too small for those that resemble each other, such as slices of
+    one stack.
     """
     found: dict[str, dict[str, float | int]] = {}
     names = dict.fromkeys(name for case in cases for name in case.scores)
     for name in sorted(names, key=lambda name: "/" in name):  # those of one class last
         values = np.array([case.scores.get(name, np.nan) for case in cases])
-        defined = values[~np.isnan(values)]
+        known = ~np.isnan(values)
+        defined, of = values[known], np.array(origins)[known]
         value = float(defined.mean()) if defined.size else float("nan")
-        error = jackknife_over_cases(lambda some: float(some.mean()), defined)
+        error = jackknife(lambda some: float(some.mean()), defined, of)
         found[name] = {"value": value, "error": error, "undefined": len(values) - len(defined)}
         if pool := POOLED.get(name):
             confusions = np.stack([case.confusion for case in cases])
             pooled = partial(_pooled, pool)
-            row = {"value": pooled(confusions), "error": jackknife_over_cases(pooled, confusions), "undefined": 0}
+            row = {"value": pooled(confusions), "error": jackknife(pooled, confusions, origins), "undefined": 0}
             found[f"{name}_pooled"] = row
     return found
 
@@ -209,16 +211,17 @@ def _pooled(score: Callable[[np.ndarray], np.ndarray], confusions: np.ndarray) -
     return mean_present(score(confusions.sum(0)))[0]
 
 
-def jackknife_over_cases(statistic: Callable[[np.ndarray], float], cases: np.ndarray) -> float:
-    """Return the standard error of a statistic of cases (N, ...) by leaving out each in turn; NaN for fewer than two.
+def jackknife(statistic: Callable[[np.ndarray], float], cases: np.ndarray, origins: Sequence[str]) -> float:
+    """Return the standard error of a statistic of cases (N, ...), leaving out each origin in turn; NaN for one origin.
 
-    For a mean it is the sample's deviation over the root of N (Efron & Stein 1981). More than JACKKNIFE_GROUPS cases
-    are left out in groups.
+    For a mean of cases of N origins it is the sample's deviation over the root of N (Efron & Stein 1981). More than
+    JACKKNIFE_GROUPS origins are left out in groups.
     """
-    number = min(len(cases), JACKKNIFE_GROUPS)
+    numbered = np.unique(np.asarray(origins), return_inverse=True)[1]
+    number = min(int(numbered.max(initial=-1)) + 1, JACKKNIFE_GROUPS)
     if number < 2:
         return float("nan")
-    groups = np.arange(len(cases)) % number
+    groups = numbered % number
     without = np.array([statistic(cases[groups != left]) for left in range(number)])
     return float(np.sqrt((number - 1) * np.var(without)))
 

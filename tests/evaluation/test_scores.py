@@ -17,7 +17,7 @@ from diffunet.evaluation.scores import (
     CaseScores,
     class_scores,
     has_borders,
-    jackknife_over_cases,
+    jackknife,
     number_scores,
     range_of,
     summarize,
@@ -183,18 +183,33 @@ def test_numbers_without_a_truth_change_nothing():
 # ── all cases ─────────────────────────────────────────────────────────────────────────────────────
 
 
+ORIGINS = [str(index) for index in range(5000)]
+
+
+def test_cases_of_one_origin_count_as_one_in_the_error():
+    rng = np.random.default_rng(0)
+    patients = rng.normal(size=40)
+    slices = np.repeat(patients, 10) + 0.01 * rng.normal(size=400)  # ten slices that hardly differ
+    origins = np.repeat(ORIGINS[:40], 10)
+    found = [summarize([CaseScores({"rmse": value}) for value in slices], of)["rmse"] for of in (origins, ORIGINS[:400])]
+    assert found[0]["value"] == found[1]["value"] == pytest.approx(slices.mean())
+    assert found[0]["error"] == pytest.approx(patients.std(ddof=1) / np.sqrt(40), rel=0.01)
+    assert found[1]["error"] < found[0]["error"] / 2
+    assert np.isnan(jackknife(np.mean, slices[:10], origins[:10]))
+
+
 def test_the_error_of_a_mean_is_its_analytic_standard_error():
     values = np.random.default_rng(0).normal(size=17)
-    found = summarize([CaseScores({"rmse": value}) for value in values])["rmse"]
+    found = summarize([CaseScores({"rmse": value}) for value in values], ORIGINS[:17])["rmse"]
     assert found["value"] == pytest.approx(values.mean())
     assert found["error"] == pytest.approx(values.std(ddof=1) / np.sqrt(17))
     many = np.random.default_rng(1).normal(size=5000)
-    assert jackknife_over_cases(np.mean, many) == pytest.approx(1 / np.sqrt(5000), rel=0.2)
-    assert np.isnan(jackknife_over_cases(np.mean, values[:1]))
+    assert jackknife(np.mean, many, ORIGINS) == pytest.approx(1 / np.sqrt(5000), rel=0.2)
+    assert np.isnan(jackknife(np.mean, values[:1], ORIGINS[:1]))
 
 
 def test_undefined_cases_are_left_out_and_counted():
-    found = summarize([CaseScores({"psnr": value}) for value in (10.0, float("nan"), 20.0)])["psnr"]
+    found = summarize([CaseScores({"psnr": value}) for value in (10.0, float("nan"), 20.0)], ORIGINS[:3])["psnr"]
     assert (found["value"], found["undefined"]) == (15, 1)
     assert found["error"] == pytest.approx(5)
 
@@ -203,7 +218,7 @@ def test_pooled_scores_are_those_of_all_cases_as_one():
     pairs = [(square(8, 10, 8), square(8, 8, 8)), (square(0, 0, 2), square(0, 0, 4)), (random_classes(), cells())]
     cases = [class_scores(predicted, truth, NAMES) for predicted, truth in pairs]
     together = class_scores(*(np.concatenate(parts) for parts in zip(*pairs, strict=True)), NAMES).scores
-    found = summarize(cases)
+    found = summarize(cases, ORIGINS[: len(cases)])
     assert found["dice_pooled"]["value"] == pytest.approx(together["dice"])
     assert found["iou_pooled"]["value"] == pytest.approx(together["iou"])
     assert found["dice"]["value"] == pytest.approx(np.mean([case.scores["dice"] for case in cases]))
