@@ -20,7 +20,7 @@ from ..evaluation.instances import segments_of, watershed_segments
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
 from ..models.tiling import Box, valid_tile_sizes
 from ..objectives.regression import RegressionConfig
-from .painting import palette_of, save_overlay
+from .painting import COLORS, palette_of, save_overlay
 from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
 
@@ -184,14 +184,16 @@ def predict_files(
             image = read_image(sources, predictor.own.data.channels)
             classes, second = _predict_arrays(predictor, image, folder / name, probabilities)
             if labels := predictor.labels:
-                path = folder / f"{name}.png"
+                path, shown = folder / f"{name}.png", classes
                 if labels.instances or objects:
                     numbered = predictor.objects(classes, second)
                     save_objects(path if labels.instances else folder / "objects" / path.name, numbered)
+                    shown = torch.from_numpy(numbered)
                 if not labels.instances:
                     save_labels(path, classes, labels)
                 if overlays:
-                    save_overlay(folder / "overlays" / path.name, image, classes, labels)
+                    palette = COLORS if shown is not classes else palette_of(labels)
+                    save_overlay(folder / "overlays" / path.name, image, shown, palette)
         except (UserError, ValueError) as mistake:
             print(f"skipped {name}: {mistake}")
             skipped += 1

@@ -191,7 +191,9 @@ def test_cases_of_one_origin_count_as_one_in_the_error():
     patients = rng.normal(size=40)
     slices = np.repeat(patients, 10) + 0.01 * rng.normal(size=400)  # ten slices that hardly differ
     origins = np.repeat(ORIGINS[:40], 10)
-    found = [summarize([CaseScores({"rmse": value}) for value in slices], of)["rmse"] for of in (origins, ORIGINS[:400])]
+    found = [
+        summarize([CaseScores({"rmse": value}) for value in slices], of)["rmse"] for of in (origins, ORIGINS[:400])
+    ]
     assert found[0]["value"] == found[1]["value"] == pytest.approx(slices.mean())
     assert found[0]["error"] == pytest.approx(patients.std(ddof=1) / np.sqrt(40), rel=0.01)
     assert found[1]["error"] < found[0]["error"] / 2

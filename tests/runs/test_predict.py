@@ -15,6 +15,7 @@ from diffunet.data.labels import read_codes
 from diffunet.data.paired import read_image
 from diffunet.data.pairs import Source
 from diffunet.evaluation.instances import segments_of, watershed_segments
+from diffunet.runs.painting import COLORS, overlay, paint_numbers
 from diffunet.runs.predict import ImagePredictor, inputs_of, save_objects
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, load_predictor
 from diffunet.runs.run import Run
@@ -246,6 +247,18 @@ def test_the_objects_of_a_prediction(trained):
         assert np.array_equal(objects > 0, classes > 0)
         assert np.array_equal(objects, watershed_segments(classes > 0, -second.astype(np.float32), -0.55))
     assert Image.open(files["a0.png"]).size == Image.open(files["objects/a0.png"]).size
+
+
+def test_an_overlay_colors_objects_and_leaves_the_background():
+    image = torch.arange(20 * 30).reshape(1, 20, 30)
+    objects = torch.zeros(20, 30, dtype=torch.int64)
+    objects[5:15, 2:26] = 1 + torch.arange(24) // 2  # 12 objects
+    gray, painted = paint_numbers(image), overlay(image, objects, COLORS)
+    assert torch.equal(painted[:, objects == 0], gray[:, objects == 0])
+    for number in range(1, 13):
+        color = torch.tensor(COLORS[(number - 1) % 7 + 1], dtype=torch.uint8)[:, None]
+        expected = (gray[:, objects == number].int() + color) // 2
+        assert torch.equal(painted[:, objects == number].int(), expected)
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────
