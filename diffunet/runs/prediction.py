@@ -38,9 +38,9 @@ class PredictConfig(Settings):
     """Side of a tile of the network's input; null: the patch, or as near as the network takes."""
     average: bool = False
     """Average the predictions of the mirrored image, and with square tiles of the turned one; eight times the work."""
-    watershed: float | None = Field(None, gt=0.5, lt=1)
-    """Probability of being in an object above which its seeds lie, from which a watershed grows it until it meets the
-    next, so that weak bridges join no objects; null: objects are connected parts."""
+    watershed: float | None = Field(0.8, gt=0.5, lt=1)
+    """Of two classes: probability of the second above which the seeds of objects lie, from which a watershed grows each
+    until it meets the next, so that weak bridges join none; null: objects are connected parts."""
 
 
 class PredictionConfig(RunConfig):

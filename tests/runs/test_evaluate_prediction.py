@@ -15,7 +15,7 @@ from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.objectives.regression import RegressionConfig
 from diffunet.runs.evaluate_prediction import evaluate_files, evaluate_predictor, save_predictor_evaluation
 from diffunet.runs.predict import ImagePredictor, Prediction, inputs_of, predict_files
-from diffunet.runs.prediction import PredictionConfig, model_file
+from diffunet.runs.prediction import PredictConfig, PredictionConfig, model_file
 from diffunet.runs.run import Run
 
 SIZE = 32
@@ -132,8 +132,9 @@ def test_the_command_writes_the_record_and_the_worst_cases(cells, capsys):
 def test_a_folder_of_predictions_has_the_scores_of_the_run(in_a_new_folder, labels):
     write_pairs(Path("squares"), instances=labels == "instances")
     found = make_run(Path("run"), PairConfig(path="squares", folds=2, labels=labels))
-    own = evaluate_predictor(found, PairConfig(path="squares", fold=None, labels=labels), log=quiet).record
-    predictor = ImagePredictor([found])
+    parts = PredictConfig(watershed=None)  # which the files of classes determine as well
+    own = evaluate_predictor(found, PairConfig(path="squares", fold=None, labels=labels), parts, log=quiet).record
+    predictor = ImagePredictor([found], parts)
     pairs = load_pairs(PairConfig(path="squares", labels=labels), "segmentation", log=quiet)
     predict_files(predictor, inputs_of(["squares/images"], 1), Path("predicted"), probabilities=True)
     assert len(list(Path("predicted").glob("*.png"))) == len(pairs.names)
