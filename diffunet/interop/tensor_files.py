@@ -1,5 +1,6 @@
 """Tensors by name from the files of others: torch's, safetensors, and those that torchvision downloads."""
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ..data.pairs import natural
 ENCODERS = "vgg11", "vgg13", "vgg16", "vgg19"
 """Networks of torchvision that begin with a plain stack of convolutions and poolings."""
 SUFFIXES = ".safetensors", ".pth", ".pt"
+ADVICE = "write it with torch.save(model.state_dict(), FILE)"
 
 
 def load_torch_file(path: str | Path) -> dict[str, Tensor]:
@@ -23,10 +25,12 @@ def load_torch_file(path: str | Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:  # torch's text on it advises to execute the file
+        raise UserError(f"{path}: not a file of tensors alone; {ADVICE}") from None
     except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"{path}: not a file of tensors ({printable(repr(error))})") from None
+        raise UserError(f"{path}: not a file of tensors ({printable(repr(error))}); {ADVICE}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise UserError(f"{path}: expected tensors by name; write it with torch.save(model.state_dict(), ...)")
+        raise UserError(f"{path}: expected tensors by name; {ADVICE}")
     return tensors
 
 
