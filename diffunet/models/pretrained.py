@@ -13,6 +13,8 @@ from .unet import UNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the inputs of torchvision's networks: red, green and blue, from 0 to 1."""
+POOLED = "pool", "pool_relu", "average"
+"""Kinds of `resampling` without a convolution on the way down."""
 
 
 def copy_encoder(unet: UNet, encoder: nn.Module) -> list[str]:
@@ -31,9 +33,13 @@ def match_encoder(unet: UNet, tensors: Mapping[str, Tensor]) -> tuple[dict[str, 
 
     Convolutions are matched in order, finest level first; levels beyond the encoder are not in the result. Linear
     layers, as those of a classifier, are left out. With one input channel, the first convolution is the sum over those
-    of the encoder, whose features are then those of the image repeated in each. Raise ValueError, naming the tensor,
-    for one without counterpart.
+    of the encoder, whose features are then those of the image repeated in each. Raise ValueError for a way down that
+    computes more than convolutions, ReLU and pooling, and, naming the tensor, for one without counterpart.
     """
+    kinds = unet.config.block, unet.config.norm, unet.config.resampling
+    if kinds[:2] != ("plain", "none") or kinds[2] not in POOLED:
+        got = ", ".join(kinds)
+        raise ValueError(f"encoder: needs block plain, norm none, resampling by pool (got {got}); use preset ternaus11")
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")

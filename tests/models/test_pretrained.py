@@ -72,6 +72,14 @@ def test_levels_beyond_the_encoder_keep_their_weights():
     assert moved == {f"body{inner}.down.0.0.conv.{kind}" for inner in ("", ".inner") for kind in ("weight", "bias")}
 
 
+@pytest.mark.parametrize("changes", [{"block": "residual"}, {"norm": "group"}, {"resampling": "conv"}])
+def test_a_way_down_with_other_layers_is_an_error(changes):
+    unet, vgg = narrow(BLOCKS["vgg11"])
+    other = UNet(UNetConfig.model_validate(unet.config.model_dump() | changes))
+    with pytest.raises(ValueError, match=f"encoder: needs block plain, .*{next(iter(changes.values()))}.*; use preset"):
+        copy_encoder(other, vgg)
+
+
 def test_encoders_that_do_not_fit_are_errors():
     unet = UNet(thinned(UNetConfig(preset="ternaus11"), 4))
     before = [parameter.clone() for parameter in unet.parameters()]
