@@ -262,7 +262,7 @@ MISTAKES = {
     "other widths": (
         lambda: encoder(width=6),
         f"--finetune.encoder encoder.pth {' '.join(PLAIN)}",
-        r"finetune.encoder: features.0 does not fit \(weight \(6, 3, 3, 3\), bias True\); the U-Net has weight \(4, 1, ",
+        r"finetune.encoder: features.0 does not fit \(weight \(6, 3, 3, 3\), bias True\); the U-Net has weight \(4, 1",
     ),
     "other channels": (
         lambda: [encoder(), with_five_channels()],
