@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ..core.errors import UserError
 from ..core.settings import Settings
@@ -31,6 +31,18 @@ LEVELS = tuple(LevelConfig(channels=channels, blocks=1) for channels in (32, 64,
 """The network if none is given."""
 
 
+class PredictorFinetuneConfig(Settings):
+    """The weights that a training begins with, instead of random ones."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    pretrained: str | None = Field(None, validation_alias="from", serialization_alias="from")
+    """The folder of a run that predicts; null: random weights, or those of `encoder`."""
+    encoder: str | None = None
+    """Convolutions for the way down: a file (.safetensors, .pth, .pt), or vgg11, vgg13, vgg16 or vgg19, which
+    torchvision downloads; null: none. Of a run that `from` names: the one that it began with."""
+
+
 class PredictConfig(Settings):
     """How to predict images."""
 
@@ -51,6 +63,7 @@ class PredictionConfig(RunConfig):
     objective: Annotated[SegmentationConfig | RegressionConfig, Field(discriminator="type")] = SegmentationConfig()
     """The training objective; its type decides which keys there are."""
     unet: UNetConfig = UNetConfig(levels=LEVELS, middle_attention=False)
+    finetune: PredictorFinetuneConfig = PredictorFinetuneConfig()
     data: PairConfig = PairConfig()
     weights: WeightConfig = WeightConfig()
     augment: WarpingConfig = WarpingConfig()

@@ -17,6 +17,7 @@ from .generation import generation
 from .prediction import prediction
 from .start import begin, resume
 from .task import Task
+from .transfer import configure_predictor
 
 KINDS: dict[str, tuple[type[RunConfig], Callable[[Any], Task]]] = {
     Config.task: (Config, generation),
@@ -67,9 +68,8 @@ def new(
     `changes`, nested values, and then `flags`, by dotted keys, are laid over the file. Raise UserError for a mistake.
     """
     if kind_of(file, flags, changes) is PredictionConfig:
-        transform = (lambda values: merge(values, changes)) if changes else None
-        config = settings_from(file or PredictionConfig(), PredictionConfig, flags, transform)
-        return config, prediction
+        config, source = configure_predictor(file, flags, changes)
+        return config, partial(prediction, source=source)
     config, pretrained = configure(file, flags, changes)
     return config, partial(generation, pretrained=pretrained)
 
@@ -77,16 +77,27 @@ def new(
 def kind_of(
     file: Path | None, flags: Mapping[str, str] = {}, changes: Mapping[str, Any] = {}
 ) -> type[Config] | type[PredictionConfig]:
-    """Return the class of a configuration, by the type of its objective. Raise UserError for an unknown type."""
-    section = merge(read_yaml(file)[0] if file else {}, changes).get("objective")
+    """Return the class of a configuration, by the type of its objective, or else by the run that it begins with.
+
+    Raise UserError for an unknown type.
+    """
+    given = merge(read_yaml(file)[0] if file else {}, changes)
+    section = given.get("objective")
     in_file = section.get(TAG) if isinstance(section, dict) else None
     found = objective_of(flags) or in_file
     known = OBJECTIVES.keys() | PREDICTS
-    if found in PREDICTS:
+    if found in PREDICTS or (found is None and _begins_with_predictor(given.get("finetune"), flags)):
         return PredictionConfig
     if isinstance(found, str) and found.isidentifier() and found not in known:
         raise UserError(f"objective: {found} is not one of {', '.join(sorted(known))}{did_you_mean(found, known)}")
     return Config
+
+
+def _begins_with_predictor(section: Any, flags: Mapping[str, str]) -> bool:
+    """Return whether `finetune.from`, of a file or a flag, is a run that predicts."""
+    in_file = section.get("from") if isinstance(section, dict) else None
+    name = flags.get("finetune.from", in_file)
+    return isinstance(name, str) and Run(name).task == PredictionConfig.task
 
 
 def objective_of(flags: Mapping[str, str]) -> str | None:

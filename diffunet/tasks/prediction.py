@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.runtime import prepare_for
+from ..core.storage import load_strictly, load_tensors, tensors_to_bytes
 from ..data.cases import Case, Patches
 from ..data.labels import UNKNOWN
 from ..data.paired import PairedData, load_pairs
@@ -23,8 +24,10 @@ from ..runs.painting import save_predictions
 from ..runs.prediction import PredictionConfig, model_file
 from ..runs.run import Run
 from ..training.config import TrainConfig
+from .finetuning import INITIAL_WEIGHTS
 from .fit import make_accelerator
 from .task import Task
+from .transfer import Source, input_statistics
 
 VALIDATED = 8
 """Held-out cases, at most, on which a preview measures, and as many of those trained on."""
@@ -32,8 +35,11 @@ SHOWN = 4
 """Cases in a preview's figure."""
 
 
-def prediction(config: PredictionConfig) -> Task:
-    """Return the task of training a predictor. Raise UserError where config and data disagree."""
+def prediction(config: PredictionConfig, source: Source | None = None) -> Task:
+    """Return the task of training a predictor, beginning with the weights of `source` if there is one.
+
+    A finetuning that is resumed has those weights in its folder. Raise UserError where config and data disagree.
+    """
     if config.unet.dims != 2:
         raise UserError(f"unet.dims: predictors of images need 2 (got {config.unet.dims})")
     accelerator = make_accelerator(config.train)
@@ -44,6 +50,10 @@ def prediction(config: PredictionConfig) -> Task:
     pairs = load_pairs(config.data, config.objective.type, config.weights, log, progress)
     trained, held_out = pairs.split_fold()
     config = config.resolve(pairs)
+    run, weights = Run(config.train.output), {}
+    initial = run.folder / INITIAL_WEIGHTS
+    if config.finetune.pretrained or config.finetune.encoder:
+        weights = source(config, log) if source else load_tensors(initial)
     size, border = config.data.patch_size, config.border
     statistics = pairs.image.mean.tolist(), pairs.image.std.tolist()
     patches = Patches(
@@ -56,14 +66,15 @@ def prediction(config: PredictionConfig) -> Task:
         fingerprint=pairs.fingerprint,
         workers=0 if pairs.in_memory else config.data.workers,
     )
-    run, objective = Run(config.train.output), config.build_objective(pairs)
+    objective, inputs = config.build_objective(pairs), input_statistics(config, pairs)
     preview = PredictionPreview(run, config, pairs, objective, trained, held_out, accelerator.device)
 
     def build(train: TrainConfig) -> Predictor:
         predictor = config.build_predictor()
-        predictor.normalized(input_mean=pairs.image.mean, input_std=pairs.image.std)
+        predictor.normalized(input_mean=inputs.mean, input_std=inputs.std)
         if pairs.target:
             predictor.normalized(output_mean=pairs.target.mean, output_std=pairs.target.std)
+        load_strictly(predictor, predictor.state_dict() | weights, initial)
         prepare_for(predictor.unet, train.runtime)
         return predictor
 
@@ -83,7 +94,7 @@ def prediction(config: PredictionConfig) -> Task:
         publish=publish,
         summary=f"{len(trained):,} cases to train on, {len(held_out):,} held out, {output}",
         report=lambda ema: f"samples: {run.folder}/samples; predict with diffunet predict {run.folder} IMAGES",
-        files=model_file(config),
+        files=model_file(config) | ({INITIAL_WEIGHTS: tensors_to_bytes(weights)} if source else {}),
     )
 
 

@@ -122,6 +122,25 @@ def test_the_loss_is_the_sum_of_its_terms_by_their_factors():
         assert torch.equal(alone["loss"], found[f"loss_{name}"])
 
 
+def test_cross_entropy_and_jaccard_are_the_loss_of_ternausnet():
+    """H - log J (Iglovikov & Shvets 2018, section 3) of one logit, in NumPy and fp64.
+
+    J is the ratio of sums, as in the authors' code. Here each of the two classes has one, smoothed; the difference of
+    the two logits here is the one there.
+    """
+    logits, target = 2 * torch.randn(4, 2, 5, 6), torch.randint(0, 2, (4, 5, 6))
+    found = segmentation(cross_entropy=1.0, jaccard=1.0).loss(lambda image: image, logits, target)["loss"]
+    z, y = (logits[:, 1] - logits[:, 0]).double().numpy(), target.double().numpy()
+    p = 1 / (1 + np.exp(-z))
+    for example in range(4):
+        entropy = -np.mean(y[example] * np.log(p[example]) + (1 - y[example]) * np.log(1 - p[example]))
+        ratios = [
+            (np.sum(a * b) + SMOOTH) / (np.sum(a + b - a * b) + SMOOTH)
+            for a, b in ((y[example], p[example]), (1 - y[example], 1 - p[example]))
+        ]
+        assert found[example].item() == pytest.approx(entropy - np.mean(np.log(ratios)), rel=1e-5)
+
+
 # ── regression ────────────────────────────────────────────────────────────────────────────────────
 
 
