@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..data.pairs import Source, group_channels, image_files, natural, number_of
 from ..evaluation.instances import segments_of
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
 from ..models.tiling import valid_tile_sizes
-from ..objectives.regression import RegressionConfig
+from ..objectives.posterior import PosteriorConfig
 from .painting import palette_of, save_overlay
 from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
@@ -57,7 +58,7 @@ class ImagePredictor:
                 found, expected = (getattr(getattr(one, key), kept) for one in (other, self.own))
                 if found != expected:
                     raise UserError(f"{run.folder}: {key}.{kept} is {found}, that of {runs[0].folder} {expected}")
-        self.labels = None if isinstance(self.own.objective, RegressionConfig) else labels_of(self.own.data)
+        self.labels = labels_of(self.own.data) if self.own.kind == "segmentation" else None
         self.device = default_device()
         self.model = Ensemble([self._member(run, own) for run, own in zip(runs, configs, strict=True)]).to(self.device)
 
@@ -65,6 +66,8 @@ class ImagePredictor:
         predictor = load_predictor(run)
         tile = self._tile(own, predictor)
         model = predictor.tiled(tile)
+        if isinstance(own.objective, PosteriorConfig):
+            return own.target_samples(model, self.settings)
         if self.labels:
             model = Probabilities(model)
         return Averaged(model, turned=tile[0] == tile[1]) if self.settings.average else Ensemble([model])
@@ -81,13 +84,23 @@ class ImagePredictor:
         return side, side
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> Prediction:
-        """Return the prediction of an image, (C, H, W), in the units of its file."""
+    def __call__(self, image: Tensor, watch: Callable[[Tensor], None] | None = None) -> Prediction:
+        """Return the prediction of an image, (C, H, W), in the units of its file.
+
+        `watch` gets each prediction behind the mean, (K, H, W).
+        """
         if len(image) != (expected := self.own.data.channels):
             raise UserError(f"the image has {len(image)} channels, and the run was trained on {expected}")
         members = self.model.members(image[None].to(self.device))
-        mean, std = mean_and_std(member.float() for member in members)
+        mean, std = mean_and_std(_watched((member.float() for member in members), watch))
         return Prediction(mean[0].cpu(), std[0].cpu())
+
+
+def _watched(members: Iterator[Tensor], watch: Callable[[Tensor], None] | None) -> Iterator[Tensor]:
+    for member in members:
+        if watch:
+            watch(member[0].cpu())
+        yield member
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -134,19 +147,20 @@ def predict_files(
     folder: Path,
     probabilities: bool = False,
     overlays: bool = False,
+    members: bool = False,
     progress: Callable = lambda items: items,
 ) -> int:
     """Write the prediction of each image to FOLDER/NAME.png or .npy, and return how many could not be read.
 
     Classes are written with the values of the training's targets, instances with a number for each connected part.
     `probabilities` adds NAME.probabilities.npy, (K, H, W) fp16; an ensemble adds NAME.std.npy, (H, W) or (C, H, W)
-    fp32. An unreadable image is reported and left out.
+    fp32, and with `members` members/NAME/00.png or .npy, ... An unreadable image is reported and left out.
     """
     skipped, labels = 0, predictor.labels
     for name, sources in progress(inputs.items()):
         try:
             image = read_image(sources, predictor.own.data.channels)
-            prediction = predictor(image)
+            prediction = predictor(image, _member_writer(folder / "members" / name, labels) if members else None)
         except (UserError, ValueError) as mistake:
             print(f"skipped {name}: {mistake}")
             skipped += 1
@@ -163,6 +177,20 @@ def predict_files(
             std = prediction.std.mean(0) if labels else prediction.std
             _save_array(folder / f"{name}.std.npy", std.numpy())
     return skipped
+
+
+def _member_writer(folder: Path, labels: Labels | None) -> Callable[[Tensor], None]:
+    """Return what writes members (K, H, W), one call each, to FOLDER/00.png or .npy, ..."""
+    numbers = count()
+
+    def write(member: Tensor) -> None:
+        path = folder / f"{next(numbers):02d}.npy"
+        if labels is None:
+            _save_array(path, member.numpy())
+        else:
+            save_labels(path.with_suffix(".png"), member.argmax(0), labels)
+
+    return write
 
 
 def save_labels(path: Path, classes: Tensor, labels: Labels) -> None:
