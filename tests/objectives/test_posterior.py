@@ -36,7 +36,6 @@ def nothing(x_t, t, image):
 def test_the_loss_is_least_at_the_exact_denoiser(name):
     pairs = GaussianPairs(slope=0.7, spread=0.4)
     found = Posterior(PosteriorConfig.model_validate({"targets": "numbers", "noise": PROCESSES[name]}), [0.0], [1.0])
-    exact = pairs.denoiser(found.process)
     image = torch.randn(2000, 1, 8, 8, dtype=torch.float64).float()
     target = pairs.target(image)
 
@@ -45,12 +44,10 @@ def test_the_loss_is_least_at_the_exact_denoiser(name):
         return found.loss(lambda *x, **c: model(*x, **c) + change, image, target, rng=rng())["loss"].mean().item()
 
     least, shift = loss(0), 0.05
-    assert torch.isfinite(torch.tensor(least))
     for change in (shift, -shift):  # errors of the exact denoiser have the mean 0, so that a shift adds its square
         assert loss(change) - least == pytest.approx(shift**2, rel=0.15)
     assert loss(0, slope=0.6) > least
     assert loss(0, slope=0.8) > least
-    assert exact(target, torch.zeros(2000), image=image).shape == target.shape
 
 
 def test_x_0_of_numbers_has_the_spread_that_noise_is_made_for():
