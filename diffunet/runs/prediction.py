@@ -93,9 +93,7 @@ class PredictionConfig(RunConfig):
             raise UserError("unet.norm: batch norm does not fit the EMA weights of a predictor; use group")
         if samples:
             if self.unet.padding == "valid":
-                raise UserError(
-                    "unet.padding: valid borders leave out places of the target, and samples need all; use same"
-                )
+                raise UserError("unet.padding: valid borders leave out places, which samples need; use same")
             if self.unet.token_dim:
                 raise UserError("unet.token_dim: a predictor has no tokens; use 0")
             vector_dim = self.unet.vector_dim or 4 * levels[0].channels

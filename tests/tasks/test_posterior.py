@@ -13,7 +13,7 @@ from PIL import Image
 from diffunet.core.settings import settings_from
 from diffunet.core.storage import load_tensors
 from diffunet.data.paired import load_pairs, read_image
-from diffunet.data.pairs import Source
+from diffunet.data.pairs import PairConfig, Source
 from diffunet.runs.config import Config
 from diffunet.runs.predict import ImagePredictor
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, load_predictor
@@ -119,9 +119,7 @@ def test_numbers_are_sampled_in_the_units_of_their_files(small_predictor):
     train(*NUMBERS, *QUICK)
     assert "val_dice" not in read_log(Path("run/log.jsonl"))[-1]
     predictor = load_predictor(Run("run"))
-    pairs = load_pairs(
-        PredictionConfig().data.model_copy(update={"path": "pairs"}), "regression", log=lambda text: None
-    )
+    pairs = load_pairs(PairConfig(path="pairs"), "regression", log=lambda text: None)
     assert torch.equal(predictor.target_mean, pairs.target.mean)
     assert torch.equal(predictor.target_scale, 2 * pairs.target.std)
     files = predicted("run", "pairs/images/a0.png", *FEW, "--members")
@@ -158,20 +156,30 @@ def test_the_type_of_a_flag_is_the_outer_one():
     assert kind_of(None, {"objective": "{source: {type: flow}, type: consistency}"}) is Config
 
 
+CHOSEN = ["--objective", "posterior", "--objective.targets", "classes"]
+DROPPED = "{type: flow, condition_dropout: 0.1}"
 MISTAKES = {
-    "--objective posterior": "objective.targets: the values of files can be classes or numbers; choose one of these",
-    "--objective {type:posterior,targets:labels}": "--objective",
-    "--objective posterior --objective.targets classes --unet.padding valid": "unet.padding: valid borders are no",
-    "--objective posterior --objective.targets classes --unet.norm batch": "unet.norm: batch norm does not fit",
-    "--objective posterior --objective.targets numbers --data.path cells": "cells is no data set for regression",
-    "--objective posterior --objective.targets classes --objective.noise.condition_dropout 0.1": "never dropped; use 0",
-    "--objective posterior --objective.targets classes --data.patch 17": "data.patch: some level would not halve 17",
+    "targets of files": (
+        ["--objective", "posterior"],
+        "objective.targets: the values of files can be classes or numbers; choose one of these",
+    ),
+    "other targets": (["--objective", "{type: posterior, targets: labels}"], "'classes' or 'numbers'"),
+    "valid borders": ([*CHOSEN, "--unet.padding", "valid"], "unet.padding: valid borders leave out places"),
+    "batch norm": ([*CHOSEN, "--unet.norm", "batch"], "unet.norm: batch norm does not fit the EMA weights"),
+    "tokens": ([*CHOSEN, "--unet.token_dim", "8"], "unet.token_dim: a predictor has no tokens; use 0"),
+    "no numbers": (
+        ["--objective", "{type: posterior, targets: numbers}", "--data.path", "cells"],
+        "cells is no data set for regression",
+    ),
+    "dropout": ([*CHOSEN, "--objective.noise", DROPPED], "the image is never dropped; use 0"),
+    "patch": ([*CHOSEN, "--data.patch", "17"], "data.patch: some level would not halve 17"),
 }
 
 
-@pytest.mark.parametrize("flags", MISTAKES)
-def test_mistakes_are_one_line_before_anything_is_trained(small_predictor, capsys, flags):
-    assert MISTAKES[flags] in mistake(capsys, "train", "--config", "predictor.yaml", *flags.split())
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line_before_anything_is_trained(small_predictor, capsys, name):
+    flags, message = MISTAKES[name]
+    assert message in mistake(capsys, "train", "--config", "predictor.yaml", *flags)
     assert not Path("run").exists()
 
 
