@@ -18,8 +18,8 @@ from ..data.paired import read_image
 from ..data.pairs import Source, group_channels, image_files, natural, number_of_pages
 from ..evaluation.instances import segments_of
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
+from ..models.posterior import TargetDenoiser
 from ..models.tiling import valid_tile_sizes
-from ..objectives.posterior import PosteriorConfig
 from .painting import palette_of, save_overlay
 from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
@@ -66,7 +66,7 @@ class ImagePredictor:
         predictor = load_predictor(run)
         tile = self._tile(own, predictor)
         model = predictor.tiled(tile)
-        if isinstance(own.objective, PosteriorConfig):
+        if isinstance(model, TargetDenoiser):
             return own.target_samples(model, self.settings)
         if self.labels:
             model = Probabilities(model)

@@ -148,7 +148,7 @@ class PredictionConfig(RunConfig):
         """Return the mean and the standard deviation of each channel of the targets, and 1/2 for classes, 0 or 1."""
         if pairs.target:
             return pairs.target.mean.tolist(), pairs.target.std.tolist()
-        half = [0.5] * len(pairs.labels.codes)
+        half = [0.5] * self.unet.out_channels
         return half, half
 
     def target_samples(self, denoiser: TargetDenoiser, settings: PredictConfig) -> TargetSamples:

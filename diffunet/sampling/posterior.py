@@ -1,6 +1,7 @@
 """Samples of the target of an image: several possible ones, their mean and their spread."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class TargetSamples(Ensemble):
     @torch.no_grad()
     def members(self, image: Tensor) -> Iterator[Tensor]:
         """Yield samples of the target (B, K, *S) of an image (B, C, *S)."""
-        denoiser = self.models[0]
+        denoiser: Any = self.models[0]
         for member in range(self.samples):
             generator = torch.Generator().manual_seed(seed_for(self.seed, member))
             noise = torch.randn(1, len(denoiser.target_mean), *image.shape[2:], generator=generator)
@@ -58,5 +59,5 @@ class TargetSamples(Ensemble):
 
 def _probabilities(scores: Tensor) -> Tensor:
     """Return probabilities of classes (B, K, *S) from estimates of them, which need not sum to 1."""
-    scores = scores.clamp(0, 1) + 1e-6  # so that places without any class have all of them
+    scores = scores.clamp(0, 1) + 1e-6  # so that a place where all are 0 has all classes alike
     return scores / scores.sum(1, keepdim=True)
