@@ -1,10 +1,11 @@
 """A U-Net that denoises the target of an image, which it sees beside the noisy target."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .conditioning import Conditioning, TimeEmbedding
 from .predictor import Normalized, by_channel
+from .tiling import Tiled
 from .unet import UNet
 
 
@@ -29,6 +30,16 @@ class TargetDenoiser(Normalized):
             self.register_buffer(name, torch.zeros(channels))
         for name, channels in (("input_std", config.plane_channels), ("target_scale", config.out_channels)):
             self.register_buffer(name, torch.ones(channels))
+
+    def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> "TargetDenoiser":
+        """Return the same denoiser for images of any size: each call is made in tiles of the network's input."""
+        tiles = TargetDenoiser.__new__(TargetDenoiser)
+        nn.Module.__init__(tiles)
+        tiles.unet = Tiled(self.unet, tile, overlap)  # pyright: ignore[reportAttributeAccessIssue]
+        tiles.time = self.time
+        for name, values in self.named_buffers(recurse=False):
+            tiles.register_buffer(name, values)
+        return tiles
 
     def forward(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
         """Return the prediction, in the shape of x_t, (B, K, *S). t: (B,) or one number; image: (B, C, *S)."""

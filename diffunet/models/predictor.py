@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .conditioning import Conditioning
 from .tiling import Tiled
 from .unet import UNet
 
@@ -22,17 +23,6 @@ class Normalized(nn.Module):
             getattr(self, name).copy_(values)
         return self
 
-    def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> Self:
-        """Return the same model for images of any size, in tiles of the network's input."""
-        tiles = type(self).__new__(type(self))
-        nn.Module.__init__(tiles)
-        for name, module in self.named_children():
-            setattr(tiles, name, module)
-        tiles.unet = Tiled(self.unet, tile, overlap)  # pyright: ignore[reportAttributeAccessIssue]
-        for name, values in self.named_buffers(recurse=False):
-            tiles.register_buffer(name, values)
-        return tiles
-
 
 class Predictor(Normalized):
     """`model(image)`: a U-Net between the normalizations of its training set.
@@ -40,7 +30,7 @@ class Predictor(Normalized):
         logits = predictor(image)                   # (B, C, *S) in the units of the files -> (B, out_channels, *S')
 
     The input of the U-Net is (image - input_mean) / input_std, by channel, and the prediction is
-    output_mean + output_std times its output. S' is smaller than S with valid borders, but not in tiles.
+    output_mean + output_std times its output. S' is smaller than S with valid borders.
     """
 
     input_mean: Tensor
@@ -54,10 +44,14 @@ class Predictor(Normalized):
             self.register_buffer(f"{side}_mean", torch.zeros(channels))
             self.register_buffer(f"{side}_std", torch.ones(channels))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> Tiled:
+        """Return the same predictor for images of any size, in tiles of the network's input; S' is then S."""
+        return Tiled(self.unet, tile, overlap, around=self)
+
+    def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """Return the prediction for (B, C, *S), in fp32. Raise ValueError for an image that is too small."""
         inputs = (image.float() - by_channel(self.input_mean, image)) / by_channel(self.input_std, image)
-        output = self.unet(inputs).float()
+        output = self.unet(inputs, cond).float()
         return by_channel(self.output_mean, output) + by_channel(self.output_std, output) * output
 
 

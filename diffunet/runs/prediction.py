@@ -44,6 +44,9 @@ class PredictConfig(Settings):
     """Side of a tile of the network's input; null: the patch, or as near as the network takes."""
     average: bool = False
     """Average the predictions of the mirrored image, and with square tiles of the turned one; eight times the work."""
+    watershed: float | None = Field(None, gt=0.5, lt=1)
+    """Probability of being in an object above which its seeds lie, from which a watershed grows it until it meets the
+    next, so that weak bridges join no objects; null: objects are connected parts."""
     samples: int = Field(8, ge=1, le=10_000)
     """Samples of the target, whose mean is the prediction; like steps and seed for the objective posterior alone."""
     steps: int = Field(10, ge=1, le=1_000_000)

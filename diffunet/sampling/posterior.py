@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core.rng import seed_for
 from ..models.averaging import Ensemble
 from ..models.posterior import TargetDenoiser
+from ..models.tiling import Box
 from ..objectives.base import Objective
 from ..objectives.posterior import SPREAD
 from .loop import sample
@@ -44,16 +45,21 @@ class TargetSamples(Ensemble):
         self.samples, self.steps, self.seed = samples, steps, seed
 
     @torch.no_grad()
-    def members(self, image: Tensor) -> Iterator[Tensor]:
-        """Yield samples of the target (B, K, *S) of an image (B, C, *S)."""
+    def members(self, image: Tensor, box: Box | None = None) -> Iterator[Tensor]:
+        """Yield samples of the target (B, K, *S) of an image (B, C, *S); of a box, what is inside it.
+
+        A sample of the whole image is made for any box, since all of its places depend on each other.
+        """
         denoiser: Any = self.models[0]
+        whole = image.to(denoiser.target_mean.device)
+        inside = (..., *(slice(*ends) for ends in box or ()))
         for member in range(self.samples):
             generator = torch.Generator().manual_seed(seed_for(self.seed, member))
             noise = torch.randn(1, len(denoiser.target_mean), *image.shape[2:], generator=generator)
             sampler = self.process.sampler(SAMPLER, self.steps, self.size)
             sampler.limit = SPREAD if self.classes else None
-            noise = noise.expand(len(image), *noise.shape[1:]).to(image.device)
-            target = denoiser.target_of(sample(denoiser, sampler, noise, image=image))
+            noise = noise.expand(len(image), *noise.shape[1:]).to(whole.device)
+            target = denoiser.target_of(sample(denoiser, sampler, noise, image=whole))[inside].to(image.device)
             yield _probabilities(target) if self.classes else target
 
 

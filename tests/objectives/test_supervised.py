@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from skimage.metrics import structural_similarity
 
 from diffunet.core.errors import UserError
 from diffunet.core.settings import settings_from
@@ -21,7 +23,7 @@ def segmentation(**factors) -> Segmentation:
 
 
 def regression(**factors) -> Regression:
-    return Regression(RegressionConfig(**(dict.fromkeys(("l2", "l1", "huber"), 0.0) | factors)), STD)
+    return Regression(RegressionConfig(**(dict.fromkeys(("l2", "l1", "huber", "ssim"), 0.0) | factors)), STD)
 
 
 def a_batch(classes: int = 3, examples: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -220,3 +222,35 @@ def test_a_loss_without_terms_is_a_mistake(config):
     zeros = {name: "0" for name in config.terms}
     with pytest.raises(UserError, match=f"every term of the loss has the factor 0; raise one of {config.terms[0]}"):
         settings_from(config(), config, zeros)
+
+
+def test_similarity_is_that_of_scikit_image():
+    torch.manual_seed(0)
+    target = torch.randn(2, 2, 20, 24)
+    prediction = target + 0.5 * torch.randn(target.shape)
+    unit = torch.tensor(STD)[:, None, None]
+    kwargs = {"channel_axis": 0, "data_range": 4.0, "gaussian_weights": True, "use_sample_covariance": False}
+    expected = [
+        1 - structural_similarity((x / unit).double().numpy(), (y / unit).double().numpy(), sigma=1.5, **kwargs)
+        for x, y in zip(prediction, target, strict=True)
+    ]
+    found = regression(ssim=1).loss(lambda image: prediction, target, target)["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert regression(ssim=1).loss(lambda image: target, target, target)["loss"].abs().max() < 1e-6
+
+
+def test_windows_with_an_unknown_place_have_no_similarity():
+    prediction, target = torch.randn(1, 1, 11, 30), torch.randn(1, 1, 11, 30)
+    expected = regression(ssim=1).loss(lambda image: prediction[..., :14], target, target[..., :14])["loss"]
+    target[..., 3, 14:] = torch.nan
+    found = regression(ssim=1).loss(lambda image: prediction, target, target)["loss"]
+    torch.testing.assert_close(found, expected)  # 4 windows of 11 columns
+    prediction[..., 14:] += 100
+    assert torch.equal(regression(ssim=1).loss(lambda image: prediction, target, target)["loss"], found)
+    weight = torch.zeros(1, 11, 30)
+    assert not regression(ssim=1).loss(lambda image: prediction, target, target, weight)["loss"].any()
+    weight[:, 5, 6] = 1  # the center of the second window
+    alone = regression(ssim=1).loss(lambda image: prediction[..., 1:12], target, target[..., 1:12])["loss"]
+    torch.testing.assert_close(
+        regression(ssim=1).loss(lambda image: prediction, target, target, weight)["loss"], alone / 4
+    )
