@@ -43,7 +43,8 @@ def describe(argv: list[str]) -> int:
         unet = denoiser.unet if denoiser else UNet(config.unet)
     if denoiser:
         parameters = sum(p.numel() for p in denoiser.parameters())
-        conditions = ", ".join(f"{name}: {c.summary}" for name, c in config.conditions.items()) or "unconditional"
+        conditions = ", ".join(f"{name}: {c.summary}" for name, c in config.conditions.items())
+        conditions = conditions or ("of an image" if config.unet.plane_channels else "unconditional")
         print(f"total with time embedding ({conditions}): {parameters:,} parameters")
     if config.unet.padding == "valid":
         sides = valid_tile_sizes(unet, min(size), min(size) + 3 * 2 ** len(config.unet.levels))

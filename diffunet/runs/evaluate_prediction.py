@@ -66,7 +66,7 @@ def evaluate_predictor(
         )
     data = data or own.data
     predictor = ImagePredictor([run], predict)
-    pairs = load_pairs(data, own.objective.type, log=log)
+    pairs = load_pairs(data, own.kind, log=log)
     outputs, found = own.unet.out_channels, len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
     if found != outputs:
         kind = "classes" if pairs.labels else "channels"

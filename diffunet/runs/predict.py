@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from ..data.paired import read_image
 from ..data.pairs import Source, group_channels, image_files, natural, number_of_pages
 from ..evaluation.instances import segments_of, watershed_segments
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
+from ..models.posterior import TargetDenoiser
 from ..models.tiling import Box, valid_tile_sizes
-from ..objectives.regression import RegressionConfig
+from ..objectives.posterior import PosteriorConfig
 from .painting import COLORS, palette_of, save_overlay
 from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
@@ -62,17 +64,21 @@ class ImagePredictor:
                 found, expected = (getattr(getattr(one, key), kept) for one in (other, self.own))
                 if found != expected:
                     raise UserError(f"{run.folder}: {key}.{kept} is {found}, that of {runs[0].folder} {expected}")
-        self.labels = None if isinstance(self.own.objective, RegressionConfig) else labels_of(self.own.data)
+        self.labels = labels_of(self.own.data) if self.own.kind == "segmentation" else None
         self.device = default_device()
         self.model = Ensemble([self._member(run, own) for run, own in zip(runs, configs, strict=True)]).to(self.device)
 
-        self.several = len(runs) > 1 or self.settings.average
+        self.samples = isinstance(self.own.objective, PosteriorConfig)
+        """Whether members are samples of the target."""
+        self.several = len(runs) > 1 or self.settings.average or (self.samples and self.settings.samples > 1)
         """Whether predictions have a deviation between members."""
 
     def _member(self, run: Run, own: PredictionConfig) -> nn.Module:
         predictor = load_predictor(run)
         tile = self._tile(own, predictor)
         model = predictor.tiled(tile)
+        if isinstance(model, TargetDenoiser):
+            return own.target_samples(model, self.settings)
         if self.labels:
             model = Probabilities(model)
         return Averaged(model, turned=tile[0] == tile[1]) if self.settings.average else Ensemble([model])
@@ -94,12 +100,17 @@ class ImagePredictor:
         return self.own.unet.out_channels
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, box: Box | None = None) -> Prediction:
-        """Return the prediction of an image, (C, H, W), in the units of its file; of a box, what is inside it."""
+    def __call__(
+        self, image: Tensor, box: Box | None = None, watch: Callable[[Tensor], None] | None = None
+    ) -> Prediction:
+        """Return the prediction of an image, (C, H, W), in the units of its file; of a box, what is inside it.
+
+        `watch` gets each prediction behind the mean, (K, H, W).
+        """
         if len(image) != (expected := self.own.data.channels):
             raise UserError(f"the image has {len(image)} channels, and the run was trained on {expected}")
-        members = self.model.members(image[None], box)
-        mean, std = mean_and_std(member.float() for member in members)
+        members = (member.float() for member in self.model.members(image[None], box))
+        mean, std = mean_and_std(_watched(members, watch) if watch else members)
         return Prediction(mean[0], std[0])
 
     def objects(self, classes: Tensor, second: Tensor) -> np.ndarray:
@@ -112,16 +123,25 @@ class ImagePredictor:
         second = second.half().float()  # as kept for a whole image
         return watershed_segments(classes, -second, seed_below=-self.settings.watershed)
 
-    def strips(self, image: Tensor) -> Iterator[tuple[slice, Prediction]]:
+    def strips(
+        self, image: Tensor, watch: Callable[[Tensor], None] | None = None
+    ) -> Iterator[tuple[slice, Prediction]]:
         """Yield the prediction of an image strip by strip: rows, and what is predicted for them.
 
-        The parts are those of the whole prediction, in bounded memory beside the image.
+        The parts are those of the whole prediction, in bounded memory beside the image. There is one strip for samples,
+        which are of whole images, and for `watch`, which gets each prediction behind the mean, (K, H, W).
         """
         height, width = image.shape[-2:]
-        rows = max(STRIP_BYTES // (COPIES * 4 * self.channels * width), 1)
+        rows = height if self.samples or watch else max(STRIP_BYTES // (COPIES * 4 * self.channels * width), 1)
         for start in range(0, height, rows):
             stop = min(start + rows, height)
-            yield slice(start, stop), self(image, [(start, stop), (0, width)])
+            yield slice(start, stop), self(image, [(start, stop), (0, width)], watch)
+
+
+def _watched(members: Iterator[Tensor], watch: Callable[[Tensor], None]) -> Iterator[Tensor]:
+    for member in members:
+        watch(member[0])
+        yield member
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -169,20 +189,22 @@ def predict_files(
     probabilities: bool = False,
     overlays: bool = False,
     objects: bool = False,
+    members: bool = False,
     progress: Callable = lambda items: items,
 ) -> int:
     """Write the prediction of each image to FOLDER/NAME.png or .npy, and return how many could not be read.
 
     Classes are written with the values of the training's targets, instances with a number for each.
     `probabilities` adds NAME.probabilities.npy, (K, H, W) fp16; `overlays` overlays/NAME.png; `objects`
-    objects/NAME.png, a number for each object; several members add NAME.std.npy, (H, W) or (C, H, W) fp32. An
-    unreadable image is reported and left out.
+    objects/NAME.png, a number for each object; several members add NAME.std.npy, (H, W) or (C, H, W) fp32, and
+    `members` these themselves, members/NAME/00.png or .npy, ... An unreadable image is reported and left out.
     """
     skipped = 0
     for name, sources in progress(inputs.items()):
         try:
             image = read_image(sources, predictor.own.data.channels)
-            classes, second = _predict_arrays(predictor, image, folder / name, probabilities)
+            watch = _member_writer(folder / "members" / name, predictor.labels) if members else None
+            classes, second = _predict_arrays(predictor, image, folder / name, probabilities, watch)
             if labels := predictor.labels:
                 path, shown = folder / f"{name}.png", classes
                 if labels.instances or objects:
@@ -200,7 +222,27 @@ def predict_files(
     return skipped
 
 
-def _predict_arrays(predictor: ImagePredictor, image: Tensor, path: Path, probabilities: bool) -> tuple[Tensor, Tensor]:
+def _member_writer(folder: Path, labels: Labels | None) -> Callable[[Tensor], None]:
+    """Return what writes members (K, H, W), one a call, to FOLDER/00.png or .npy, ..."""
+    numbers = count()
+
+    def write(member: Tensor) -> None:
+        path = folder / f"{next(numbers):02d}"
+        if labels:
+            return save_labels(path.with_suffix(".png"), member.argmax(0), labels)
+        with atomic_write(path.with_suffix(".npy")) as file, open(file, "wb") as opened:
+            np.save(opened, member.numpy())
+
+    return write
+
+
+def _predict_arrays(
+    predictor: ImagePredictor,
+    image: Tensor,
+    path: Path,
+    probabilities: bool,
+    watch: Callable[[Tensor], None] | None,
+) -> tuple[Tensor, Tensor]:
     """Write the arrays of a prediction strip by strip.
 
     Return its classes, (H, W) uint8 or int16, and the probability of the second one, (H, W) fp16.
@@ -223,7 +265,7 @@ def _predict_arrays(predictor: ImagePredictor, image: Tensor, path: Path, probab
             mean = array(suffix, channels + size, dtype)
         if predictor.several:
             std = array(".std", size if labels else channels + size, np.float32)
-        for rows, part in predictor.strips(image):
+        for rows, part in predictor.strips(image, watch):
             if labels:
                 classes[rows], second[rows] = part.classes.to(classes.dtype), part.mean[1].half()
             if mean is not None:

@@ -1,10 +1,11 @@
 """Which kind of training a configuration is for, and training by any of them."""
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import TAG, merge, read_yaml, settings_from
@@ -24,7 +25,7 @@ KINDS: dict[str, tuple[type[RunConfig], Callable[[Any], Task]]] = {
     PredictionConfig.task: (PredictionConfig, prediction),
 }
 """The configuration and the task of each kind of run that `train.py` makes."""
-PREDICTS = {"segmentation", "regression"}
+PREDICTS = {"segmentation", "regression", "posterior"}
 """Types of objectives of a `PredictionConfig`."""
 
 
@@ -103,8 +104,12 @@ def _begins_with_predictor(section: Any, flags: Mapping[str, str]) -> bool:
 def objective_of(flags: Mapping[str, str]) -> str | None:
     """Return the type of the objective that flags set: by name, or as `{type: ...}`."""
     word = flags.get("objective.type", flags.get("objective"))
-    inside = re.search(r"\btype: *['\"]?(\w+)", word or "")
-    return inside[1] if inside else word
+    try:
+        inside = yaml.safe_load(word or "")
+    except yaml.YAMLError:  # reported when the flag is read
+        return word
+    found = inside.get(TAG) if isinstance(inside, dict) else word
+    return found if isinstance(found, str) else None
 
 
 def kind_of_run(path: str | Path) -> tuple[type[RunConfig], Callable[[Any], Task]]:

@@ -11,11 +11,12 @@ from torch import Tensor
 from ..conditions.label import LISTED
 from ..core.errors import UserError, printable
 from ..core.settings import merge, read_yaml, settings_from
-from ..data.paired import PairedData, Statistics
+from ..data.paired import PairedData
 from ..data.pairs import PairConfig
 from ..interop.tensor_files import load_encoder
 from ..models.meta import on_meta
 from ..models.pretrained import IMAGENET_MEAN, IMAGENET_STD, match_encoder
+from ..objectives.posterior import PosteriorConfig
 from ..objectives.segmentation import SegmentationConfig
 from ..runs.prediction import PredictionConfig, load_predictor
 from ..runs.run import Run
@@ -42,7 +43,10 @@ def configure_predictor(
     name = finetune_section(PredictionConfig, given, flags).pretrained
     if name is None:
         config = settings_from(file or PredictionConfig(), PredictionConfig, flags, transform)
-        return config, encoder_weights if config.finetune.encoder else None
+        if config.finetune.encoder is None:
+            return config, None
+        _check_predicts(config)
+        return config, encoder_weights
     run = Run(name)
     theirs = run.config(PredictionConfig)
     base = transfer_defaults(name, theirs)
@@ -51,7 +55,13 @@ def configure_predictor(
     for key in new:
         check_same(name, f"unet.{key}", old[key], new[key])
     check_same(name, "finetune.encoder", theirs.finetune.encoder, config.finetune.encoder)
+    _check_predicts(config)
     return config, partial(run_weights, run)
+
+
+def _check_predicts(config: PredictionConfig) -> None:
+    if isinstance(config.objective, PosteriorConfig):
+        raise UserError("finetune: a training of objective posterior begins with random weights; leave finetune out")
 
 
 def transfer_defaults(name: str, config: PredictionConfig) -> PredictionConfig:
@@ -122,14 +132,16 @@ def _listed(names: list[str]) -> str:
     return printable(", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED))
 
 
-def input_statistics(config: PredictionConfig, pairs: PairedData) -> Statistics:
-    """Return the mean and standard deviation by which inputs are normalized: those of the data, or an encoder's own.
+def input_statistics(config: PredictionConfig, pairs: PairedData) -> dict[str, Tensor]:
+    """Return the mean and standard deviation by which inputs are normalized, where they are an encoder's own.
 
     With an encoder, gray or color images of 8 bits have those of ImageNet; gray ones their means over the colors. The
     units of other images have no relation to those of photographs, so that they are normalized by the data.
     """
     channels = len(pairs.image.mean)
     if config.finetune.encoder is None or channels not in (1, 3) or pairs.cases[0].image.dtype != torch.uint8:
-        return pairs.image
+        return {}
     mean, std = (255 * torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return Statistics(mean, std) if channels == 3 else Statistics(mean.mean(0, True), std.mean(0, True))
+    if channels == 1:
+        mean, std = mean.mean(0, True), std.mean(0, True)
+    return {"input_mean": mean, "input_std": std}
