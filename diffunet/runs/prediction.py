@@ -73,11 +73,9 @@ class PredictionConfig(RunConfig):
         """Return (height, width) that every level of the network halves evenly."""
         least = tuple(min(pairs.cases[i].size[axis] for i in range(min(len(pairs.names), 20))) for axis in (0, 1))
         wanted = self.data.patch_size if self.data.patch else tuple(min(side, MAX_PATCH) for side in least)
-        with on_meta():
-            network = UNet(self.unet)
         sides = []
         for side in wanted:
-            fitting = valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * self.unet.max_stride)
+            fitting = fitting_sides(self.unet, side)
             if self.data.patch and side not in fitting:
                 near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
                 raise UserError(
@@ -103,6 +101,13 @@ class PredictionConfig(RunConfig):
             output = UNet(self.unet).output_size(*self.data.patch_size)
         height, width = (side - left for side, left in zip(self.data.patch_size, output, strict=True))
         return height, width
+
+
+def fitting_sides(unet: UNetConfig, side: int) -> list[int]:
+    """Return the sides of an input that every level halves evenly, in rising order, up to some above `side`."""
+    with on_meta():
+        network = UNet(unet)
+    return valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * unet.max_stride)
 
 
 def model_file(config: PredictionConfig) -> dict[str, bytes]:
