@@ -17,7 +17,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.runtime import default_device
 from ..core.settings import to_yaml
-from ..data.cases import Case
+from ..data.cases import Case, resemblance
 from ..data.paired import PairedData
 from ..data.pairs import PairConfig, split_fold
 from ..evaluation.objects import ClassObjects, Need, needed_field, objects_by_class, touching_share, windows_with
@@ -33,7 +33,8 @@ SURVEYED = 30
 COARSEST = 4
 """Positions of the coarsest level along the shorter side of an image, at least, as in nnU-Net (Isensee et al. 2021)."""
 SHARE_OF_SET, MOST_OF_SET = 0.05, 0.2
-"""Share of the training set's pixels in a batch: proposed, as in nnU-Net, but a power of two of patches; kept, at most."""
+"""Share of the training set's pixels in a batch: that of nnU-Net, rounded up to a power of two of patches; the most
+that is kept."""
 SEEN = 0.25
 """Share of the patches, of cases that have the rarest class, that should have it."""
 TOUCHING, BORDER = 0.05, 10
@@ -109,9 +110,8 @@ def make_plan(pairs: PairedData, config: PredictionConfig, memory: int | None = 
 def _facts(cases: Sequence[Case], trained: int, classes: Sequence[ClassObjects], need: Need) -> list[str]:
     height, width = (np.median([case.size[axis] for case in cases]) for axis in (0, 1))
     low, high = min(float(case.image.min()) for case in cases), max(float(case.image.max()) for case in cases)
-    lines = [
-        f"measured: {len(cases)} of {trained:,} training cases, median size {height:.0f}×{width:.0f}, values {low:g} to {high:g}"
-    ]
+    size = f"median size {height:.0f}×{width:.0f}, values {low:g} to {high:g}"
+    lines = [f"measured: {len(cases)} of {trained:,} training cases, {size}"]
     for each in classes:
         counts, sides = each.counts, each.sides
         lines += [
@@ -148,8 +148,10 @@ def choose_levels(unet: UNetConfig, needed: int, cases: Sequence[Case]) -> tuple
     if cut:
         reason = f"{len(levels)} levels; {len(unet.levels)} leave less than {COARSEST} of {side} pixels"
     elif kept:
-        short = "" if found >= needed else f", and the images are too small for more than {len(levels)}"
-        reason = f"{len(levels)} levels have a receptive field of {field}, and {needed} are needed{short}"
+        short = "" if found >= needed else ", but the images are too small for more levels"
+        reason = f"{len(levels)} levels have a receptive field of {field}" + f", and {needed} are needed{short}" * (
+            needed > 0
+        )
     else:
         reason = f"{len(levels)} levels have a receptive field of {found} instead of {field}, and {needed} are needed"
     values = [level.model_dump(mode="json", exclude_defaults=True) for level in levels]
@@ -170,15 +172,17 @@ def choose_patch(
 ) -> tuple[Choice, tuple[int, int]]:
     """Return the patch, (height, width), that every level halves evenly: at least the needed field, at most the images.
 
-    With valid borders an input may be larger than an image by what its output is smaller.
+    With valid borders an input may be larger than an image by what its output is smaller, and at least half of its side
+    remains in the output.
     """
     old, sides, least = config.data.patch_size, [], tuple(min(case.size[axis] for case in cases) for axis in (0, 1))
     for side, whole in zip(old, least, strict=True):
         smallest = fitting_sides(config.unet, 1)[0]
-        most = whole + smallest - output_side(config.unet, smallest)
-        fitting = fitting_sides(config.unet, max(most, needed, side))
+        border = smallest - output_side(config.unet, smallest)
+        most, wanted = whole + border, max(needed, 2 * border)
+        fitting = fitting_sides(config.unet, max(most, wanted, side))
         largest = max([other for other in fitting if other <= most], default=fitting[0])
-        enough = min(next(other for other in fitting if other >= needed), largest)
+        enough = min(next(other for other in fitting if other >= wanted), largest)
         rounded = next(other for other in fitting if other >= most)
         usual = max([other for other in fitting if other <= MAX_PATCH], default=fitting[0])
         sides.append(side if side in fitting and enough <= side <= rounded else max(enough, min(largest, usual)))
@@ -191,11 +195,13 @@ def choose_patch(
         ]
     kept, size = tuple(sides) == old, f"{'×'.join(map(str, least))} pixels"
     if kept:
-        reason = f"no less than the {needed} that are needed, and no more than the images, {size}"
+        reason = f"as large as the {needed} that are needed, and " * (needed > 0) + f"no larger than the images, {size}"
     elif fits < 1:
         reason = "the largest of which one fits into memory"
-    elif min(old) < min(sides):
+    elif min(old) < needed:
         reason = f"{min(old)} pixels are less than the {needed} that are needed; images have {size} or more"
+    elif min(old) < min(sides):
+        reason = f"of {min(old)} pixels, valid borders leave {min(old) - border} in the output"
     else:
         reason = f"the smallest image has {size}, and each of {len(config.unet.levels)} levels halves it evenly"
     value = str(sides[0]) if len(set(sides)) == 1 else to_yaml(sides)
@@ -207,15 +213,18 @@ def choose_batch(
 ) -> Choice:
     """Return the batch size: that of the configuration, unless memory or the size of the training set limits it."""
     wanted, parts = config.train.batch_size, config.train.gradient_accumulation_steps
-    height, width = config.data.patch_size
-    area, pixels = math.prod(config.data.patch_size), trained * float(np.mean([math.prod(case.size) for case in cases]))
-    fitting = max(1, int(parts * patches_that_fit(config, pairs, config.data.patch_size, memory)))
-    kept = wanted != "auto" and wanted <= fitting and wanted * area <= max(MOST_OF_SET * pixels, 2 * area)
+    patch, pixels = config.data.patch_size, trained * float(np.mean([math.prod(case.size) for case in cases]))
+    area, fitting = math.prod(patch), max(1, int(parts * patches_that_fit(config, pairs, patch, memory)))
+    given = fitting if wanted == "auto" else wanted
+    kept = wanted != "auto" and given <= fitting and given * area <= max(MOST_OF_SET * pixels, 2 * area)
     enough = 2 ** math.ceil(math.log2(max(2.0, SHARE_OF_SET * pixels / area)))
-    size = wanted if kept else min(enough, 2 ** int(math.log2(fitting)))
-    reason = f"{fitting:,} patches of {'×'.join(map(str, config.data.patch_size))} fit into {memory / 2**30:.1f} GiB"
-    if kept or fitting >= enough:
-        reason += f"; {size} are {_percent(size * area / pixels)} of the training set's pixels"
+    size = given if kept else min(enough, 2 ** int(math.log2(fitting)))
+    reason = f"{fitting:,} patches of {'×'.join(map(str, patch))} fit into {memory / 2**30:.1f} GiB"
+    shares = [_percent(number * area / pixels) for number in (size, given)]
+    if kept:
+        reason += f", and {size} are {shares[0]} of the training set's pixels"
+    elif size < fitting:
+        reason += f", but {given} are {shares[1]} of the training set's pixels, {size} are {shares[0]}"
     return Choice("train.batch_size", str(size), reason, kept)
 
 
@@ -257,7 +266,7 @@ def choose_folds(config: PairConfig, pairs: PairedData) -> list[Choice]:
     """Return how cases are divided: in blocks, if neighbors resemble each other, and by the prefixes of their names."""
     found = []
     if config.fold is not None and config.group is None and len(pairs.names) >= 2 * NEIGHBORS:
-        near, far = resemblance(pairs)
+        near, far = resemblance(pairs.cases, NEIGHBORS)
         stack = near - far > ALIKE
         order = stack or config.fold_by == "order"
         reason = f"correlation of consecutive cases {near:.2f}, of distant ones {far:.2f}"
@@ -275,20 +284,3 @@ def choose_folds(config: PairConfig, pairs: PairedData) -> list[Choice]:
         reason = f"if the {len(prefixes)} prefixes of the names, such as {min(prefixes)}, are those of one origin each"
         found.append(Choice("data.group", PREFIX, reason, kept=False))
     return found
-
-
-def resemblance(pairs: PairedData) -> tuple[float, float]:
-    """Return the mean correlation of the gray values of consecutive cases, and of cases half of the set apart."""
-    number = len(pairs.names)
-
-    def between(step: int) -> float:
-        starts = evenly_spaced(range(number), NEIGHBORS)
-        return float(np.mean([_correlation(pairs.cases[i], pairs.cases[(i + step) % number]) for i in starts]))
-
-    return between(1), between(number // 2)
-
-
-def _correlation(first: Case, second: Case) -> float:
-    height, width = (min(sides) for sides in zip(first.size, second.size, strict=True))
-    grays = [case.image[:, :height, :width].double().mean(0).numpy().ravel() for case in (first, second)]
-    return float(np.corrcoef(grays)[0, 1]) if all(gray.std() > 0 for gray in grays) else 0.0
