@@ -43,6 +43,11 @@ class ClassObjects:
     """Contrast in each case that has the class and others, see `contrast_of`."""
 
     @property
+    def contrast(self) -> float:
+        """Mean over the cases; NaN without any."""
+        return float(self.contrasts.mean()) if len(self.contrasts) else math.nan
+
+    @property
     def has_low_contrast(self) -> bool:
         """Whether the contrast is low in at least half of the cases."""
         return bool((self.contrasts < LOW_CONTRAST).mean() >= 0.5) if len(self.contrasts) else False
@@ -100,10 +105,11 @@ def needed_field(cases: Sequence[Case], classes: Sequence[ClassObjects], names: 
     their mean times 0.1 / contrast, which grows without bounds. Of borders between parts the smaller counts of the
     parts and of `THIN` widths of the border. No field is larger than the images.
 
-    names: of all classes. Without classes, of targets that are numbers, it is 0.
+    names: of all classes. Without classes, as of targets that are numbers, it is 0.
     """
     if not classes:
-        return Need(0, "no rule is known for targets that are numbers")
+        why = "the measured cases have no object" if names else "no rule is known for targets that are numbers"
+        return Need(0, why)
     truths = [case.target.numpy() for case in cases]
     low = [each for each in classes if each.has_low_contrast]
     if len(names) == 2 and cases[0].instances is None and has_borders(truths):

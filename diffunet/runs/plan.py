@@ -39,8 +39,8 @@ SEEN = 0.25
 """Share of the patches, of cases that have the rarest class, that should have it."""
 TOUCHING, BORDER = 0.05, 10
 """Share of touching instances from which their borders count more, and `weights.border` then (Ronneberger 2015)."""
-NEIGHBORS, ALIKE = 12, 0.1
-"""Pairs of cases that are compared, and by how much more than distant ones consecutive slices correlate."""
+FEWEST, NEIGHBORS, ALIKE = 8, 12, 0.1
+"""Cases from which on neighbors are compared, pairs of them, and by how much those of a stack correlate more."""
 PREFIX = "(.*)_[0-9]+"
 """The origin of a case in its name, with a number after it."""
 
@@ -87,12 +87,11 @@ def make_plan(pairs: PairedData, config: PredictionConfig, memory: int | None = 
     memory: free bytes, by default those of this machine's accelerator, or else of its CPU. Raise UserError where the
     network cannot be trained on the data as configured.
     """
-    names = pairs.labels.names if pairs.labels else ()
+    planned, names = config.resolve(pairs), pairs.labels.names if pairs.labels else ()
     trained, _ = pairs.split_fold()
     cases = [pairs.cases[index] for index in evenly_spaced(trained, SURVEYED)]
     classes = objects_by_class(cases, names)
     need = needed_field(cases, classes, names)
-    planned = config.resolve(pairs)
     memory = free_memory(default_device()) if memory is None else memory
     levels, unet = choose_levels(planned.unet, need.field, cases)
     planned = planned.model_copy(update={"unet": unet})
@@ -115,7 +114,7 @@ def _facts(cases: Sequence[Case], trained: int, classes: Sequence[ClassObjects],
     for each in classes:
         counts, sides = each.counts, each.sides
         lines += [
-            f"class {each.name}: {_percent(each.share)} of the pixels, contrast {each.contrasts.mean():.2f} of 0.20, "
+            f"class {each.name}: {_percent(each.share)} of the pixels, contrast {each.contrast:.2f} of 0.20, "
             f"{np.median(counts):.0f} objects an image ({counts.min()} to {counts.max()})",
             f"  objects: longer side {sides.mean():.0f} on average, median {np.median(sides):.0f}, 95 % up to "
             f"{np.quantile(sides, 0.95):.0f} pixels; median width {np.median(each.widths):.0f}",
@@ -148,10 +147,8 @@ def choose_levels(unet: UNetConfig, needed: int, cases: Sequence[Case]) -> tuple
     if cut:
         reason = f"{len(levels)} levels; {len(unet.levels)} leave less than {COARSEST} of {side} pixels"
     elif kept:
-        short = "" if found >= needed else ", but the images are too small for more levels"
-        reason = f"{len(levels)} levels have a receptive field of {field}" + f", and {needed} are needed{short}" * (
-            needed > 0
-        )
+        reason = f"{len(levels)} levels have a receptive field of {field}" + f", and {needed} are needed" * (needed > 0)
+        reason += ", but the images are too small for more levels" * (found < needed)
     else:
         reason = f"{len(levels)} levels have a receptive field of {found} instead of {field}, and {needed} are needed"
     values = [level.model_dump(mode="json", exclude_defaults=True) for level in levels]
@@ -160,11 +157,13 @@ def choose_levels(unet: UNetConfig, needed: int, cases: Sequence[Case]) -> tuple
 
 def _deeper(levels: tuple[LevelConfig, ...]) -> tuple[LevelConfig, ...]:
     """Return one level more: the coarsest again, or the one above it, if the coarsest has no way up, as in 2015."""
-    return (*levels[:-1], *levels[-2:]) if levels[-1].up == () else (*levels, levels[-1])
+    *above, coarsest = levels
+    return (*above, above[-1], coarsest) if above and coarsest.up == () else (*levels, coarsest)
 
 
 def _shallower(levels: tuple[LevelConfig, ...]) -> tuple[LevelConfig, ...]:
-    return (*levels[:-2], levels[-1]) if levels[-1].up == () else levels[:-1]
+    *above, coarsest = levels
+    return (*above[:-1], coarsest) if coarsest.up == () else tuple(above)
 
 
 def choose_patch(
@@ -172,40 +171,45 @@ def choose_patch(
 ) -> tuple[Choice, tuple[int, int]]:
     """Return the patch, (height, width), that every level halves evenly: at least the needed field, at most the images.
 
-    With valid borders an input may be larger than an image by what its output is smaller, and at least half of its side
-    remains in the output.
+    It is smaller where a step on a single one does not fit into memory.
     """
-    old, sides, least = config.data.patch_size, [], tuple(min(case.size[axis] for case in cases) for axis in (0, 1))
-    for side, whole in zip(old, least, strict=True):
-        smallest = fitting_sides(config.unet, 1)[0]
-        border = smallest - output_side(config.unet, smallest)
-        most, wanted = whole + border, max(needed, 2 * border)
-        fitting = fitting_sides(config.unet, max(most, wanted, side))
-        largest = max([other for other in fitting if other <= most], default=fitting[0])
-        enough = min(next(other for other in fitting if other >= wanted), largest)
-        rounded = next(other for other in fitting if other >= most)
-        usual = max([other for other in fitting if other <= MAX_PATCH], default=fitting[0])
-        sides.append(side if side in fitting and enough <= side <= rounded else max(enough, min(largest, usual)))
-    fits = patches_that_fit(config, pairs, sides, memory)
-    if fits < 1:
-        fitting = [fitting_sides(config.unet, side) for side in sides]
-        shrunk = [math.sqrt(max(fits, 0)) * side for side in sides]
-        sides = [
-            max([o for o in every if o <= most], default=every[0]) for every, most in zip(fitting, shrunk, strict=True)
-        ]
-    kept, size = tuple(sides) == old, f"{'×'.join(map(str, least))} pixels"
-    if kept:
-        reason = f"as large as the {needed} that are needed, and " * (needed > 0) + f"no larger than the images, {size}"
-    elif fits < 1:
-        reason = "the largest of which one fits into memory"
-    elif min(old) < needed:
+    old, least = config.data.patch_size, [min(case.size[axis] for case in cases) for axis in (0, 1)]
+    sides = [_side(config.unet, side, whole, needed) for side, whole in zip(old, least, strict=True)]
+    size, left = f"{'×'.join(map(str, least))} pixels", output_side(config.unet, min(old))
+    if min(old) < needed:
         reason = f"{min(old)} pixels are less than the {needed} that are needed; images have {size} or more"
     elif min(old) < min(sides):
-        reason = f"of {min(old)} pixels, valid borders leave {min(old) - border} in the output"
+        reason = f"valid borders leave {max(left, 0)} of {min(old)} pixels in the output"
     else:
         reason = f"the smallest image has {size}, and each of {len(config.unet.levels)} levels halves it evenly"
+    if (fits := patches_that_fit(config, pairs, sides, memory)) < 1:
+        most = [int(math.sqrt(max(fits, 0)) * side) for side in sides]
+        sides = [_largest(fitting_sides(config.unet, side), side) for side in most]
+        reason = f"the largest of which one fits into {memory / 2**30:.2g} GiB"
+    if kept := tuple(sides) == old:
+        reason = f"as large as the {needed} that are needed, and " * (needed > 0) + f"no larger than the images, {size}"
     value = str(sides[0]) if len(set(sides)) == 1 else to_yaml(sides)
     return Choice("data.patch", value, reason, kept), (sides[0], sides[1])
+
+
+def _side(unet: UNetConfig, side: int, whole: int, needed: int) -> int:
+    """Return the side of a patch of images whose shortest is `whole`: the given one, if it is good.
+
+    With valid borders an input may be larger than an image by what its output is smaller, and the output keeps at least
+    half of the input.
+    """
+    smallest = fitting_sides(unet, 1)[0]
+    border = smallest - output_side(unet, smallest)
+    most, wanted = whole + border, max(needed, 2 * border)
+    fitting = fitting_sides(unet, max(most, wanted, side))
+    least = min(next(other for other in fitting if other >= wanted), _largest(fitting, most))
+    if side in fitting and least <= side <= next(other for other in fitting if other >= most):
+        return side
+    return max(least, _largest(fitting, min(most, MAX_PATCH)))
+
+
+def _largest(fitting: Sequence[int], most: int) -> int:
+    return max([side for side in fitting if side <= most], default=fitting[0])
 
 
 def choose_batch(
@@ -218,7 +222,7 @@ def choose_batch(
     given = fitting if wanted == "auto" else wanted
     kept = wanted != "auto" and given <= fitting and given * area <= max(MOST_OF_SET * pixels, 2 * area)
     enough = 2 ** math.ceil(math.log2(max(2.0, SHARE_OF_SET * pixels / area)))
-    size = given if kept else min(enough, 2 ** int(math.log2(fitting)))
+    size = given if kept else max(parts, min(enough, 2 ** int(math.log2(fitting))) // parts * parts)
     reason = f"{fitting:,} patches of {'×'.join(map(str, patch))} fit into {memory / 2**30:.1f} GiB"
     shares = [_percent(number * area / pixels) for number in (size, given)]
     if kept:
@@ -250,7 +254,7 @@ def choose_balanced(config: PredictionConfig, cases: Sequence[Case], names: Sequ
         kept = config.data.balanced >= (wanted := min(1.0, math.ceil(20 * wanted) / 20))
     share = config.data.balanced if kept else wanted
     name, rare = names[rarest], _percent(places[rarest] / sum(places))
-    reason = f"{name}, {rare} of the pixels, is in {seen(share):.0%} of the patches; at random places, in {seen(0):.0%}"
+    reason = f"class {name}, {rare} of the pixels, is in {seen(share):.0%} of the patches, {seen(0):.0%} of random ones"
     return Choice("data.balanced", f"{share:g}", reason, kept)
 
 
@@ -264,22 +268,20 @@ def choose_border(border: float, cases: Sequence[Case]) -> Choice:
 
 def choose_folds(config: PairConfig, pairs: PairedData) -> list[Choice]:
     """Return how cases are divided: in blocks, if neighbors resemble each other, and by the prefixes of their names."""
+    if config.fold is None or config.group is not None:
+        return []
     found = []
-    if config.fold is not None and config.group is None and len(pairs.names) >= 2 * NEIGHBORS:
+    if len(pairs.names) >= FEWEST:
         near, far = resemblance(pairs.cases, NEIGHBORS)
-        stack = near - far > ALIKE
-        order = stack or config.fold_by == "order"
+        stack, order = near - far > ALIKE, config.fold_by == "order"
         reason = f"correlation of consecutive cases {near:.2f}, of distant ones {far:.2f}"
-        reason += ", as in a stack, whose slices are held out as a block" if stack else ""
-        found.append(
-            Choice("data.fold_by", "order" if order else "name", reason, config.fold_by == "order" or not stack)
-        )
+        reason += ", as in a stack, whose slices are held out as a block" * stack
+        found.append(Choice("data.fold_by", "order" if stack or order else "name", reason, order or not stack))
     prefixes = {match[1] if (match := re.search(PREFIX, name)) else name for name in pairs.names}
-    if config.group is None and 1 < len(prefixes) <= len(pairs.names) / 2:
-        grouped = config.model_copy(update={"group": PREFIX})
+    if 1 < len(prefixes) <= len(pairs.names) / 2:
         try:
-            split_fold(pairs.names, grouped)
-        except UserError:  # a name without a number, or fewer prefixes than folds
+            split_fold(pairs.names, config.model_copy(update={"group": PREFIX}))
+        except UserError:  # a name without a number, or too few prefixes
             return found
         reason = f"if the {len(prefixes)} prefixes of the names, such as {min(prefixes)}, are those of one origin each"
         found.append(Choice("data.group", PREFIX, reason, kept=False))

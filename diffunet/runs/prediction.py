@@ -1,15 +1,17 @@
 """A run that predicts: its configuration, its folder, and predictors made from it."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
 from ..core.errors import UserError
+from ..core.progress import no_progress
 from ..core.settings import Settings
 from ..core.storage import check_state_dict, load_tensors
 from ..data.borders import WeightConfig
-from ..data.paired import PairedData
+from ..data.paired import PairedData, load_pairs
 from ..data.pairs import PairConfig
 from ..data.warping import WarpingConfig
 from ..models.config import LevelConfig, UNetConfig
@@ -53,6 +55,12 @@ class PredictionConfig(RunConfig):
     augment: WarpingConfig = WarpingConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
+
+    def load(self, log: Callable[[str], None] = print, progress: Callable = no_progress) -> PairedData:
+        """Return the images and targets, and log what was found. Raise UserError for those that cannot be used."""
+        if self.unet.dims != 2:
+            raise UserError(f"unet.dims: predictors of images need 2 (got {self.unet.dims})")
+        return load_pairs(self.data, self.objective.type, self.weights, log, progress)
 
     def resolve(self, pairs: PairedData) -> Self:
         """Return the config completed from the data: channels, classes, and the size of a patch.

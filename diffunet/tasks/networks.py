@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import Settings, settings_from
-from ..data.paired import load_pairs
 from ..models.config import UNetConfig
 from ..models.presets import PRESETS
 from ..runs.config import Config, ModelConfig, config_file
@@ -80,7 +79,7 @@ def _predictor(name: str, size: Sequence[int] | None, flags: Mapping[str, str], 
     config = settings_from(source, PredictionConfig, flags)
     plan = None
     if any(key.startswith("data.") for key in flags):
-        pairs = load_pairs(config.data, config.objective.type, config.weights, log)
+        pairs = config.load(log)
         plan, config = make_plan(pairs, config), config.resolve(pairs)
     default = config.data.patch_size if config.data.patch else (MAX_PATCH, MAX_PATCH)
     return Network(ModelConfig(unet=config.unet), _sides(size or default, config.unet), predicts=True, plan=plan)

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
 from ..core.runtime import prepare_for
 from ..data.cases import Case, Patches
 from ..data.labels import UNKNOWN
-from ..data.paired import PairedData, load_pairs
+from ..data.paired import PairedData
 from ..data.warping import Warping
 from ..evaluation.overlap import confusion, dice
 from ..evaluation.references import evenly_spaced
@@ -34,14 +33,12 @@ SHOWN = 4
 
 def prediction(config: PredictionConfig) -> Task:
     """Return the task of training a predictor. Raise UserError where config and data disagree."""
-    if config.unet.dims != 2:
-        raise UserError(f"unet.dims: predictors of images need 2 (got {config.unet.dims})")
     accelerator = make_accelerator(config.train)
     from accelerate.utils import tqdm  # a bar in the main process only
 
     log = accelerator.print
     progress = partial(tqdm, desc="read", unit="case", leave=False, delay=1)
-    pairs = load_pairs(config.data, config.objective.type, config.weights, log, progress)
+    pairs = config.load(log, progress)
     trained, held_out = pairs.split_fold()
     config = config.resolve(pairs)
     size, border = config.data.patch_size, config.border
