@@ -1,6 +1,7 @@
 """A run that predicts: its configuration, its folder, and predictors made from it."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Self
 
 import torch
@@ -8,10 +9,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.progress import no_progress
 from ..core.settings import Settings
 from ..core.storage import check_state_dict, load_tensors
 from ..data.borders import WeightConfig
-from ..data.paired import Kind, PairedData
+from ..data.paired import Kind, PairedData, load_pairs
 from ..data.pairs import PairConfig
 from ..data.phantoms import PHANTOMS
 from ..data.warping import WarpingConfig
@@ -96,6 +98,12 @@ class PredictionConfig(RunConfig):
             targets = "numbers" if PHANTOMS[self.data.path].kind == "values" else "classes"
         return "regression" if targets == "numbers" else "segmentation"
 
+    def load(self, log: Callable[[str], None] = print, progress: Callable = no_progress) -> PairedData:
+        """Return the images and targets, and log what was found. Raise UserError for those that cannot be used."""
+        if self.unet.dims != 2:
+            raise UserError(f"unet.dims: predictors of images need 2 (got {self.unet.dims})")
+        return load_pairs(self.data, self.kind, self.weights, log, progress)
+
     def resolve(self, pairs: PairedData) -> Self:
         """Return the config completed from the data: channels, classes, and the size of a patch.
 
@@ -125,11 +133,9 @@ class PredictionConfig(RunConfig):
         """Return (height, width) that every level of the network halves evenly."""
         least = tuple(min(pairs.cases[i].size[axis] for i in range(min(len(pairs.names), 20))) for axis in (0, 1))
         wanted = self.data.patch_size if self.data.patch else tuple(min(side, MAX_PATCH) for side in least)
-        with on_meta():
-            network = UNet(self.unet)
         sides = []
         for side in wanted:
-            fitting = valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * self.unet.max_stride)
+            fitting = fitting_sides(self.unet, side)
             if self.data.patch and side not in fitting:
                 near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
                 raise UserError(
@@ -182,6 +188,13 @@ class PredictionConfig(RunConfig):
             output = UNet(self.unet).output_size(*self.data.patch_size)
         height, width = (side - left for side, left in zip(self.data.patch_size, output, strict=True))
         return height, width
+
+
+def fitting_sides(unet: UNetConfig, side: int) -> list[int]:
+    """Return the sides of an input that every level halves evenly, in rising order, up to some above `side`."""
+    with on_meta():
+        network = UNet(unet)
+    return valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * unet.max_stride)
 
 
 def model_file(config: PredictionConfig) -> dict[str, bytes]:

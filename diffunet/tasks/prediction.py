@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import UserError
 from ..core.rng import BatchRNG
 from ..core.runtime import prepare_for
 from ..core.storage import load_strictly, load_tensors, tensors_to_bytes
 from ..data.cases import Case, Patches
 from ..data.labels import UNKNOWN
-from ..data.paired import PairedData, load_pairs
+from ..data.paired import PairedData
 from ..data.warping import Warping
 from ..evaluation.overlap import confusion, dice
 from ..evaluation.references import evenly_spaced
@@ -46,14 +45,12 @@ def prediction(config: PredictionConfig, source: Source | None = None) -> Task:
 
     A finetuning that is resumed has those weights in its folder. Raise UserError where config and data disagree.
     """
-    if config.unet.dims != 2:
-        raise UserError(f"unet.dims: predictors of images need 2 (got {config.unet.dims})")
     accelerator = make_accelerator(config.train)
     from accelerate.utils import tqdm  # a bar in the main process only
 
     log = accelerator.print
     progress = partial(tqdm, desc="read", unit="case", leave=False, delay=1)
-    pairs = load_pairs(config.data, config.kind, config.weights, log, progress)
+    pairs = config.load(log, progress)
     trained, held_out = pairs.split_fold()
     config = config.resolve(pairs)
     run, weights = Run(config.train.output), {}
