@@ -55,12 +55,14 @@ def paint_errors(image: Tensor, wrong: Tensor) -> Tensor:
     return torch.where(wrong, red, paint_numbers(image) // 2)
 
 
+def overlay_palette(palette: Sequence[tuple[int, int, int]]) -> Sequence[tuple[int, int, int]]:
+    """Return the colors of classes on an image: of two, the second is orange, as white would be lost on gray."""
+    return COLORS[:2] if len(palette) == 2 else palette
+
+
 def overlay(image: Tensor, classes: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
     """Return the image, (C, H, W), with the classes (H, W) as half-transparent colors, but for the first class."""
-    gray, color = (
-        paint_numbers(image),
-        paint_classes(classes, [COLORS[0], *COLORS[1:]] if len(palette) == 2 else palette),
-    )
+    gray, color = paint_numbers(image), paint_classes(classes, overlay_palette(palette))
     mixed = (gray.int() + color.int()) // 2
     return torch.where(classes > 0, mixed.to(torch.uint8), gray)
 
