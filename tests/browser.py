@@ -74,7 +74,7 @@ class Browser:
     def open(self, address: str) -> None:
         """Load the page, until its form is there."""
         self.driver.get(address)
-        self.wait(lambda: self.all("#start"))
+        self.wait(lambda: self.all("#start, #predict"))
 
     def wait(self, condition):
         """Return the first true value of a condition."""
