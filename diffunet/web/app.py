@@ -127,12 +127,14 @@ def show_run(studio: Studio, form: Form | PredictForm, session: "gr.State") -> N
     """Add the form and the tabs of a run: those that sample and edit, or the one that predicts."""
     import gradio as gr
 
+    predicts = isinstance(form, PredictForm)
     gr.HTML(f"<h2>{escaped(form.run.folder.resolve().name)}</h2>", elem_id="run-name")  # for screen readers
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            inputs = predict_components_of(form) if isinstance(form, PredictForm) else components_of(form)
-        with gr.Column(scale=3, min_width=320), gr.Tabs():
-            if isinstance(form, PredictForm):
+            inputs = predict_components_of(form) if predicts else components_of(form)
+        first = "predict" if predicts else "sample"  # else a tab stays selected that the former run had
+        with gr.Column(scale=3, min_width=320), gr.Tabs(selected=first):
+            if predicts:
                 with gr.Tab("Predict", id="predict") as predicting:
                     add_predict_tab(studio, form, session, inputs)
                 others = [predicting]
