@@ -65,6 +65,8 @@ def component_of(name: str, field: Field) -> "gr.Component":
         return gr.Dropdown(list(field.choices), value=field.value, filterable=True, **common, **about)
     if field.kind == "text":
         return gr.Textbox(field.value, lines=2, max_lines=6, **common, **about)
+    if field.kind == "word":
+        return gr.Textbox(field.value, lines=1, max_lines=1, **common, **about)
     if field.kind == "flag":
         return gr.Checkbox(field.value, **common, **about)
     if field.kind == "file":

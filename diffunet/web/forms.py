@@ -39,7 +39,7 @@ FEW_PROMPTS = 4
 class Field:
     """One input of the page, of any toolkit."""
 
-    kind: Literal["choice", "text", "number", "file", "flag"]
+    kind: Literal["choice", "text", "word", "number", "file", "flag"]
     label: str
     value: Any = None
     info: str = ""

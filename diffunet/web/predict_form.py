@@ -6,13 +6,15 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from ..core.errors import UserError
-from ..core.settings import Settings, docstrings_of, fields_of, merge, settings_from, union_members
+from ..core.settings import Settings, docstrings_of, fields_of, settings_from, union_members
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from .forms import Field, command_line, word_of
 
 MAX_TILE = 1024
 """Side of a tile, at most; its features are many times as large."""
+MAX_WORD = 40
+"""Characters of a value that are read."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,12 @@ class PredictForm:
 
     def config(self, values: Sequence[Any]) -> PredictConfig:
         """Return what the values of the settings request. Raise UserError for a value that cannot be used."""
-        changes = dict(zip(self.settings, values, strict=True))
-        config = settings_from(self.own.predict, PredictConfig, transform=lambda old: merge(old, changes))
+        words = {key: word_of(value).strip() for key, value in zip(self.settings, values, strict=True)}
+        flags = {key: word[:MAX_WORD] or "null" for key, word in words.items()}
+        config = settings_from(self.own.predict, PredictConfig, flags)
         if config.tile != self.own.predict.tile and (config.tile or 0) > MAX_TILE:
             found = f"more than the page makes (got {config.tile})"
-            raise UserError(f"tile: {found}; use at most {MAX_TILE}, or diffunet predict")
+            raise UserError(f"--tile: {found}; use at most {MAX_TILE}, or diffunet predict")
         return config
 
     def command(self, config: PredictConfig, words: Sequence[str]) -> str:
@@ -47,18 +50,21 @@ class PredictForm:
 
 
 def settings_fields(settings: Settings) -> dict[str, Field]:
-    """Return an input for each setting that is a flag, a choice or a number; the others keep their values."""
+    """Return an input for each setting that is a flag, a choice or a number; the others keep their values.
+
+    A number that may be null is a word, and null an empty one: an empty number would be 0 in a browser.
+    """
     fields = {}
     for key, info in fields_of(type(settings)).items():
-        members = union_members(info.annotation)
-        kind = next(member for member in members if member is not NoneType)
+        kind, *others = sorted(union_members(info.annotation), key=lambda member: member is NoneType)
         about = docstrings_of(type(settings)).get(key, "").replace("null", "empty")
-        common: dict[str, Any] = {"label": key.replace("_", " ").capitalize(), "info": about}
-        common["value"] = getattr(settings, key)
-        if kind is bool:
-            fields[key] = Field("flag", **common)
-        elif kind in (int, float):
-            fields[key] = Field("number", **common, whole=kind is int)
-        elif get_origin(kind) is Literal and NoneType not in members:
-            fields[key] = Field("choice", **common, choices=tuple((str(word), word) for word in get_args(kind)))
+        label, value = key.replace("_", " ").capitalize(), getattr(settings, key)
+        if kind in (int, float) and others == [NoneType]:
+            fields[key] = Field("word", label, "" if value is None else word_of(value), about)
+        elif kind in (int, float) and not others:
+            fields[key] = Field("number", label, value, about, whole=kind is int)
+        elif kind is bool and not others:
+            fields[key] = Field("flag", label, value, about)
+        elif get_origin(kind) is Literal and not others:
+            fields[key] = Field("choice", label, value, about, tuple((str(word), word) for word in get_args(kind)))
     return fields

@@ -81,7 +81,7 @@ def files_of(folder: str) -> dict[str, bytes]:
     "name, settings, expected",
     [
         ("classes", {}, {"{}.png", "overlays/{}.png"}),
-        ("classes", {"average": True, "tile": 32}, {"{}.png", "overlays/{}.png", "{}.std.npy"}),
+        ("classes", {"average": True, "tile": " 32 "}, {"{}.png", "overlays/{}.png", "{}.std.npy"}),
         ("objects", {}, {"{}.png", "overlays/{}.png"}),
         ("numbers", {"average": True}, {"{}.npy", "{}.std.npy"}),
     ],
@@ -192,7 +192,7 @@ def test_numbers_are_shown_with_their_range(tmp_path):
 
 def test_a_large_image_is_shown_smaller(studio):
     path = write_image(Path("uploads/a.png"), "L", (1700, 20))
-    found = predicted(studio, "objects", path, tile=64)
+    found = predicted(studio, "objects", path, tile="64")
     assert {tuple(image.shape[1:]) for image in images_in(found.shown)} == {(9, 768)}
     assert found.summary == "a.png, 20×1700 pixels"
 
@@ -265,11 +265,13 @@ def test_without_a_file_or_weights_it_is_one_line(studio, runs):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"tile": 0}, "tile: .*got 0"),
-        ({"tile": 1.5}, "tile: .*got 1.5"),
-        ({"tile": 4096}, r"tile: more than the page makes \(got 4096\); use at most 1024, or diffunet predict"),
-        ({"tile": 17}, "--tile: some level would not halve 17 evenly; use 16 or 18"),
-        ({"average": None}, "average: .*got null"),
+        ({"tile": "0"}, "--tile: .*got 0"),
+        ({"tile": " 1.5"}, "--tile: .*got 1.5"),
+        ({"tile": "[" * 10_000}, "--tile: not a valid value"),
+        ({"tile": "many"}, "--tile: .*got many"),
+        ({"tile": "4096"}, r"--tile: more than the page makes \(got 4096\); use at most 1024, or diffunet predict"),
+        ({"tile": "17"}, "--tile: some level would not halve 17 evenly; use 16 or 18"),
+        ({"average": None}, "--average: .*got null"),
     ],
 )
 def test_settings_that_cannot_be_used(studio, settings, message):
@@ -281,8 +283,8 @@ def test_settings_that_cannot_be_used(studio, settings, message):
 def test_the_fields_are_the_settings_of_predictions(studio):
     form = PredictForm.of(Run("classes"))
     fields = {key: (field.kind, field.value, field.whole) for key, field in form.settings.items()}
-    assert fields["tile"] == ("number", None, True)
+    assert fields["tile"] == ("word", "", False)
     assert fields["average"] == ("flag", False, False)
     assert form.settings["tile"].info.endswith("empty: the patch, or as near as the network takes.")
     assert form.command(form.own.predict, ["a.png"]) == "diffunet predict classes a.png"
-    assert form.command(form.config(values_of(form, tile=32)), []) == "diffunet predict classes --tile 32"
+    assert form.command(form.config(values_of(form, tile="32")), []) == "diffunet predict classes --tile 32"
