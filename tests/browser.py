@@ -74,7 +74,7 @@ class Browser:
     def open(self, address: str) -> None:
         """Load the page, until its form is there."""
         self.driver.get(address)
-        self.wait(lambda: self.all("#start"))
+        self.wait(lambda: self.all("#start, #predict"))
 
     def wait(self, condition):
         """Return the first true value of a condition."""
@@ -168,7 +168,7 @@ def select_run(browser: Browser, name: str) -> None:
         browser.all("#run input")[0].click()
         browser.wait(lambda: browser.all(f"#run li[aria-label='{name}']"))[0].click()
         browser.wait(lambda: browser.text("#run-name") == name)
-        browser.wait(lambda: browser.all("#start:not([disabled])"))
+        browser.wait(lambda: any(each.is_displayed() for each in browser.all("#start, #predict")))
 
 
 def pixels_of(address: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ MARGIN_GAP = 6
 """Pixels beside the labels of a comparison."""
 TITLE_HEIGHT = 16
 """Pixels of the line of titles above a comparison."""
+Lines = Sequence[Mapping[str, float]]
+"""Of a log."""
 
 
 def to_pil(pixels: Tensor, bit_depth: int) -> Image.Image:
@@ -138,44 +140,65 @@ def plot_curves(folder: Path) -> None:
             draw_curves(lines).savefig(file, format="png", dpi=100)
 
 
-def draw_curves(lines: Sequence[Mapping[str, float]]) -> "Figure":
-    """Return a figure of the lines of a log: losses, losses by noise, kernel distance, colors."""
+def draw_curves(lines: Lines) -> "Figure":
+    """Return a figure of the lines of a log: losses, and the Dice coefficient if there is one.
+
+    Of a run that samples also the losses by noise, the kernel distance, and the colors.
+    """
     from matplotlib.figure import Figure
 
     names = dict.fromkeys(name for line in lines for name in line)
-    figure = Figure(figsize=(12, 8))
-    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.07, top=0.95, wspace=0.16, hspace=0.28)
-    (losses, by_noise), (distance, colors) = figure.subplots(2, 2)
-
-    def plot(axes, name: str, label: str | None, offset: float = 0, **style) -> None:
-        if points := [(line["step"], line[name] + offset) for line in lines if name in line]:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-
-    plot(losses, "loss", "training", linewidth=1)
-    plot(losses, "train_eval_loss", "EMA, training images", marker=".")
-    plot(losses, "val_loss", "EMA, held-out images", marker=".")
-    losses.set(title="loss", yscale="log")
     bins = [found for name in names if (found := re.fullmatch(r"loss_noise((\d+)-\d+)", name))]
-    for number, found in enumerate(sorted(bins, key=lambda found: int(found[2]))):
-        plot(by_noise, found[0], f"{found[1]} %", color=f"C{number}", linewidth=1)
-        plot(by_noise, f"val_{found[0]}", None, color=f"C{number}", linestyle=":", marker=".")
-    by_noise.set(title="loss by noise level, 0 % is clean; dotted: held-out images", yscale="log")
-    keys = "step", "kernel_distance", "kernel_distance_error", "sampled_images"
-    previews = [[line[key] for key in keys] for line in lines if set(keys) <= line.keys()]
-    steps, values, errors, numbers = zip(*previews, strict=True) if previews else 4 * [[]]
-    label = f"{numbers[-1]} samples" if previews else None
-    distance.errorbar(steps, values, errors, marker=".", label=label)
-    distance.set(title="kernel distance of pixels, 0 is best")
-    for name in names:
-        kind, _, channel = name.partition("/")
-        if kind == "mean_shift":
-            plot(colors, name, f"mean shift, channel {channel}", marker=".")
-        elif kind == "std_ratio":
-            plot(colors, name, f"std ratio - 1, channel {channel}", offset=-1, marker=".", linestyle=":")
-    colors.set(title="color statistics, samples vs. data, 0 is best")
-    for axes in (losses, by_noise, distance, colors):
+    rows, columns = (2, 2) if bins else (1, 1 + ("val_dice" in names))
+    figure = Figure(figsize=(12, 4 * rows))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.14 / rows, top=1 - 0.1 / rows, wspace=0.16, hspace=0.28)
+    losses, *others = panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    _plot(losses, lines, "loss", "training", linewidth=1)
+    _plot(losses, lines, "train_eval_loss", "EMA, training images", marker=".")
+    _plot(losses, lines, "val_loss", "EMA, held-out images", marker=".")
+    losses.set(title="loss", yscale="log")
+    if bins:
+        by_noise, distance, colors = others
+        _plot_by_noise(by_noise, lines, bins)
+        _plot_distance(distance, lines)
+        _plot_colors(colors, lines, names)
+    elif others:
+        _plot(others[0], lines, "val_dice", "EMA, held-out images", marker=".")
+        others[0].set(title="Dice coefficient, 1 is best")
+    for axes in panels:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
     return figure
+
+
+def _plot(axes, lines: Lines, name: str, label: str | None, offset: float = 0, **style) -> None:
+    if points := [(line["step"], line[name] + offset) for line in lines if name in line]:
+        axes.plot(*zip(*points, strict=True), label=label, **style)
+
+
+def _plot_by_noise(axes, lines: Lines, bins: list[re.Match]) -> None:
+    for number, found in enumerate(sorted(bins, key=lambda found: int(found[2]))):
+        _plot(axes, lines, found[0], f"{found[1]} %", color=f"C{number}", linewidth=1)
+        _plot(axes, lines, f"val_{found[0]}", None, color=f"C{number}", linestyle=":", marker=".")
+    axes.set(title="loss by noise level, 0 % is clean; dotted: held-out images", yscale="log")
+
+
+def _plot_distance(axes, lines: Lines) -> None:
+    keys = "step", "kernel_distance", "kernel_distance_error", "sampled_images"
+    previews = [[line[key] for key in keys] for line in lines if set(keys) <= line.keys()]
+    steps, values, errors, numbers = zip(*previews, strict=True) if previews else 4 * [[]]
+    label = f"{numbers[-1]} samples" if previews else None
+    axes.errorbar(steps, values, errors, marker=".", label=label)
+    axes.set(title="kernel distance of pixels, 0 is best")
+
+
+def _plot_colors(axes, lines: Lines, names: Iterable[str]) -> None:
+    for name in names:
+        kind, _, channel = name.partition("/")
+        if kind == "mean_shift":
+            _plot(axes, lines, name, f"mean shift, channel {channel}", marker=".")
+        elif kind == "std_ratio":
+            _plot(axes, lines, name, f"std ratio - 1, channel {channel}", offset=-1, marker=".", linestyle=":")
+    axes.set(title="color statistics, samples vs. data, 0 is best")

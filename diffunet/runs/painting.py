@@ -56,12 +56,16 @@ def paint_errors(image: Tensor, wrong: Tensor) -> Tensor:
     return torch.where(wrong, red, paint_numbers(image) // 2)
 
 
+def overlay_palette(palette: Sequence[Color]) -> Sequence[Color]:
+    """Return the colors of classes on an image: of two, the second is orange, as white would be lost on gray."""
+    return COLORS[:2] if len(palette) == 2 else palette
+
+
 def overlay(image: Tensor, labels: Tensor, palette: Sequence[Color]) -> Tensor:
     """Return the image, (C, H, W), with labels (H, W) from 1 on as half-transparent colors, (3, H, W) uint8.
 
-    Label n has color n of the palette, which begins anew after its last; of two classes, the second is not white.
+    Label n has color n of the palette, which begins anew after its last.
     """
-    palette = COLORS if len(palette) == 2 else palette
     recurring = torch.where(labels > 0, (labels - 1) % (len(palette) - 1) + 1, 0)
     gray = paint_numbers(image)
     mixed = (gray.int() + paint_classes(recurring, palette).int()) // 2

@@ -22,7 +22,7 @@ from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
 from ..models.posterior import TargetDenoiser
 from ..models.tiling import Box, valid_tile_sizes
 from ..objectives.posterior import PosteriorConfig
-from .painting import COLORS, palette_of, save_overlay
+from .painting import COLORS, overlay_palette, palette_of, save_overlay
 from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
 
@@ -214,7 +214,7 @@ def predict_files(
                 if not labels.instances:
                     save_labels(path, classes, labels)
                 if overlays:
-                    palette = COLORS if shown is not classes else palette_of(labels)
+                    palette = COLORS if shown is not classes else overlay_palette(palette_of(labels))
                     save_overlay(folder / "overlays" / path.name, image, shown, palette)
         except (UserError, ValueError) as mistake:
             print(f"skipped {name}: {mistake}")

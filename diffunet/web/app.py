@@ -1,4 +1,4 @@
-"""The page in gradio: a form beside three tabs, for the run that is chosen."""
+"""The page in gradio: a form beside the tabs of the run that is chosen."""
 
 import os
 import tempfile
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..core.errors import UserError
-from .components import components_of
+from ..runs.prediction import PredictionConfig
+from .components import components_of, predict_components_of
 from .edit_tab import add_edit_tab
 from .forms import Form
 from .guard import guards
 from .html import escaped
+from .predict_form import PredictForm
+from .predict_tab import add_predict_tab
 from .runs import RunFolder
 from .studio import Session, Studio
 from .tabs import QUIET, add_run_tab, add_sample_tab
@@ -110,7 +113,8 @@ def build_page(runs: RunFolder, cache: Path) -> "gr.Blocks":
         @gr.render(inputs=chosen)
         def show(name: str) -> None:
             try:
-                form = Form.of(runs.open(name))
+                run = runs.open(name)
+                form = PredictForm.of(run) if run.task == PredictionConfig.task else Form.of(run)
             except UserError as mistake:
                 gr.HTML(f'<p role="alert">{escaped(mistake)}</p>')
                 return
@@ -119,18 +123,26 @@ def build_page(runs: RunFolder, cache: Path) -> "gr.Blocks":
     return page.queue(max_size=QUEUED, default_concurrency_limit=4)
 
 
-def show_run(studio: Studio, form: Form, session: "gr.State") -> None:
-    """Add the form and the tabs of a run."""
+def show_run(studio: Studio, form: Form | PredictForm, session: "gr.State") -> None:
+    """Add the form and the tabs of a run: those that sample and edit, or the one that predicts."""
     import gradio as gr
 
+    predicts = isinstance(form, PredictForm)
     gr.HTML(f"<h2>{escaped(form.run.folder.resolve().name)}</h2>", elem_id="run-name")  # for screen readers
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            inputs = components_of(form)
-        with gr.Column(scale=3, min_width=320), gr.Tabs():
-            with gr.Tab("Sample", id="sample") as sampling:
-                add_sample_tab(studio, form, session, inputs)
-            with gr.Tab("Edit", id="edit") as editing:
-                add_edit_tab(studio, form, session, inputs)
+            inputs = predict_components_of(form) if predicts else components_of(form)
+        first = "predict" if predicts else "sample"  # else a tab stays selected that the former run had
+        with gr.Column(scale=3, min_width=320), gr.Tabs(selected=first):
+            if predicts:
+                with gr.Tab("Predict", id="predict") as predicting:
+                    add_predict_tab(studio, form, session, inputs)
+                others = [predicting]
+            else:
+                with gr.Tab("Sample", id="sample") as sampling:
+                    add_sample_tab(studio, form, session, inputs)
+                with gr.Tab("Edit", id="edit") as editing:
+                    add_edit_tab(studio, form, session, inputs)
+                others = [sampling, editing]
             with gr.Tab("Run", id="run") as training:
-                add_run_tab(form, training, [sampling, editing])
+                add_run_tab(form.run, form.own.train.steps, training, others)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import UserError, describe_oserror, ran_out_of_memory
 from .forms import OWN, ConditionInput, Field, Form
 from .html import escaped
+from .predict_form import PredictForm
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -26,10 +27,16 @@ def components_of(form: Form) -> list["gr.Component"]:
     for name, each in form.conditions.items():
         inputs += _condition(name, each)
     settings = [(key.replace(".", "-"), field) for key, field in form.settings.items()]
-    inputs += [_component(*each) for each in settings[:MAIN_SETTINGS]]
+    inputs += [component_of(*each) for each in settings[:MAIN_SETTINGS]]
     with gr.Accordion("Sampler", open=False, elem_id="sampler"):
-        inputs += [_component(*each) for each in settings[MAIN_SETTINGS:]]
+        inputs += [component_of(*each) for each in settings[MAIN_SETTINGS:]]
     return inputs
+
+
+def predict_components_of(form: PredictForm) -> list["gr.Component"]:
+    """Add the inputs for predictions, and return them: the image, then the settings in order."""
+    image = component_of("image", form.image)
+    return [image, *(component_of(key, field) for key, field in form.settings.items())]
 
 
 def _condition(name: str, each: ConditionInput) -> list["gr.Component"]:
@@ -37,16 +44,17 @@ def _condition(name: str, each: ConditionInput) -> list["gr.Component"]:
     import gradio as gr
 
     first, *others = each.fields
-    chosen = _component(name, first)
+    chosen = component_of(name, first)
     if not others:
         return [chosen]
     with gr.Column(visible=first.value == OWN) as group:
-        components = [_component(f"{name}-{place}", field) for place, field in enumerate(others)]
+        components = [component_of(f"{name}-{place}", field) for place, field in enumerate(others)]
     chosen.change(lambda choice: gr.Column(visible=choice == OWN), chosen, group, queue=False, api_visibility="private")
     return [chosen, *components]
 
 
-def _component(name: str, field: Field) -> "gr.Component":
+def component_of(name: str, field: Field) -> "gr.Component":
+    """Add the input of one field, and return it."""
     import gradio as gr
 
     common: dict[str, Any] = {"label": field.label, "interactive": True, "elem_id": f"field-{name}"}
@@ -57,6 +65,8 @@ def _component(name: str, field: Field) -> "gr.Component":
         return gr.Dropdown(list(field.choices), value=field.value, filterable=True, **common, **about)
     if field.kind == "text":
         return gr.Textbox(field.value, lines=2, max_lines=6, **common, **about)
+    if field.kind == "word":
+        return gr.Textbox(field.value, lines=1, max_lines=1, **common, **about)
     if field.kind == "flag":
         return gr.Checkbox(field.value, **common, **about)
     if field.kind == "file":
@@ -76,7 +86,7 @@ def one_line(handler: Callable) -> Callable:
         elif isinstance(error, OSError):
             text = describe_oserror(error)
         elif ran_out_of_memory(error):
-            text = "out of memory: sample fewer or smaller images"
+            text = "out of memory: use fewer or smaller images"
         else:
             return None
         return gr.Error(escaped(text), title="", print_exception=False, duration=12)

@@ -39,7 +39,7 @@ FEW_PROMPTS = 4
 class Field:
     """One input of the page, of any toolkit."""
 
-    kind: Literal["choice", "text", "number", "file", "flag"]
+    kind: Literal["choice", "text", "word", "number", "file", "flag"]
     label: str
     value: Any = None
     info: str = ""
@@ -127,8 +127,8 @@ class Form:
         for key in ("num_images", "sampler", "steps", "guidance_scale", "guide", "seed", "agree", "tile"):
             value = getattr(config, key)
             if key in always or (key != "num_images" and value != getattr(former, key)):
-                flags[key] = value if isinstance(value, str) else to_yaml(value)
-        return shlex.join([*words, *(word for key, text in flags.items() for word in _flag(key, text))])
+                flags[key] = word_of(value)
+        return command_line(words, flags)
 
     def _condition_flags(self, conditions: Mapping[str, Any], former: Mapping[str, Any]) -> dict[str, str]:
         """Return a flag for each condition, or one for all, where the words of any have no form as a flag."""
@@ -263,6 +263,16 @@ def _settings(own: Config) -> dict[str, Field]:
 
 
 # ── commands ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def command_line(words: Sequence[str], flags: Mapping[str, str]) -> str:
+    """Return a command with the words of flags by their keys, quoted for a shell."""
+    return shlex.join([*words, *(word for key, text in flags.items() for word in _flag(key, text))])
+
+
+def word_of(value: Any) -> str:
+    """Return the value of a setting as the word of its flag."""
+    return value if isinstance(value, str) else to_yaml(value)
 
 
 def _flag(key: str, text: str) -> list[str]:

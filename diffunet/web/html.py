@@ -27,9 +27,14 @@ def escaped(text: object) -> str:
 
 def data_uri(image: Image.Image) -> str:
     """Return an image as a PNG inside an address."""
+    return file_uri(png_of(image))
+
+
+def png_of(image: Image.Image) -> bytes:
+    """Return an image as the content of a PNG file."""
     file = io.BytesIO()
     image.save(file, format="PNG")
-    return file_uri(file.getvalue())
+    return file.getvalue()
 
 
 def file_uri(content: bytes) -> str:
@@ -65,6 +70,24 @@ def figure(content: bytes, caption: str) -> str:
     """Return a PNG file as a figure."""
     text = escaped(caption)
     return f'<figure><img src="{file_uri(content)}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def layers(below: bytes, above: bytes, caption: str) -> str:
+    """Return two PNG files, one on the other, with a slider of the opacity of the upper one."""
+    text = escaped(caption)
+    images = f'<img src="{file_uri(below)}" alt=""><img src="{file_uri(above)}" alt="{text}">'
+    slider = '<input type="range" min="0" max="1" step="0.05" value="0.5" aria-label="Opacity">'
+    return f'<figure class="layers"><div>{images}</div><figcaption>{text} {slider}</figcaption></figure>'
+
+
+def legend(rows: Sequence[tuple[tuple[int, int, int], str, float]]) -> str:
+    """Return the color and the name of each class, and its share in percent, as a table."""
+    cells = "".join(
+        f'<tr><td><span class="swatch" style="background: rgb{color}"></span></td><th scope="row">{escaped(name)}</th>'
+        f"<td>{share:.1%}</td></tr>"
+        for color, name, share in rows
+    )
+    return f'<div class="scroll"><table class="legend"><tbody>{cells}</tbody></table></div>'
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

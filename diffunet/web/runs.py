@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean, printable
-from ..runs.config import Config
+from ..runs.config import Config, RunConfig
+from ..runs.prediction import PredictionConfig
 from ..runs.run import Run
+
+KINDS: dict[str, type[RunConfig]] = {kind.task: kind for kind in (Config, PredictionConfig)}
+"""The runs that have tabs, by their tasks: those that sample images, and those that predict."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class RunFolder:
     folder: Path
 
     def names(self) -> list[str]:
-        """Return the names of the runs of images, the newest first. Links that lead out of the folder are left out."""
+        """Return the names of the runs, the newest first. Links that lead out of the folder are left out."""
         if self._is_run(self.folder):
             return [self.folder.resolve().name]
         inside = self.folder.resolve()
@@ -29,7 +33,7 @@ class RunFolder:
         if name not in names:
             raise UserError(f"{printable(name, 60)}: no such run{did_you_mean(str(name), names)}")
         run = Run(self.folder if self._is_run(self.folder) else self.folder / str(name))
-        run.config()
+        run.config(KINDS[run.task])
         return run
 
     def check(self) -> None:
@@ -37,12 +41,12 @@ class RunFolder:
         if not self.folder.exists():
             raise UserError(f"{self.folder}: no such folder; python train.py makes a run, in runs/default")
         if not self.names():
-            raise UserError(f"{self.folder}: no run of images in it; python train.py makes one, in runs/default")
+            raise UserError(f"{self.folder}: no run to show in it; python train.py makes one, in runs/default")
 
     @staticmethod
     def _is_run(folder: Path) -> bool:
         run = Run(folder)
         try:
-            return not folder.name.startswith(".") and run.exists and run.task == Config.task
+            return not folder.name.startswith(".") and run.exists and run.task in KINDS
         except UserError:  # listed, so that the page shows what is damaged
             return True

@@ -1,4 +1,4 @@
-"""Sampling in a thread of its own: the newest estimate as it denoises, and a stop between two steps."""
+"""Sampling or predicting in a thread of its own: the newest estimate, and a stop between two steps."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,8 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from ..sampling.generate import SampleBatch
-
+B = TypeVar("B")
 T = TypeVar("T")
 WAIT_SECONDS = 0.05
 
@@ -55,8 +54,8 @@ class _Stop(Exception):
 
 
 def stream(
-    sample: Callable[..., Iterator[SampleBatch]],
-    finish: Callable[[Iterable[SampleBatch]], T],
+    sample: Callable[..., Iterator[B]],
+    finish: Callable[[Iterable[B]], T],
     switch: Switch,
     batches: int = 1,
 ) -> Iterator[Frame | Finished[T]]:
@@ -85,7 +84,7 @@ def stream(
         with suppress(Full):
             frames.put_nowait(Frame(images.detach().float().cpu(), step, steps))
 
-    def complete() -> Iterator[SampleBatch]:
+    def complete() -> Iterator[B]:
         with suppress(_Stop):
             yield from sample(progress=progress, watch=watch)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +37,17 @@ BATCH_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
-class Samples:
+class Results:
+    """What a visitor takes away."""
+
+    command: str
+    """The line that makes the same without the page."""
+    archive: Path
+    """A .zip of the files that the command writes; of an edit also its inputs."""
+
+
+@dataclass(frozen=True)
+class Samples(Results):
     """The images of one sampling, and their files."""
 
     run: Path
@@ -44,11 +55,9 @@ class Samples:
     pixels: Tensor
     """(N, C, H, W) integers of the run's bit depth."""
     captions: list[str]
-    command: str
-    archive: Path
-    """A .zip of the files that sample.py writes: images, metadata.jsonl, grid.png; of an edit also its inputs."""
 
 
+R = TypeVar("R", bound=Results | None)
 Part = Frame | Finished[Samples | None]
 
 
@@ -61,12 +70,14 @@ class Session:
     selected: int = 0
     """Index of the sample that was clicked."""
     edits: Samples | None = None
+    predicted: Results | None = None
 
     def close(self) -> None:
-        """Stop the sampling and remove the files."""
+        """Stop what is being made, and remove the files."""
         self.switch.off = True
         self.keep(None)
         self.keep_edits(None)
+        self.keep_predicted(None)
 
     def keep(self, samples: Samples | None) -> None:
         """Replace the samples, and remove the files of the former ones."""
@@ -76,11 +87,15 @@ class Session:
         """Replace the edits, and remove the files of the former ones."""
         self.edits = _replaced(self.edits, edits)
 
+    def keep_predicted(self, predicted: Results | None) -> None:
+        """Replace the prediction, and remove the files of the former one."""
+        self.predicted = _replaced(self.predicted, predicted)
 
-def _replaced(former: Samples | None, samples: Samples | None) -> Samples | None:
+
+def _replaced(former: Results | None, results: R) -> R:
     if former:
         shutil.rmtree(former.archive.parent, ignore_errors=True)
-    return samples
+    return results
 
 
 class Studio:
@@ -107,7 +122,7 @@ class Studio:
         sampler, config = self._prepared(form, config)
 
         def finish(batches: Iterable[SampleBatch]) -> Samples | None:
-            with self._home(form, config) as folder:
+            with self.home(_title(form, config)) as folder:
                 return save(form, batches, folder, lambda number: form.command(_of(number, config)))
 
         yield from stream(partial(sampler.sample, config), finish, switch, _batches(config))
@@ -121,7 +136,7 @@ class Studio:
         pixels come back as they are. Without any, all of the image is varied by the strength.
         """
         sampler, config = self._prepared(form, config)
-        with self._home(form, config) as folder:
+        with self.home(_title(form, config)) as folder:
             suffix, content = encode_image(pixels, sampler.bit_depth, form.own.data.value_range)
             inputs = folder / INPUTS
             inputs.mkdir(parents=True)
@@ -144,10 +159,10 @@ class Studio:
             yield from stream(partial(sampler.sample, config, edit=edit), finish, switch, _batches(config))
 
     @contextmanager
-    def _home(self, form: Form, config: SampleConfig) -> Iterator[Path]:
-        """Yield the name of a folder for the files of a sampling; nothing remains of it but the archive beside it."""
+    def home(self, name: str) -> Iterator[Path]:
+        """Yield the path of a folder for results; nothing remains of it but the archive beside it."""
         home = Path(tempfile.mkdtemp(dir=self.folder))
-        folder = home / f"{form.run.folder.resolve().name}_seed{config.seed}"
+        folder = home / name
         try:
             yield folder
         finally:
@@ -190,7 +205,11 @@ def save(
     archive = Path(shutil.make_archive(str(folder), "zip", folder))
     batch = SampleBatch.concatenate(kept)
     captions = [caption_of(form.own.inputs, batch, place) for place in range(number)]
-    return Samples(form.run.folder, batch.pixels, captions, command(number), archive)
+    return Samples(command(number), archive, form.run.folder, batch.pixels, captions)
+
+
+def _title(form: Form, config: SampleConfig) -> str:
+    return f"{form.run.folder.resolve().name}_seed{config.seed}"
 
 
 def _of(number: int, config: SampleConfig) -> SampleConfig:

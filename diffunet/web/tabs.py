@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..runs.run import Run
 from .components import one_line
 from .forms import Form
 from .html import frame_grid, image_grid, progress
 from .streaming import Frame
-from .studio import Samples, Session, Studio
+from .studio import Results, Samples, Session, Studio
 from .training import fingerprint_of, state_of, view_of
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def add_sample_tab(studio: Studio, form: Form, session: "gr.State", inputs: list
     add_sampling(start, stop, state, session, inputs, one_line(frames), [state, images, *results])
 
 
-def add_results(name: str) -> "tuple[list[gr.Block], Callable[[Samples | None], dict]]":
-    """Add the files and the command of a sampling, and return them with a function that shows those of samples."""
+def add_results(name: str) -> "tuple[list[gr.Block], Callable[[Results | None], dict]]":
+    """Add a download and a command, and return them with a function that shows those of results."""
     import gradio as gr
 
     with gr.Column(visible=False) as results:
@@ -76,11 +77,11 @@ def add_results(name: str) -> "tuple[list[gr.Block], Callable[[Samples | None], 
             label="The same on a command line", buttons=["copy"], lines=1, max_lines=6, elem_id=f"{name}command"
         )
 
-    def files(samples: Samples | None) -> dict:
-        if samples is None:
+    def files(made: Results | None) -> dict:
+        if made is None:
             return {results: gr.Column(visible=False)}
-        button = gr.DownloadButton(value=samples.archive)
-        return {results: gr.Column(visible=True), download: button, command: samples.command}
+        button = gr.DownloadButton(value=made.archive)
+        return {results: gr.Column(visible=True), download: button, command: made.command}
 
     return [results, download, command], files
 
@@ -101,13 +102,14 @@ def add_sampling(
     inputs: list["gr.Component"],
     frames: Callable[..., Iterator[dict]],
     outputs: list["gr.Component"],
+    failed: str = "Nothing was sampled.",
 ) -> None:
-    """Let the buttons start and stop a sampling, also while it still waits for others."""
+    """Let the buttons start and stop a sampling or a prediction, also while it still waits for others."""
     import gradio as gr
 
     def begin(visitor: Session) -> tuple:
         visitor.switch.off = False
-        return gr.Button(interactive=False), gr.Button(interactive=True), progress("Waiting for other samplings.")
+        return gr.Button(interactive=False), gr.Button(interactive=True), progress("Waiting for others.")
 
     def halt(visitor: Session) -> None:
         visitor.switch.off = True
@@ -117,7 +119,7 @@ def add_sampling(
             yield from frames(*values)
         except Exception:
             again = {start: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
-            yield {state: progress("Nothing was sampled."), **again}  # what follows by `then` is not called
+            yield {state: progress(failed), **again}  # what follows by `then` is not called
             raise
 
     def end(visitor: Session) -> tuple:
@@ -129,11 +131,10 @@ def add_sampling(
     stop.click(halt, session, queue=False, **QUIET)
 
 
-def add_run_tab(form: Form, tab: "gr.Tab", others: list["gr.Tab"]) -> None:
-    """Add the tab that follows the training, as long as none of the others is open."""
+def add_run_tab(run: Run, steps: int, tab: "gr.Tab", others: list["gr.Tab"]) -> None:
+    """Add the tab that follows a training of some steps, as long as none of the others is open."""
     import gradio as gr
 
-    run, config = form.run, form.own
     parts = {"state": gr.HTML(progress("Reading the log."), elem_id="training")}
     parts |= {name: gr.HTML() for name in ("health", "previews", "curves")}
     seen, timer = gr.State(()), gr.Timer(FOLLOW_SECONDS, active=False)
@@ -141,8 +142,8 @@ def add_run_tab(form: Form, tab: "gr.Tab", others: list["gr.Tab"]) -> None:
     def follow(known: tuple) -> dict:
         found = fingerprint_of(run)
         if found == known:
-            return {parts["state"]: state_of(run, config)}
-        now = view_of(run, config)
+            return {parts["state"]: state_of(run, steps)}
+        now = view_of(run, steps)
         return {seen: found, **{part: getattr(now, name) for name, part in parts.items()}}
 
     timer.tick(one_line(follow), seen, [seen, *parts.values()], **QUIET)

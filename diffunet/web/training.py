@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runs.config import Config
 from ..runs.figures import draw_curves
 from ..runs.run import Run
 from ..training.log import read_log
@@ -17,6 +16,7 @@ MAX_ROWS = 12
 HEALTH = {
     "val_loss": "validation loss",
     "train_eval_loss": "training images",
+    "val_dice": "Dice coefficient",
     "kernel_distance": "kernel distance",
 }
 """Numbers of a preview, and what the page calls them."""
@@ -39,9 +39,9 @@ def fingerprint_of(run: Run) -> tuple:
     return tuple((file.name, file.stat().st_mtime_ns) for file in files if file.exists())
 
 
-def state_of(run: Run, config: Config) -> str:
-    """Return where the training is, in one line with a bar."""
-    log, steps = run.folder / "log.jsonl", config.train.steps
+def state_of(run: Run, steps: int) -> str:
+    """Return where a training of some steps is, in one line with a bar."""
+    log = run.folder / "log.jsonl"
     lines = read_log(log)
     if not lines:
         return progress("No line in log.jsonl yet.")
@@ -56,20 +56,21 @@ def state_of(run: Run, config: Config) -> str:
     return progress(" · ".join(filter(None, parts)), step / steps)
 
 
-def view_of(run: Run, config: Config) -> TrainingView:
+def view_of(run: Run, steps: int) -> TrainingView:
     """Return all of it. The curves are drawn anew, since curves.png is only as new as the last checkpoint."""
     lines = read_log(run.folder / "log.jsonl")
     curves = ""
     if lines:
         file = io.BytesIO()
         draw_curves(lines).savefig(file, format="png", dpi=100)
-        curves = figure(file.getvalue(), "Losses, losses by noise level, kernel distance, colors")
+        curves = figure(file.getvalue(), "Curves of the training")
     checked = [line for line in lines if any(name in line for name in HEALTH)][-MAX_ROWS:]
+    named = {name: label for name, label in HEALTH.items() if any(name in line for line in checked)}
     rows = [
-        {"step": f"{line['step']:,.0f}", **{label: _number(line, name) for name, label in HEALTH.items()}}
+        {"step": f"{line['step']:,.0f}", **{label: _number(line, name) for name, label in named.items()}}
         for line in reversed(checked)
     ]
-    return TrainingView(state_of(run, config), table(rows), curves, _previews(run.folder))
+    return TrainingView(state_of(run, steps), table(rows), curves, _previews(run.folder))
 
 
 def _number(line: dict[str, float], name: str) -> str:

@@ -15,6 +15,8 @@ MAX_PIXELS = 2**24
 """Maximum number of pixels of an image."""
 MAX_SAMPLE_PIXELS = 2**20
 """Maximum number of pixels of a sample, which is larger than its source where the run enlarges."""
+MAX_NUMBERS = 2**26
+"""Maximum number of probabilities or numbers of a prediction, over all classes or channels."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What Pillow may open; beside these, arrays: .npy, and TIFF that Pillow does not read."""
 
@@ -47,6 +49,13 @@ def check_sample_size(name: str, size: tuple[int, int]) -> None:
     if math.prod(size) > MAX_SAMPLE_PIXELS:
         found = f"gives images of {size[0]}×{size[1]}"
         raise UserError(f"{name}: {found}, more than the page makes; use a smaller one, or sample.py")
+
+
+def check_prediction_size(place: str, size: tuple[int, int], channels: int) -> None:
+    """Raise UserError if the prediction of an upload, (height, width), has too many numbers in all its channels."""
+    if math.prod(size) * channels > MAX_NUMBERS:
+        found = f"{size[0]}×{size[1]} pixels with {channels} classes or channels are more than the page predicts"
+        raise UserError(f"{place}: {found}; use a smaller one, or diffunet predict")
 
 
 def _size_of(path: Path) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffunet.runs.figures import plot_curves, save_comparison, save_grid, save_timeline, to_pil
+from diffunet.runs.figures import draw_curves, plot_curves, save_comparison, save_grid, save_timeline, to_pil
 
 
 def test_images_keep_their_pixels(tmp_path):
@@ -110,6 +110,16 @@ def test_curves_of_a_run_of_format_1_are_the_same(tmp_path):
         plot_curves(tmp_path)
         curves.append((tmp_path / "curves.png").read_bytes())
     assert curves[0] == curves[1] != curves[2]
+
+
+def test_a_log_without_noise_has_no_panels_of_samples(tmp_path):
+    lines = [{"step": n, "loss": 1 / n, "val_loss": 0.5} for n in (1, 2, 3)]
+    assert [axes.get_title() for axes in draw_curves(lines).axes] == ["loss"]
+    lines[2]["val_dice"] = 0.7
+    loss, dice = draw_curves(lines).axes
+    assert [len(axes.lines) for axes in (loss, dice)] == [2, 1]
+    assert dice.lines[0].get_xydata().tolist() == [[3, 0.7]]
+    assert len(draw_curves([{"step": 1, "loss_noise0-50": 0.5}]).axes) == 4
 
 
 def test_damaged_previews_and_log_lines_are_skipped(tmp_path):

@@ -27,7 +27,7 @@ def test_without_gradio_it_is_one_line(runs, monkeypatch, capsys):
     "words, message",
     [
         (["nowhere"], "nowhere: no such folder; python train.py makes a run, in runs/default"),
-        (["."], ".: no run of images in it; python train.py makes one, in runs/default"),
+        (["."], ".: no run to show in it; python train.py makes one, in runs/default"),
         (["--port", "many"], "--port: from 1 to 65535 expected (got many)"),
         (["--port", "0"], "--port: from 1 to 65535 expected (got 0)"),
         (["--prot", "80"], "--prot: unknown argument; did you mean --port?"),

@@ -43,7 +43,7 @@ def test_path_tricks(runs, name):
 def test_a_folder_without_runs(tmp_path):
     with pytest.raises(UserError, match="photos: no such folder; python train.py makes a run"):
         RunFolder(tmp_path / "photos").check()
-    with pytest.raises(UserError, match="no run of images in it; python train.py makes one"):
+    with pytest.raises(UserError, match="no run to show in it; python train.py makes one"):
         RunFolder(tmp_path).check()
 
 

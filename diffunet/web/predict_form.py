@@ -1,0 +1,70 @@
+"""From PredictConfig to the inputs of the page, from their values back to a PredictConfig, and to a command."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from ..core.errors import UserError
+from ..core.settings import Settings, docstrings_of, fields_of, settings_from, union_members
+from ..runs.prediction import PredictConfig, PredictionConfig
+from ..runs.run import Run
+from .forms import Field, command_line, word_of
+
+MAX_TILE = 1024
+"""Side of a tile, at most; its features are many times as large."""
+MAX_WORD = 40
+"""Characters of a value that are read."""
+
+
+@dataclass(frozen=True)
+class PredictForm:
+    """The inputs for predictions of a run: an image, and the settings by their keys."""
+
+    run: Run
+    own: PredictionConfig
+    image: Field
+    settings: Mapping[str, Field]
+
+    @classmethod
+    def of(cls, run: Run) -> "PredictForm":
+        """Return the form of a run. Raise UserError if its configuration cannot be read."""
+        own = run.config(PredictionConfig)
+        return cls(run, own, Field("file", "Image"), settings_fields(own.predict))
+
+    def config(self, values: Sequence[Any]) -> PredictConfig:
+        """Return what the values of the settings request. Raise UserError for a value that cannot be used."""
+        words = {key: word_of(value).strip() for key, value in zip(self.settings, values, strict=True)}
+        flags = {key: word[:MAX_WORD] or "null" for key, word in words.items()}
+        config = settings_from(self.own.predict, PredictConfig, flags)
+        if config.tile != self.own.predict.tile and (config.tile or 0) > MAX_TILE:
+            found = f"more than the page makes (got {config.tile})"
+            raise UserError(f"--tile: {found}; use at most {MAX_TILE}, or diffunet predict")
+        return config
+
+    def command(self, config: PredictConfig, words: Sequence[str]) -> str:
+        """Return the line that predicts the same without the page, with `words` after the run."""
+        values = {key: getattr(config, key) for key in self.settings}
+        flags = {key: word_of(value) for key, value in values.items() if value != getattr(self.own.predict, key)}
+        return command_line(["diffunet", "predict", str(self.run.folder), *words], flags)
+
+
+def settings_fields(settings: Settings) -> dict[str, Field]:
+    """Return an input for each setting that is a flag, a choice or a number; the others keep their values.
+
+    A number that may be null is a word, and null an empty one: an empty number would be 0 in a browser.
+    """
+    fields = {}
+    for key, info in fields_of(type(settings)).items():
+        kind, *others = sorted(union_members(info.annotation), key=lambda member: member is NoneType)
+        about = docstrings_of(type(settings)).get(key, "").replace("null", "empty")
+        label, value = key.replace("_", " ").capitalize(), getattr(settings, key)
+        if kind in (int, float) and others == [NoneType]:
+            fields[key] = Field("word", label, "" if value is None else word_of(value), about)
+        elif kind in (int, float) and not others:
+            fields[key] = Field("number", label, value, about, whole=kind is int)
+        elif kind is bool and not others:
+            fields[key] = Field("flag", label, value, about)
+        elif get_origin(kind) is Literal and not others:
+            fields[key] = Field("choice", label, value, about, tuple((str(word), word) for word in get_args(kind)))
+    return fields
