@@ -261,9 +261,10 @@ def choose_balanced(config: PredictionConfig, cases: Sequence[Case], names: Sequ
 def choose_border(border: float, cases: Sequence[Case]) -> Choice:
     """Return the weight of borders between instances, by how many touch."""
     share = touching_share([case.instances.numpy() for case in cases if case.instances is not None])
-    kept = bool(border) == (share >= TOUCHING)
-    value = border if kept else BORDER * (share >= TOUCHING)
-    return Choice("weights.border", f"{value:g}", f"{share:.0%} of the objects touch another one", kept)
+    kept = border > 0 or share < TOUCHING  # narrow gaps, which do not touch, may count as well
+    return Choice(
+        "weights.border", f"{border if kept else BORDER:g}", f"{share:.0%} of the objects touch another one", kept
+    )
 
 
 def choose_folds(config: PairConfig, pairs: PairedData) -> list[Choice]:
