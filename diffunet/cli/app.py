@@ -13,7 +13,7 @@ PORTS = range(1, 2**16)
 
 @user_friendly
 def app(argv: list[str]) -> int:
-    """Show a page to sample and edit images in a browser, and to follow trainings."""
+    """Show a page to sample, edit and predict images in a browser, and to follow trainings."""
     check_single_process("diffunet app")
     parser = argparse.ArgumentParser(prog="diffunet app", description=app.__doc__)
     parser.add_argument(

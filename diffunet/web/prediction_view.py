@@ -92,7 +92,7 @@ def deviation_part(file: Path) -> str:
 
 
 def _range(values: Tensor) -> str:
-    return f"from {values.min():.4g} to {values.max():.4g}"
+    return f"from {values.min():.3g} to {values.max():.3g}"
 
 
 def _png(pixels: Tensor, resample: Image.Resampling = Image.Resampling.BOX) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffunet.web.html import FRAME_SIDE, escaped, frame_grid, image_grid, progress, table
+from diffunet.web.html import FRAME_SIDE, escaped, frame_grid, image_grid, layers, legend, progress, table
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'${7*7}{{7*7}}&"
 
@@ -21,6 +21,7 @@ def images_in(text: str) -> list[np.ndarray]:
 
 def test_words_are_escaped():
     for text in (escaped(HOSTILE), progress(HOSTILE), table([{HOSTILE: HOSTILE}]),
+                 legend([((0, 0, 0), HOSTILE, 1.0)]), layers(b"", b"", HOSTILE),
                  image_grid(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 8, [HOSTILE], selectable=True)):  # fmt: skip
         assert "<img src=x" not in text
         assert "$" not in text and "{" not in text

@@ -198,8 +198,8 @@ def test_a_large_image_is_shown_smaller(studio):
 
 
 def test_a_tiny_image(studio):
-    found = predicted(studio, "classes", write_image(Path("uploads/a.png"), "L", (2, 1)))
-    assert "1×2 pixels" in found.summary
+    found = predicted(studio, "classes", write_image(Path("uploads/a.png"), "L", (3, 2)))
+    assert "2×3 pixels" in found.summary
 
 
 # ── files that cannot be predicted ────────────────────────────────────────────────────────────────

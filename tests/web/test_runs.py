@@ -4,6 +4,7 @@ import pytest
 
 from diffunet.core.errors import UserError
 from diffunet.runs.config import Config
+from diffunet.runs.prediction import PredictionConfig
 from diffunet.runs.run import Run
 from diffunet.web.runs import RunFolder
 
@@ -22,6 +23,16 @@ def runs(tmp_path):
 def test_the_runs_of_a_folder(runs):
     assert sorted(runs.names()) == ["a", "b"]
     assert runs.open("a").folder == runs.folder / "a"
+
+
+def test_runs_that_predict_are_listed_and_others_are_not(runs):
+    Run(runs.folder / "p").create(PredictionConfig())
+    Run(runs.folder / "c").create(PredictionConfig())
+    (runs.folder / "c" / "run.json").write_text('{"format": 2, "task": "classification"}')
+    assert sorted(runs.names()) == ["a", "b", "p"]
+    assert runs.open("p").task == "prediction"
+    with pytest.raises(UserError, match="c: no such run"):
+        runs.open("c")
 
 
 def test_a_run_alone(runs):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffunet.core.errors import UserError
-from diffunet.web.uploads import MAX_BYTES, check_sample_size, checked_upload
+from diffunet.web.uploads import MAX_BYTES, check_prediction_size, check_sample_size, checked_upload
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -76,3 +76,9 @@ def test_a_source_that_makes_too_large_a_sample():
     check_sample_size("source", (1024, 1024))
     with pytest.raises(UserError, match="source: gives images of 4096×4096, more than the page makes"):
         check_sample_size("source", (4096, 4096))
+
+
+def test_a_prediction_of_too_many_numbers():
+    check_prediction_size("image: a.png", (4096, 4096), 4)
+    with pytest.raises(UserError, match="image: a.png: 4096×4096 pixels with 5 classes or channels are more than"):
+        check_prediction_size("image: a.png", (4096, 4096), 5)
