@@ -57,7 +57,7 @@ OWN = {"diffunet": [], "2015": PAPER}
 BLOCK = {"fold_by": "order", "folds": 3, "fold": 2, "class_names": ("membrane", "cell")}
 SCORES = {"Dice, membrane": "dice/membrane", "pixel error": "pixel_error", "V_rand": "v_rand", "V_info": "v_info"}
 SCORES |= {"adapted Rand error": "adapted_rand_error"}
-THRESHOLDS = np.linspace(0.1, 0.95, 18)
+THRESHOLDS = [n / 20 for n in range(2, 20)]
 """Of the probability of a cell."""
 FITTED = 10
 """Training slices, at most, on which the threshold is chosen."""
@@ -86,7 +86,7 @@ def train_own(method: str, minutes: list[float], seed: int, args: argparse.Names
         words += ["--data.fold_by", "order", "--data.folds", "3", "--data.fold", "2"]
         started = perf_counter()
         run_command([*words, *OWN[method]])
-        took, steps = perf_counter() - started, read_log(run.folder / "log.jsonl")[-1]["step"]
+        took, steps = perf_counter() - started, int(read_log(run.folder / "log.jsonl")[-1]["step"])
         yield Trained(each, took, steps, predict_with(ImagePredictor([run])))
 
 
@@ -115,7 +115,7 @@ def score(predict: Predict, pairs: PairedData) -> tuple[dict[str, float], dict[s
         case = pairs.cases[index]
         truth = segments_of(case.target.numpy() == 1)
         curves.append(scores_over_thresholds(predict(case.image)[1].numpy(), truth, THRESHOLDS)["v_rand"])
-    threshold = float(THRESHOLDS[np.mean(curves, axis=0).argmax()])
+    threshold = THRESHOLDS[int(np.mean(curves, axis=0).argmax())]
     comparison, at_best, kept = Comparison(Judge.of(pairs.cases, pairs.labels, held_out, trained)), [], []
     for index in held_out:
         case = pairs.cases[index]
@@ -171,7 +171,8 @@ def main() -> None:
             train = train_own(method, left, seed, args) if method in OWN else train_peer(method, left, seed, pairs)
             for trained in train if left else ():
                 scores, references, probabilities = score(trained.predict, pairs)
-                np.save(args.folder / f"{method}-{trained.minutes:g}-{seed}.npy", probabilities)
+                name = f"{method}-{trained.minutes:g}-{seed}.npy".replace(", ", "-").replace(" ", "-")
+                np.save(args.folder / name, probabilities)
                 row = {"method": method, "minutes": trained.minutes, "seed": seed, "threads": torch.get_num_threads()}
                 row |= {"seconds": trained.seconds, "steps": trained.steps, "scores": scores, "references": references}
                 rows.append(row)

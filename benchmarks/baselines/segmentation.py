@@ -102,7 +102,8 @@ def monai_unet(cases: Sequence[tuple[Tensor, Tensor]], seed: int) -> Peer:
     )
 
     def infer(image: Tensor) -> Tensor:
-        return torch.as_tensor(sliding_window_inference(ScaleIntensity()(image), (WINDOW, WINDOW), 4, network))
+        scaled = torch.as_tensor(ScaleIntensity()(image))
+        return torch.as_tensor(sliding_window_inference(scaled, (WINDOW, WINDOW), 4, network))
 
     return Peer(network, batches(), DiceCELoss(to_onehot_y=True, softmax=True), infer)
 
