@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffunet.core.errors import UserError
 from diffunet.data.labels import COLOR, Labels
-from diffunet.runs.painting import overlay, palette_of
+from diffunet.runs.painting import overlay, overlay_palette, palette_of
 from diffunet.runs.predict import Prediction
 from diffunet.runs.run import Run
 from diffunet.web.predict_form import PredictForm
@@ -144,7 +144,7 @@ def test_the_legend_has_the_colors_of_the_image_and_the_shares_of_the_classes(co
     below, above, colored = images_in(layered, alone)
     opacity = 0.5 * above[3:].float() / 255
     mixed = (below * (1 - opacity) + above[:3] * opacity).floor()
-    assert torch.equal(mixed, overlay(image, classes, palette_of(labels)).float())
+    assert torch.equal(mixed, overlay(image, classes, overlay_palette(palette_of(labels))).float())
     assert torch.equal(colored, torch.where(classes > 0, above[:3], colored))
 
     shares = shares_of(classes, labels)
