@@ -5,9 +5,9 @@
     python benchmarks/posterior.py --tiny --folder runs/rehearsal
 
 A row is the predictor, the mean of the samples, or one sample, scored on the held-out cases as `diffunet evaluate`
-does. sharpness: squared gradient of the output over that of the target. deviation and error: their correlation over
-places, of the samples, or of an error that is the same everywhere in a case (none). deviation / error: root mean square
-of both, 1 for exact samples. FOLDER gets the runs and posterior.md.
+does; of instances, with the lines that divide them in training. sharpness: squared gradient of the output over that of
+the target. deviation and error: correlation, over places, of the deviation of samples with the error of their mean.
+deviation / error: quotient of their root mean squares, 1 for exact samples. FOLDER gets the runs and posterior.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SCORES = {
     "segmentation": ["dice", "pixel_error", "brier", "calibration_error", "v_rand", "ap50"],
 }
 QUIET = ["--train.preview_every", "1000000", "--train.checkpoint_every", "1000000"]
-TINY = ["--train.steps", "2", "--train.batch_size", "1"]
+TINY = ["--train.steps", "2", "--train.batch_size", "1", "--predict.steps", "1"]
 
 
 @dataclass
@@ -52,9 +52,7 @@ class Row:
 def train(config: str, folder: Path, length: list[str], *flags: str) -> Run:
     """Train a config with some flags, and return the run."""
     run = Run(folder)
-    run_command(
-        ["train", "--config", config, "--train.output", str(folder), "--overwrite", *QUIET, *length, *flags],
-    )
+    run_command(["train", "--config", config, "--train.output", str(folder), "--overwrite", *QUIET, *length, *flags])
     return run
 
 
@@ -90,7 +88,7 @@ def measure(run: Run, settings: PredictConfig, names: tuple[str, str], limit: in
             masked = output.masked_fill(~known, torch.nan)
             rows[name].sharpness.append(gradient(masked) / max(gradient(target), 1e-12))
         if len(members) > 1:
-            error, std = (prediction.mean - target).abs()[known].numpy(), prediction.std[known].numpy()
+            std, error = prediction.std[known].numpy(), (prediction.mean - target).abs()[known].numpy()
             rows[names[0]].correlation.append(float(np.corrcoef(std, error)[0, 1]))
             unbiased = np.square(std).mean() * (len(members) + 1) / (len(members) - 1)  # of the error of a mean of few
             rows[names[0]].ratio.append(float(np.sqrt(unbiased / np.square(error).mean())))
@@ -123,7 +121,9 @@ def main() -> None:
     lines, records = [], []
     for name, row in rows.items():
         scores = summarize(row.cases, [str(number) for number in range(len(row.cases))])
-        cells = [f"{scores[s]['value']:.3g} ± {scores[s]['error']:.2g}" if s in scores else "" for s in SCORES[kind]]
+        cells = [
+            f"{found['value']:.3g} ± {found['error']:.2g}" if (found := scores.get(s)) else "" for s in SCORES[kind]
+        ]
         further = [f"{np.mean(values):.3g}" if values else "" for values in (row.sharpness, row.correlation, row.ratio)]
         steps = read_log((predictor if name == "predictor" else posterior).folder / "log.jsonl")[-1]["step"]
         lines.append([name, f"{steps:,}", *cells, *further])
