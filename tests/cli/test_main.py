@@ -236,6 +236,7 @@ def test_describe_presets_files_and_runs(small, capsys):
     assert f"(label: 10 classes): {parameters:,} parameters" in of_the_run[-1]
 
 
+@pytest.mark.slow
 def test_describe_plans_a_predictor_for_its_data(small_predictor, capsys):
     rows = table(capsys, "predictor.yaml")
     assert rows[-1].startswith("--data.path FOLDER")
