@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from records import add_record_flag, append_rows, machine, run_command
-from records import table as markdown
+from records import add_record_flag, append_rows, machine, run_command, score_table
 
 from diffunet.data.decoding import inspect, read_values
 from diffunet.data.pansharpening import wald_pair
@@ -72,10 +71,7 @@ def main() -> None:
     evaluation = evaluate_predictor(run)
     save_predictor_evaluation(evaluation, args.folder)
     scores = {name: evaluation.record["scores"][name] for name in SCORES}
-    rows = [["network", *(f"{row['value']:.4g} ± {row['error'] or 0:.2g}" for row in scores.values())]]
-    for name in scores["ergas"]["references"]:
-        rows.append([name, *(f"{row['references'][name]:.4g}" for row in scores.values())])
-    print(f"{machine()}.\n\n{markdown(['', *SCORES], rows)}")
+    print(f"{machine()}.\n\n{score_table(scores)}")
     if args.record:
         append_rows("pansharpening", [{"scenes": list(map(str, args.scenes)), "scores": scores}])
 

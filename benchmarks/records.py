@@ -7,9 +7,10 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,3 +66,13 @@ def mean_std(values: list[float]) -> str:
 def table(heads: list[str], rows: Iterable[list[str]]) -> str:
     """Return a table in Markdown."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+def score_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return scores of a record of `diffunet evaluate` ± their errors, and those of all of its references."""
+    errors = ["" if row["error"] is None else f" ± {row['error']:.2g}" for row in scores.values()]
+    found = [["network", *(f"{row['value']:.4g}{error}" for row, error in zip(scores.values(), errors, strict=True))]]
+    for name in dict.fromkeys(name for row in scores.values() for name in row["references"]):
+        values = [row["references"].get(name) for row in scores.values()]
+        found.append([name, *("" if value is None else f"{value:.4g}" for value in values)])
+    return table(["", *scores], found)

@@ -1,6 +1,7 @@
 """Shared by tests: small networks, Gaussian data, and commands called in this process."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,28 @@ def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 10),
         image = Image.fromarray(array)
         (image.quantize(16) if mode == "P" else image).save(path, **options)
     return path
+
+
+@dataclass(frozen=True)
+class GaussianPairs:
+    """Images x, and targets slope x + noise of the standard deviation `spread` in each pixel.
+
+    In the units of x_0, which is half of the target.
+    """
+
+    slope: float
+    spread: float
+
+    def target(self, image: torch.Tensor) -> torch.Tensor:
+        return self.slope * image + self.spread * torch.randn_like(image)
+
+    def denoiser(self, process) -> Callable:
+        """Return the exact network of a noise process, for targets of mean 0 and standard deviation 1."""
+
+        def model(x_t, t, image):
+            alpha, sigma = (level.double().reshape(-1, 1, 1, 1) for level in process.levels(t))
+            mean, variance = image.double() * self.slope / 2, (self.spread / 2) ** 2
+            clean = mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x_t - alpha * mean)
+            return process.prediction(clean, x_t.double(), t).float()
+
+        return model

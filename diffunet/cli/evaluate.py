@@ -15,7 +15,7 @@ from ..runs.evaluate import EvaluationConfig, evaluate_denoiser, evaluate_folder
 from ..runs.evaluate import evaluate as evaluate_run
 from ..runs.evaluate_prediction import (
     EvaluatedPairs,
-    evaluate_labels,
+    evaluate_files,
     evaluate_predictor,
     save_predictor_evaluation,
 )
@@ -37,7 +37,7 @@ def evaluate(argv: list[str]) -> int:
 
     New images of a run are sampled first. The record is written to RUN/evaluations, or for a folder to --output, with
     the samples that are closest to real images. A run of predictions is evaluated against the targets of the cases that
-    it holds out, and a folder of label images with --targets FOLDER against those; RUN --help lists the options.
+    it holds out, and a folder of predictions with --targets FOLDER against those; RUN --help lists the options.
     """
     check_single_process("diffunet evaluate")
     if _is_prediction(argv):
@@ -78,13 +78,17 @@ def _is_prediction(argv: list[str]) -> bool:
 
 
 def _evaluate_prediction(argv: list[str]) -> int:
-    """Evaluate a run of predictions against the targets of held-out cases, or a folder of label images.
+    """Evaluate a run of predictions against the targets of held-out cases, or a folder of predictions.
 
     The record and the worst cases are written to RUN/evaluations, or for a folder to --output, if given.
     """
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=_evaluate_prediction.__doc__)
-    parser.add_argument("source", metavar="RUN", help="a run folder, or a folder of label images (with --targets)")
-    parser.add_argument("--targets", metavar="FOLDER", help="true label images of a folder, of the same names")
+    parser.add_argument(
+        "source", metavar="RUN", help="a run folder, or a folder of label images or numbers (with --targets)"
+    )
+    parser.add_argument(
+        "--targets", metavar="FOLDER", help="the true label images or numbers of a folder, of the same names"
+    )
     parser.add_argument("--output", metavar="FOLDER", help="for the record [default: RUN/evaluations/000, ...]")
     add_flags(parser, PredictConfig)
     add_flags(parser, EvaluatedPairs)
@@ -102,14 +106,14 @@ def _evaluate_prediction(argv: list[str]) -> int:
     else:
         if run.exists or not run.folder.is_dir():
             problem = "a run, whose targets are --data.targets" if run.exists else "no such folder"
-            raise UserError(f"{run.folder}: {problem}; --targets is for a folder of label images")
+            raise UserError(f"{run.folder}: {problem}; --targets is for a folder of predictions")
         for flag in about_predictions:
-            raise UserError(f"--{flag}: applies to predicting with a run, but {run.folder} is a folder of label images")
+            raise UserError(f"--{flag}: applies to predicting with a run, but {run.folder} is a folder of predictions")
         data = settings_from(EvaluatedPairs(), EvaluatedPairs, about_cases | {"data.targets": args.targets}).data
         folder = Path(args.output) if args.output else None
         if folder:
             check_writable(folder)
-        evaluation = evaluate_labels(run.folder, data, _bar)
+        evaluation = evaluate_files(run.folder, data, _bar)
     print(format_comparison(evaluation.record))
     if folder:
         save_predictor_evaluation(evaluation, folder)

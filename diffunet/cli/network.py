@@ -3,33 +3,33 @@
 import argparse
 from pathlib import Path
 
-from ..core.errors import UserError, did_you_mean
-from ..core.settings import settings_from
-from ..models.config import UNetConfig
+from ..core.errors import UserError
 from ..models.inspection import Part
 from ..models.meta import on_meta
-from ..models.presets import PRESETS
 from ..models.tiling import valid_tile_sizes
 from ..models.unet import UNet
-from ..runs.config import Config, ModelConfig, config_file
-from ..runs.prediction import MAX_PATCH, PredictionConfig
 from ..runs.run import Run
-from ..tasks.kinds import kind_of, kind_of_run
+from ..tasks.networks import find_network, settings_of
 from .console import check_single_process, user_friendly
 from .flags import add_flags, parse_flags
 
 
 @user_friendly
 def describe(argv: list[str]) -> int:
-    """Show a network as a table: levels, sizes, channels, parameters, operations, receptive field."""
+    """Show a network as a table: levels, sizes, channels, parameters, operations, receptive field.
+
+    With a flag of a predictor's data, such as --data.path FOLDER, also a plan: the objects in the data, and the depth,
+    patch and batch that suit them and this machine.
+    """
     from ..models.inspection import describe as parts_of
 
     parser = argparse.ArgumentParser(prog="diffunet describe", description=describe.__doc__)
     parser.add_argument("network", metavar="CONFIG", help="a YAML file, a run folder, or a preset such as unet2015")
     parser.add_argument("--size", help="of the input, as 64 or 132,132,116 [default: the config's resolution, or 64]")
-    add_flags(parser, ModelConfig)
+    add_flags(parser, settings_of(argv))
     args, flags = parse_flags(parser, argv)
-    config, size = _network_and_size(args.network, args.size, flags)
+    network = find_network(args.network, _sides(args.size), flags)
+    config, size = network.model, network.size
     try:
         parts = parts_of(config.unet, size)
     except ValueError as misfit:
@@ -43,12 +43,28 @@ def describe(argv: list[str]) -> int:
         unet = denoiser.unet if denoiser else UNet(config.unet)
     if denoiser:
         parameters = sum(p.numel() for p in denoiser.parameters())
-        conditions = ", ".join(f"{name}: {c.summary}" for name, c in config.conditions.items()) or "unconditional"
+        conditions = ", ".join(f"{name}: {c.summary}" for name, c in config.conditions.items())
+        conditions = conditions or ("of an image" if config.unet.plane_channels else "unconditional")
         print(f"total with time embedding ({conditions}): {parameters:,} parameters")
     if config.unet.padding == "valid":
         sides = valid_tile_sizes(unet, min(size), min(size) + 3 * 2 ** len(config.unet.levels))
         print(f"valid borders: input sizes that every level halves evenly are {', '.join(map(str, sides[:4]))}, ...")
+    if network.plan:
+        print(f"\n{network.plan}")
+    elif network.predicts:
+        print("--data.path FOLDER, or another flag of data, adds a plan: depth, patch and batch for these data")
     return 0
+
+
+def _sides(size: str | None) -> tuple[int, ...] | None:
+    """Return the sides of an input, one or several. Raise UserError for anything else."""
+    try:
+        sides = tuple(int(side) for side in size.split(",")) if size else None
+    except ValueError:
+        raise UserError(f"--size: expected one number, or several separated by commas (got {size})") from None
+    if sides and min(sides) < 1:
+        raise UserError(f"--size: each side must be at least 1 (got {size})")
+    return sides
 
 
 def _table(parts: list[Part]) -> str:
@@ -60,41 +76,6 @@ def _table(parts: list[Part]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     formats = [f"<{widths[0]}", *(f">{width}" for width in widths[1:])]
     return "\n".join("  ".join(map(format, row, formats)) for row in rows)
-
-
-def _network_and_size(name: str, size: str | None, flags: dict[str, str]) -> tuple[ModelConfig, tuple[int, ...]]:
-    """Return the network of a preset, a run or a file, and the size of its input."""
-    try:
-        sides = tuple(int(side) for side in size.split(",")) if size else None
-    except ValueError:
-        raise UserError(f"--size: expected one number, or several separated by commas (got {size})") from None
-    if sides and min(sides) < 1:
-        raise UserError(f"--size: each side must be at least 1 (got {size})")
-    if name in PRESETS:
-        config = settings_from(ModelConfig(unet=UNetConfig(preset=name)), ModelConfig, flags)
-        default = config.unet.dims * (64,)
-    elif Path(name).is_dir():
-        kind, _ = kind_of_run(name)
-        config = settings_from(Run(name).config(kind), kind, flags)
-        default = config.data.patch_size if isinstance(config, PredictionConfig) else config.data.size
-    elif not Path(name).suffix:
-        near = did_you_mean(name, PRESETS)
-        raise UserError(f"{name}: neither a preset ({', '.join(PRESETS)}), nor a run, nor a file{near}")
-    elif kind_of(config_file(name)) is PredictionConfig:
-        config = settings_from(config_file(name), PredictionConfig, flags)
-        default = config.data.patch_size if config.data.patch else (MAX_PATCH, MAX_PATCH)
-    else:
-        config = settings_from(config_file(name), Config, flags)
-        default = config.data.size if config.data.resolution else (64, 64)
-        known = {name: condition for name, condition in config.conditions.items() if condition.is_complete}
-        for name in config.conditions.keys() - known.keys():
-            print(f"conditions.{name}: left out; its size follows from the data (describe a run instead)")
-        config = config.model_copy(update={"conditions": known})
-        config = config.resolve_model(sides or default, config.data.channels or 3)
-    sides = sides or default
-    if isinstance(config, PredictionConfig):
-        config = ModelConfig(unet=config.unet)
-    return config, sides * config.unet.dims if len(sides) == 1 else sides
 
 
 @user_friendly

@@ -26,6 +26,10 @@ def predict(argv: list[str]) -> int:
         "--probabilities", action="store_true", help="also write NAME.probabilities.npy, (K, H, W) fp16"
     )
     parser.add_argument("--overlays", action="store_true", help="also write the classes on the images, for looking")
+    parser.add_argument("--objects", action="store_true", help="also write objects/NAME.png, a number for each object")
+    parser.add_argument(
+        "--members", action="store_true", help="also write each sample, view or run behind the mean, to members/NAME"
+    )
     add_flags(parser, PredictConfig)
     args, flags = parse_flags(parser, argv)
     runs = [Run(word) for word in args.words if Run(word).exists]
@@ -40,6 +44,7 @@ def predict(argv: list[str]) -> int:
     inputs = inputs_of(images, predictor.own.data.channels)
     folder = output_folder(args.output, runs[0].folder / "predictions")
     bar = shared_bar("predict", "image", len(inputs))
-    skipped = predict_files(predictor, inputs, folder, args.probabilities, args.overlays, bar)
+    kinds = args.probabilities, args.overlays, args.objects, args.members
+    skipped = predict_files(predictor, inputs, folder, *kinds, bar)
     print(f"{len(inputs) - skipped} predictions: {Path(folder)}")
     return 2 if skipped == len(inputs) else 0

@@ -167,3 +167,27 @@ class Patches:
 def _drawn(places: list[np.ndarray], random: np.random.Generator) -> list[int]:
     of_class = places[random.integers(len(places))]
     return of_class[random.integers(len(of_class))].tolist()
+
+
+# ── stacks ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def resemblance(cases: Cases, pairs: int) -> tuple[float, float]:
+    """Return the mean correlation of the gray values of consecutive cases, and of those half of the set apart.
+
+    It is that of some evenly spaced pairs. Slices of one stack correlate more with their neighbors.
+    """
+    number = len(cases)
+    starts = np.unique(np.linspace(0, number - 1, min(pairs, number)).astype(int)).tolist()
+    near, far = (
+        float(np.mean([_correlation(cases[start], cases[(start + step) % number]) for start in starts]))
+        for step in (1, number // 2)
+    )
+    return near, far
+
+
+def _correlation(first: Case, second: Case) -> float:
+    """Return the correlation of two images where both have pixels; 0 if one is constant."""
+    height, width = (min(sides) for sides in zip(first.size, second.size, strict=True))
+    grays = [case.image[:, :height, :width].double().mean(0).numpy().ravel() for case in (first, second)]
+    return float(np.corrcoef(grays)[0, 1]) if all(gray.std() > 0 for gray in grays) else 0.0

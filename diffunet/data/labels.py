@@ -47,6 +47,15 @@ class Labels:
             return np.where(codes >= COLOR, codes - COLOR, codes)
         return gray_of(codes) if max(self.codes) < COLOR else codes
 
+    def total(self, images: Iterable[Mapping[int, int]]) -> Counter[int]:
+        """Return the number of places of each code in all images together, of those in each."""
+        counts: Counter[int] = Counter()
+        for image in images:
+            alike = self.alike(np.array([*image], dtype=np.int64))
+            for code, number in zip(alike.tolist(), image.values(), strict=True):
+                counts[code] += number
+        return counts
+
     def classes_of(self, codes: np.ndarray, source: object) -> np.ndarray:
         """Return the class of each place, int16. Raise UserError for a code that is no class."""
         codes = self.alike(codes)
@@ -117,15 +126,19 @@ def gray_of(codes: np.ndarray) -> np.ndarray:
 # ── the survey ────────────────────────────────────────────────────────────────────────────────────
 
 
-def survey(images: Iterable[tuple[object, np.ndarray]], config: PairConfig) -> tuple[Labels, Mapping[int, int]]:
-    """Return what the codes of label images, (source, codes), mean, and the number of places of each code.
+def count_codes(codes: np.ndarray) -> Counter[int]:
+    """Return the number of places of each code."""
+    return Counter(dict(zip(*(found.tolist() for found in np.unique(codes, return_counts=True)), strict=True)))
+
+
+def survey(images: Iterable[Mapping[int, int]], config: PairConfig) -> Labels:
+    """Return what the codes of label images mean, by the number of places of each code in each image.
 
     Raise UserError if that is in doubt: more values than classes have, a lossy compression, or a single class.
     """
     counts: Counter[int] = Counter()
-    for _, codes in images:
-        values, numbers = np.unique(codes, return_counts=True)
-        counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+    for image in images:
+        counts.update(image)
         if len(counts) > MAX_CLASSES and config.labels == "classes" and config.values is None:
             break
     counts = _alike(counts, config)
@@ -139,7 +152,7 @@ def survey(images: Iterable[tuple[object, np.ndarray]], config: PairConfig) -> t
     if config.labels == "instances":
         if not set(found) - {0}:
             raise UserError("data.labels: no target has an object, a value other than 0; set data.labels classes")
-        return Labels((0, 1), _names(config, ("background", "object")), ignore, instances=True), counts
+        return Labels((0, 1), _names(config, ("background", "object")), ignore, instances=True)
     codes = _chosen(config, found, ignore) if config.values is not None else found
     if any(code < 0 or MAX_VALUE < code < COLOR for code in codes):
         strange = next(code for code in codes if code < 0 or MAX_VALUE < code < COLOR)
@@ -153,7 +166,7 @@ def survey(images: Iterable[tuple[object, np.ndarray]], config: PairConfig) -> t
     if len(codes) < 2:
         only = written(codes[0]) if codes else "nothing"
         raise UserError(f"data.labels: the targets have one value ({only}); a segmentation needs at least two classes")
-    return Labels(tuple(codes), _names(config, tuple(map(written, codes))), ignore), counts
+    return Labels(tuple(codes), _names(config, tuple(map(written, codes))), ignore)
 
 
 def _alike(counts: Counter[int], config: PairConfig) -> Counter[int]:

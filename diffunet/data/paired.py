@@ -1,7 +1,7 @@
 """Load pairs of images and targets: from a folder, or a built-in set."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -16,7 +16,7 @@ from .arrays import DEPTHS
 from .borders import WeightConfig, place_weights, separate_touching
 from .cases import Cached, Case, Cases
 from .decoding import UNREADABLE, finite, inspect, read_values, reason_of
-from .labels import Labels, read_codes, survey, value_of
+from .labels import Labels, count_codes, read_codes, survey, value_of
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
 from .pansharpening import enlarged
 from .phantoms import PHANTOMS
@@ -71,11 +71,13 @@ def load_pairs(
     """
     files: _Files = _Phantoms(config, kind) if config.path in PHANTOMS else _Folder(config, find_pairs(config, log))
     number = len(files.names)
-    labels, counts = None, {}
-    if kind == "segmentation":
-        labels, counts = survey(((files.names[i], files.codes(i)) for i in progress(range(number))), files.config)
-    decode = _Decoder(files, labels, weights, counts)
     trained, _ = split_fold(files.names, config)
+    labels, counted = None, []
+    if kind == "segmentation":
+        labels = survey(_counted(files, counted, progress), files.config)
+    counts = labels.total(counted) if labels else {}
+    of_training = labels.total(counted[index] for index in trained) if labels else {}
+    decode = _Decoder(files, labels, weights, of_training)
     surveyed = np.unique(np.linspace(0, len(trained) - 1, min(SURVEYED, len(trained))).astype(int)).tolist()
     sample = [decode(trained[place]) for place in surveyed]
     gibibytes = sum(map(_bytes, sample)) / len(sample) * number / 2**30
@@ -136,7 +138,7 @@ def _channels_of(row: dict) -> int:
     return kind.channels if kind.name in DEPTHS else min(kind.channels, 3)
 
 
-def _read_numbers(source: Source) -> Tensor:
+def read_numbers(source: Source) -> Tensor:
     """Return the targets of a regression, (C, H, W) fp32, NaN where unknown. Raise UserError."""
     row = {"bytes": None, "path": source.path, "page": source.page}
     try:
@@ -182,7 +184,7 @@ class _Folder:
         return read_codes(self.pairs[index].target)
 
     def values(self, index: int) -> Tensor:
-        return _read_numbers(self.pairs[index].target)
+        return read_numbers(self.pairs[index].target)
 
     def weight(self, index: int) -> Tensor | None:
         source = self.pairs[index].weight
@@ -261,6 +263,13 @@ class _Decoder:
             weight = torch.from_numpy(places) * (1 if weight is None else weight)
         kept = None if instances is None else torch.from_numpy(instances.astype(np.int32))
         return Case(name, image, torch.from_numpy(target), weight, kept)
+
+
+def _counted(files: _Files, counted: list[Mapping[int, int]], progress: Callable) -> Iterator[Mapping[int, int]]:
+    """Yield the number of places of each code in each target, and append it to the list."""
+    for index in progress(range(len(files.names))):
+        counted.append(count_codes(files.codes(index)))
+        yield counted[-1]
 
 
 # ── what was found ────────────────────────────────────────────────────────────────────────────────

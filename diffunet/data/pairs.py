@@ -286,7 +286,7 @@ def split_fold(names: list[str], config: PairConfig) -> tuple[list[int], list[in
         return list(range(len(names))), []
     if config.fold >= config.folds:
         raise UserError(f"data.fold: {config.fold}, but there are folds 0 to {config.folds - 1}; choose one of them")
-    origins = [_origin(name, config.group) for name in names]
+    origins = [origin_of(name, config.group) for name in names]
     parts = _parts(origins, config)
     held_out = [index for index, origin in enumerate(origins) if parts[origin] == config.fold]
     trained = [index for index, origin in enumerate(origins) if parts[origin] != config.fold]
@@ -309,7 +309,11 @@ def _parts(origins: list[str], config: PairConfig) -> Mapping[str, int]:
     return {origin: int.from_bytes(digest[:8], "big") % config.folds for origin, digest in digests.items()}
 
 
-def _origin(name: str, pattern: str | None) -> str:
+def origin_of(name: str, pattern: str | None) -> str:
+    """Return what the case has in common with others of its group: the name itself without a pattern.
+
+    Raise UserError if the pattern does not match.
+    """
     if pattern is None:
         return name
     found = re.search(pattern, name)

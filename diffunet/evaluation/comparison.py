@@ -99,25 +99,29 @@ class Comparison:
     def __init__(self, judge: Judge):
         self.judge = judge
         self.names: list[str] = []
+        self.origins: list[str] = []
         self.scores: list[CaseScores] = []
         self.references: dict[str, list[CaseScores]] = {name: [] for name in judge.references}
         self.worst: list[tuple[PredictedCase, CaseScores]] = []
         """The predictions with the lowest Dice coefficient, or the highest RMSE, worst first."""
 
-    def add(self, prediction: PredictedCase) -> None:
-        """Score a prediction and the references for its case."""
+    def add(self, prediction: PredictedCase, origin: str | None = None) -> None:
+        """Score a prediction and the references for its case. Cases of one origin count as one in the errors."""
         found = self.judge.scores_of(prediction)
         self.names.append(prediction.case.name)
+        self.origins.append(prediction.case.name if origin is None else origin)
         self.scores.append(found)
         for name, reference in self.judge.references.items():
-            output = reference(prediction.case.image)
-            self.references[name].append(self.judge.scores_of(PredictedCase(prediction.case, output)))
+            output = reference.predict(prediction.case.image)
+            segments = reference.segment(output) if reference.segment else None
+            referred = PredictedCase(prediction.case, output, segments=segments)
+            self.references[name].append(self.judge.scores_of(referred))
         self.worst = sorted([*self.worst, (prediction, found)], key=lambda one: _quality(one[1]))[:WORST]
 
     def record(self, predictions: Mapping[str, Any], cases: Mapping[str, Any], fitted_on: str) -> dict[str, Any]:
         """Return the record: how predictions were made, of which cases, and all scores; without NaN."""
-        own, counts = summarize(self.scores), total_counts(self.scores)
-        others = {name: summarize(found) for name, found in self.references.items()}
+        own, counts = summarize(self.scores, self.origins), total_counts(self.scores)
+        others = {name: summarize(found, self.origins) for name, found in self.references.items()}
         counted = {name: total_counts(found) for name, found in self.references.items()}
         rows = {}
         for name, row in own.items():

@@ -46,12 +46,10 @@ def watershed_segments(
     `seed_below` is a seed that grows by a watershed; a component of the object without a seed is one segment.
 
     landscape: (*S), such as the probability of a border (`seed_below` in [0, 1]), or minus the distance to the nearest
-    border in pixels (`seed_below` -3: segments at least 6 pixels wide). Raise UserError without scikit-image.
+    border in pixels (`seed_below` -3: segments at least 6 pixels wide).
     """
-    try:
-        from skimage.segmentation import watershed
-    except ImportError:
-        raise UserError("instances: need scikit-image; run pip install scikit-image") from None
+    from skimage.segmentation import watershed
+
     landscape, inside = as_array(landscape, np.float64), as_array(probability_of_object) > threshold
     check_shapes(landscape, inside)
     segments = watershed(landscape, segments_of(inside & (landscape < seed_below)), mask=inside).astype(np.int64)
@@ -60,14 +58,14 @@ def watershed_segments(
 
 
 def thinned(cells: Array) -> np.ndarray:
-    """Return the components of cells (*S, bool), numbered from 1, and each pixel of a border as part of the nearest.
+    """Return the components of a mask, or of each label above 0, and each pixel between as part of the nearest, (*S).
 
     Borders are thinned to nothing. Fiji's script of ISBI 2012 thins them to lines of one pixel; where these are not on
     a true border, they lower v_rand, so that published values are not for this thinning.
     """
     from scipy import ndimage
 
-    segments = segments_of(as_array(cells, bool))
+    segments = segments_of(cells)
     if not segments.any():
         return segments
     nearest = ndimage.distance_transform_edt(segments == 0, return_distances=False, return_indices=True)

@@ -1,6 +1,8 @@
 """Simple predictions that a network has to surpass: a constant, a threshold, the image itself."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,28 +11,42 @@ from torch import Tensor
 from ..data.cases import Case
 from ..data.labels import UNKNOWN
 from ..data.pansharpening import brovey
+from .instances import average_precision, watershed_segments
 
-Reference = Callable[[Tensor], Tensor]
-"""From an image (C, H, W) to probabilities (K, H, W), or to numbers (C', H, W)."""
+
+@dataclass(frozen=True)
+class Reference:
+    """A prediction without a network."""
+
+    predict: Callable[[Tensor], Tensor]
+    """From an image (C, H, W) to probabilities (K, H, W), or to numbers (C', H, W)."""
+    segment: Callable[[Tensor], np.ndarray] | None = None
+    """From such a prediction to instances (H, W); None: the connected parts of the second class."""
+
+
 FITTED = 50
 """Cases, at most, on which references are fitted, evenly spaced."""
 SMOOTHING = 1.0
 """Standard deviation in pixels of the Gaussian before the threshold."""
 KEPT = 2**22
 """Pixels, at most, among which the threshold is chosen."""
+DEPTHS = 1, 2, 3, 4, 6, 8, 12, 16, 24
+"""Distances in pixels to the border of an object, among which that of its seeds is chosen."""
 
 
 def class_references(cases: Sequence[Case], num_classes: int) -> dict[str, Reference]:
     """Return references for classes, fitted on cases.
 
     constant: the share of each class everywhere, so the most frequent one is predicted. threshold, of two classes in
-    images of one channel: one threshold on the smoothed image, with the least share of wrong pixels.
+    images of one channel: one threshold on the smoothed image, with the least share of wrong pixels. otsu and
+    watershed, if cases have instances: a threshold for each image (Otsu 1979), and its parts divided where they are
+    narrow, by a watershed on the distance to their border, with the seeds that give the highest average precision.
     """
     truths = [case.target.long() for case in cases]
     counts = sum(torch.bincount(t[t != UNKNOWN], minlength=num_classes) for t in truths)
     shares = torch.as_tensor(counts, dtype=torch.float64)
     shares = (shares / shares.sum().clamp(min=1)).float()
-    found: dict[str, Reference] = {"constant": lambda image: _everywhere(shares, image)}
+    found = {"constant": Reference(lambda image: _everywhere(shares, image))}
     if num_classes == 2 and all(len(case.image) == 1 for case in cases):
         known = [(truth != UNKNOWN).numpy() for truth in truths]
         values = np.concatenate([_smoothed(case.image)[keep] for case, keep in zip(cases, known, strict=True)])
@@ -38,12 +54,28 @@ def class_references(cases: Sequence[Case], num_classes: int) -> dict[str, Refer
         step = len(values) // KEPT + 1
         threshold, bright = best_threshold(values[::step], second[::step])
 
-        def thresholded(image: Tensor) -> Tensor:
-            above = torch.from_numpy((_smoothed(image) > threshold) == bright)
-            return torch.stack([~above, above]).float()
-
-        found["threshold"] = thresholded
+        found["threshold"] = Reference(lambda image: _classes_of((_smoothed(image) > threshold) == bright))
+        if all(case.instances is not None for case in cases):
+            otsu = Reference(lambda image: _classes_of(_above_otsu(_smoothed(image)) == bright))
+            found |= {"otsu": otsu, "watershed": _divided(otsu, cases)}
     return found
+
+
+def _divided(reference: Reference, cases: Sequence[Case]) -> Reference:
+    """Return a reference whose objects are divided where they are narrow."""
+    from scipy.ndimage import distance_transform_edt
+
+    def segment(depth: int, output: Tensor) -> np.ndarray:
+        inside = (output[1] > 0.5).numpy()
+        distance = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+        return watershed_segments(inside, -distance, seed_below=-depth)
+
+    predicted = [(reference.predict(case.image), case.instances) for case in cases]
+    precision = [
+        np.nanmean([average_precision(segment(depth, one), true)["average_precision"] for one, true in predicted])
+        for depth in DEPTHS
+    ]
+    return Reference(reference.predict, partial(segment, DEPTHS[int(np.argmax(precision))]))
 
 
 def number_references(cases: Sequence[Case]) -> dict[str, Reference]:
@@ -55,19 +87,19 @@ def number_references(cases: Sequence[Case]) -> dict[str, Reference]:
     """
     truths = [case.target.double().flatten(1) for case in cases]
     mean = torch.cat(truths, dim=1).nanmean(1).nan_to_num(0).float()
-    found: dict[str, Reference] = {"constant": lambda image: _everywhere(mean, image)}
+    found = {"constant": Reference(lambda image: _everywhere(mean, image))}
     extra = {len(case.image) - len(case.target) for case in cases}
     if extra == {0}:
-        found["identity"] = _rescaled(lambda image: image, cases)
+        found["identity"] = Reference(_rescaled(lambda image: image, cases))
     if extra == {1}:
-        found["bicubic"] = _rescaled(lambda image: image[1:], cases)
-        found["brovey"] = _rescaled(brovey, cases)
+        found["bicubic"] = Reference(_rescaled(lambda image: image[1:], cases))
+        found["brovey"] = Reference(_rescaled(brovey, cases))
     return found
 
 
-def _rescaled(reference: Reference, cases: Sequence[Case]) -> Reference:
-    """Return a reference of which each channel is multiplied by a factor, plus an offset, by least squares."""
-    x = torch.cat([reference(case.image).double().flatten(1) for case in cases], 1)
+def _rescaled(predict: Callable[[Tensor], Tensor], cases: Sequence[Case]) -> Callable[[Tensor], Tensor]:
+    """Return a prediction of which each channel is multiplied by a factor, plus an offset, by least squares."""
+    x = torch.cat([predict(case.image).double().flatten(1) for case in cases], 1)
     y = torch.cat([case.target.double().flatten(1) for case in cases], 1)
     x = x.masked_fill(y.isnan(), torch.nan)
     mean_x, mean_y = x.nanmean(1, keepdim=True), y.nanmean(1, keepdim=True)
@@ -76,7 +108,7 @@ def _rescaled(reference: Reference, cases: Sequence[Case]) -> Reference:
     offset = (mean_y[:, 0] - factor * mean_x[:, 0]).nan_to_num(0)
 
     def rescaled(image: Tensor) -> Tensor:
-        return (reference(image).double() * factor[:, None, None] + offset[:, None, None]).float()
+        return (predict(image).double() * factor[:, None, None] + offset[:, None, None]).float()
 
     return rescaled
 
@@ -109,6 +141,19 @@ def evenly_spaced(indices: Sequence[int], limit: int = FITTED) -> list[int]:
         return []
     places = np.linspace(0, len(indices) - 1, min(limit, len(indices))).astype(int)
     return [indices[place] for place in np.unique(places)]
+
+
+def _classes_of(second: np.ndarray) -> Tensor:
+    """Return probabilities (2, H, W) of where the second class is, (H, W) bool."""
+    inside = torch.from_numpy(second)
+    return torch.stack([~inside, inside]).float()
+
+
+def _above_otsu(values: np.ndarray) -> np.ndarray:
+    """Return which values are above the threshold of the greatest variance between both sides (Otsu 1979), bool."""
+    from skimage.filters import threshold_otsu
+
+    return values > threshold_otsu(values)
 
 
 def _smoothed(image: Tensor) -> np.ndarray:

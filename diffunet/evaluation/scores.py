@@ -34,7 +34,7 @@ ERGAS_RATIO = 4.0
 SPACING = 1.0, 1.0
 """All distances are in pixels."""
 JACKKNIFE_GROUPS = 200
-"""Groups of cases, at most, of which each is left out in turn; one case each where there are no more cases."""
+"""Groups of origins, at most, of which each is left out in turn; one origin each where there are no more."""
 FINEST, FEWEST_PARTS = 0.5, 2
 """Mean depth of a border over that of the parts between, at most; parts of a case, at least, on average."""
 POOLED = {"dice": dice, "iou": iou}
@@ -69,14 +69,12 @@ def class_scores(
 ) -> CaseScores:
     """Return the scores of predicted classes (H, W) of one case.
 
-    Objects are the instances, or else the connected parts of all classes but the first; those of a prediction are
-    connected parts too, as touching instances are divided by background in training. An object is missed, or invented,
-    if its IoU with none exceeds 0.5.
+    Objects are the instances, or else the connected parts of all classes but the first. One is missed, or invented, if
+    its IoU with none exceeds 0.5.
 
     truth: (H, W) classes, UNKNOWN where there is none. names: of all classes. probabilities: (K, H, W), for the
-    calibration. borders: the first class divides the parts of the second, see `has_borders`; the partition is scored
-    at the predicted classes, without a choice of a threshold. instances: (H, W) of the truth, 0 for the background.
-    segments: (H, W) predicted instances, by default the parts of the predicted second class.
+    calibration. borders: the first class divides the parts of the second, see `has_borders`. instances: (H, W) of the
+    truth, 0 for the background. segments: (H, W) predicted objects, by default the connected parts.
     """
     known = truth != UNKNOWN
     counts = confusion(classes, truth, len(names), known)
@@ -103,7 +101,7 @@ def class_scores(
         scores |= rand_scores(objects, true_objects)
     elif borders:
         cells, true_cells = (classes == 1) & known, (truth == 1) & known
-        scores |= rand_scores(thinned(cells), true_objects)
+        scores |= rand_scores(thinned(cells if segments is None else objects), true_objects)
         wrong = int((warp(true_cells, cells) != cells).sum())
         scores["warping_error"] = wrong / int(known.sum()) if known.any() else float("nan")
     scores |= {f"{score}/{name}": float(x) for score, xs in by_class.items() for name, x in zip(names, xs, strict=True)}
@@ -178,25 +176,27 @@ def range_of(truths: Iterable[Tensor]) -> float:
 # ── all cases ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def summarize(cases: Sequence[CaseScores]) -> dict[str, dict[str, float | int]]:
+def summarize(cases: Sequence[CaseScores], origins: Sequence[str]) -> dict[str, dict[str, float | int]]:
     """Return for each score its `value`, its standard `error`, and in how many cases it is `undefined`.
 
     The value is the mean over the cases in which the score is defined. `dice_pooled` and `iou_pooled`, the means over
-    classes of the summed confusions, are weighted by pixels. The error is the jackknife over cases, NaN for fewer than
-    two; it is too small for cases that resemble each other, such as slices of one stack.
+    classes of the summed confusions, are weighted by pixels. The error is the jackknife over origins, such as the
+    patient of each case, NaN for fewer than two; it is too small for those that resemble each other, such as slices of
+    one stack.
     """
     found: dict[str, dict[str, float | int]] = {}
     names = dict.fromkeys(name for case in cases for name in case.scores)
     for name in sorted(names, key=lambda name: "/" in name):  # those of one class last
         values = np.array([case.scores.get(name, np.nan) for case in cases])
-        defined = values[~np.isnan(values)]
+        known = ~np.isnan(values)
+        defined, of = values[known], np.array(origins)[known]
         value = float(defined.mean()) if defined.size else float("nan")
-        error = jackknife_over_cases(lambda some: float(some.mean()), defined)
+        error = jackknife(lambda some: float(some.mean()), defined, of)
         found[name] = {"value": value, "error": error, "undefined": len(values) - len(defined)}
         if pool := POOLED.get(name):
             confusions = np.stack([case.confusion for case in cases])
             pooled = partial(_pooled, pool)
-            row = {"value": pooled(confusions), "error": jackknife_over_cases(pooled, confusions), "undefined": 0}
+            row = {"value": pooled(confusions), "error": jackknife(pooled, confusions, origins), "undefined": 0}
             found[f"{name}_pooled"] = row
     return found
 
@@ -211,16 +211,17 @@ def _pooled(score: Callable[[np.ndarray], np.ndarray], confusions: np.ndarray) -
     return mean_present(score(confusions.sum(0)))[0]
 
 
-def jackknife_over_cases(statistic: Callable[[np.ndarray], float], cases: np.ndarray) -> float:
-    """Return the standard error of a statistic of cases (N, ...) by leaving out each in turn; NaN for fewer than two.
+def jackknife(statistic: Callable[[np.ndarray], float], cases: np.ndarray, origins: Sequence[str]) -> float:
+    """Return the standard error of a statistic of cases (N, ...), leaving out each origin in turn; NaN for one origin.
 
-    For a mean it is the sample's deviation over the root of N (Efron & Stein 1981). More than JACKKNIFE_GROUPS cases
-    are left out in groups.
+    For a mean of cases of N origins it is the sample's deviation over the root of N (Efron & Stein 1981). More than
+    JACKKNIFE_GROUPS origins are left out in groups.
     """
-    number = min(len(cases), JACKKNIFE_GROUPS)
+    numbered = np.unique(np.asarray(origins), return_inverse=True)[1]
+    number = min(int(numbered.max(initial=-1)) + 1, JACKKNIFE_GROUPS)
     if number < 2:
         return float("nan")
-    groups = np.arange(len(cases)) % number
+    groups = numbered % number
     without = np.array([statistic(cases[groups != left]) for left in range(number)])
     return float(np.sqrt((number - 1) * np.var(without)))
 

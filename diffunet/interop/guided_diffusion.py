@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..conditions.augmentation import AugmentationConfig
 from ..conditions.label import LabelConfig
-from ..core.errors import UserError, printable
+from ..core.errors import UserError
 from ..core.settings import settings_from
 from ..core.storage import atomic_write, load_strictly
 from ..models.config import UNetConfig
@@ -27,6 +27,7 @@ from ..models.denoiser import Denoiser
 from ..runs.config import Config, config_file
 from . import naming
 from .naming import Pairs, Tensors, block_names, rename, swapped
+from .tensor_files import load_torch_file
 
 AttentionOrder = Literal["new", "legacy"]
 
@@ -116,14 +117,7 @@ def load_guided_diffusion(
     Raise UserError, naming a tensor, if the file does not fit the network.
     """
     _check_expressible(unet)
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"{path}: not a file of tensors ({printable(repr(error))})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise UserError(f"{path}: expected tensors by name, as guided-diffusion saves them")
+    tensors = load_torch_file(path)
     stem = tensors.get("input_blocks.0.0.weight")
     if stem is not None and stem.ndim > 1 and stem.shape[1] == 2 * unet.in_channels:
         raise UserError(

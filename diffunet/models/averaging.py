@@ -1,6 +1,7 @@
 """Predictors around predictors: probabilities, the mean over symmetric views of an image, and over several networks.
 
-Each has `members(image)`, one prediction after the other, and `model(image)` is their mean.
+Each has `members(image)`, one prediction after the other, and `model(image)` is their mean. Around tiled models they
+take a `box` as these do: what is predicted is only what is inside it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,6 +9,8 @@ from itertools import product
 
 import torch
 from torch import Tensor, nn
+
+from .tiling import Box
 
 
 class Ensemble(nn.Module):
@@ -17,13 +20,13 @@ class Ensemble(nn.Module):
         super().__init__()
         self.models = nn.ModuleList(models)
 
-    def members(self, image: Tensor) -> Iterator[Tensor]:
+    def members(self, image: Tensor, box: Box | None = None) -> Iterator[Tensor]:
         """Yield each prediction (B, K, *S) of an image (B, C, *S)."""
         for model in self.models:
-            yield from model.members(image) if isinstance(model, Ensemble) else [model(image)]
+            yield from model.members(image, box) if isinstance(model, Ensemble) else [_called(model, image, box)]
 
-    def forward(self, image: Tensor) -> Tensor:
-        return mean_and_std(self.members(image))[0]
+    def forward(self, image: Tensor, box: Box | None = None) -> Tensor:
+        return mean_and_std(self.members(image, box))[0]
 
 
 class Probabilities(nn.Module):
@@ -33,8 +36,8 @@ class Probabilities(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.softmax(self.model(image), dim=1)
+    def forward(self, image: Tensor, box: Box | None = None) -> Tensor:
+        return torch.softmax(_called(self.model, image, box), dim=1)
 
 
 class Averaged(Ensemble):
@@ -49,13 +52,33 @@ class Averaged(Ensemble):
         super().__init__([model])
         self.axes, self.turned = tuple(axes), turned
 
-    def members(self, image: Tensor) -> Iterator[Tensor]:
+    def members(self, image: Tensor, box: Box | None = None) -> Iterator[Tensor]:
         for *mirrored, turned in product(*[(False, True)] * len(self.axes), (False, True)[: 1 + self.turned]):
             axes = [axis for axis, flip in zip(self.axes, mirrored, strict=True) if flip]
-            view = image.flip(axes) if axes else image
-            predicted = self.models[0](view.transpose(-2, -1) if turned else view)
-            predicted = predicted.transpose(-2, -1) if turned else predicted
-            yield predicted.flip(axes) if axes else predicted
+            predicted = _called(self.models[0], _viewed(image, axes, turned), _box_viewed(box, image, axes, turned))
+            yield _viewed(predicted, axes, turned, back=True)
+
+
+def _called(model: nn.Module, image: Tensor, box: Box | None) -> Tensor:
+    return model(image) if box is None else model(image, box=box)
+
+
+def _viewed(image: Tensor, axes: list[int], turned: bool, back: bool = False) -> Tensor:
+    """Return the image mirrored along axes, then transposed; or back from that."""
+    image = image.transpose(-2, -1) if turned and back else image
+    image = image.flip(axes) if axes else image
+    return image.transpose(-2, -1) if turned and not back else image
+
+
+def _box_viewed(box: Box | None, image: Tensor, axes: list[int], turned: bool) -> Box | None:
+    """Return where a box of the image is in its view."""
+    if box is None:
+        return None
+    ends = list(box)
+    for axis in axes:
+        start, stop = ends[axis]
+        ends[axis] = image.shape[axis] - stop, image.shape[axis] - start
+    return [*ends[:-2], ends[-1], ends[-2]] if turned else ends
 
 
 def mean_and_std(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

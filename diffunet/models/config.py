@@ -56,8 +56,8 @@ class UNetConfig(Settings):
     """same: the output has the input's size; valid: unpadded convolutions, the output is smaller."""
     block: Literal["residual", "plain"] = "residual"
     """residual: norm, SiLU, convolution, twice (DDPM, ADM); plain: convolution, norm, ReLU (2015)."""
-    skips: Literal["block", "level"] = "block"
-    """Skip connections: one from each block on the way down, or one per level (lighter; 2015)."""
+    skips: Literal["block", "level", "none"] = "block"
+    """Skip connections: one from each block on the way down, or one per level (lighter; 2015), or none."""
     resampling: Literal["conv", "conv_end_padded", "pool", "pool_relu", "average", "residual"] = "conv"
     """conv: strided convolution, and nearest with a convolution; conv_end_padded: the same, padded at the end only
     (DDPM 2020); pool: max-pool, and transposed convolution (2015); pool_relu: the same with kernel 3 and ReLU
@@ -207,13 +207,13 @@ def _plan_levels(levels: Sequence[LevelConfig], in_channels: int, skips: str) ->
     down = _plan_stacks(widths, in_channels, repeat(0), skips)
     inner = _plan_levels(coarser, widths[-1], skips)
     inner_channels = (level.from_coarser or inner[0].out_channels) if inner else widths[-1]
-    available = [in_channels, *(stack.widths[-1] for stack in down)]
+    available = [0 if skips == "none" else width for width in (in_channels, *(stack.widths[-1] for stack in down))]
     up = _plan_stacks(widths_up, inner_channels, reversed(available), skips)
     return LevelPlan(in_channels, down, inner_channels, up), *inner
 
 
 def _plan_stacks(widths: Sequence[int], in_channels: int, taken: Iterable[int], skips: str) -> tuple[StackPlan, ...]:
-    """Return the stacks of one way: of one block each, or with one skip per level of all blocks."""
+    """Return the stacks of one way: of one block each, or with at most one skip per level of all blocks."""
     stacks = [(width,) for width in widths] if skips == "block" else [tuple(widths)] if widths else []
     inputs = [in_channels, *(stack[-1] for stack in stacks)]
     return tuple(StackPlan(*parts) for parts in zip(inputs, taken, stacks, strict=False))

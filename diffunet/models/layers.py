@@ -97,6 +97,11 @@ def join(x: Tensor, skip: Tensor) -> Tensor:
     return torch.cat([x, center_crop(skip, x)], dim=1)
 
 
+def without_skip(x: Tensor, skip: Tensor) -> Tensor:
+    """Return x."""
+    return x
+
+
 # ── modulation of a block by the vector ───────────────────────────────────────────────────────────
 
 

@@ -1,14 +1,31 @@
 """A U-Net as a function of an image: labels or values of each position, without noise, time or conditions."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
+from .conditioning import Conditioning
 from .tiling import Tiled
 from .unet import UNet
 
 
-class Predictor(nn.Module):
-    """`model(image)`: a U-Net between the normalizations of its training set, which are part of its weights.
+class Normalized(nn.Module):
+    """A U-Net with statistics of its training set, buffers that are part of its weights."""
+
+    def __init__(self, unet: UNet):
+        super().__init__()
+        self.unet = unet
+
+    def normalized(self, **statistics: Tensor) -> Self:
+        """Return itself with other values of some buffers, (channels,) each, by their names."""
+        for name, values in statistics.items():
+            getattr(self, name).copy_(values)
+        return self
+
+
+class Predictor(Normalized):
+    """`model(image)`: a U-Net between the normalizations of its training set.
 
         logits = predictor(image)                   # (B, C, *S) in the units of the files -> (B, out_channels, *S')
 
@@ -22,34 +39,22 @@ class Predictor(nn.Module):
     output_std: Tensor
 
     def __init__(self, unet: UNet):
-        super().__init__()
-        self.unet = unet
+        super().__init__(unet)
         for side, channels in (("input", unet.config.in_channels), ("output", unet.config.out_channels)):
             self.register_buffer(f"{side}_mean", torch.zeros(channels))
             self.register_buffer(f"{side}_std", torch.ones(channels))
 
-    def normalized(self, **statistics: Tensor) -> "Predictor":
-        """Return itself with other `input_mean`, `input_std`, `output_mean` or `output_std`, (channels,) each."""
-        for name, values in statistics.items():
-            getattr(self, name).copy_(values)
-        return self
-
-    def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> "Predictor":
+    def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> Tiled:
         """Return the same predictor for images of any size, in tiles of the network's input; S' is then S."""
-        tiles = Predictor.__new__(Predictor)
-        nn.Module.__init__(tiles)
-        tiles.unet = Tiled(self.unet, tile, overlap)  # pyright: ignore[reportAttributeAccessIssue]
-        for name, values in self.named_buffers(recurse=False):
-            tiles.register_buffer(name, values)
-        return tiles
+        return Tiled(self.unet, tile, overlap, around=self)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """Return the prediction for (B, C, *S), in fp32. Raise ValueError for an image that is too small."""
-        inputs = (image.float() - _by_channel(self.input_mean, image)) / _by_channel(self.input_std, image)
-        output = self.unet(inputs).float()
-        return _by_channel(self.output_mean, output) + _by_channel(self.output_std, output) * output
+        inputs = (image.float() - by_channel(self.input_mean, image)) / by_channel(self.input_std, image)
+        output = self.unet(inputs, cond).float()
+        return by_channel(self.output_mean, output) + by_channel(self.output_std, output) * output
 
 
-def _by_channel(values: Tensor, like: Tensor) -> Tensor:
+def by_channel(values: Tensor, like: Tensor) -> Tensor:
     """Return values (C,) in a shape that broadcasts over (B, C, *S)."""
     return values.reshape(-1, *[1] * (like.ndim - 2))

@@ -16,6 +16,9 @@ from .conditioning import Conditioning
 from .config import output_side
 from .unet import UNet
 
+Box = Sequence[tuple[int, int]]
+"""The first position, and that after the last, along each axis."""
+
 
 class Tiled(nn.Module):
     """A U-Net for images of any size in the memory of one tile; the output has the size of the image.
@@ -29,13 +32,19 @@ class Tiled(nn.Module):
     an edge inside the image than half the receptive field (`inspection.receptive_field`) see zero padding there.
 
     tile: side of the network's input, or one side for each axis. overlap: in positions; by default none for valid
-    borders and a quarter of the tile for others, rounded so that tiles keep the grid of the coarsest level. The
+    borders and a quarter of the tile for others, rounded so that tiles keep the grid of the coarsest level. around:
+    called for each tile instead of the U-Net, which it contains; then images may have any type that it takes. The
     network may be on another device than the image.
     Raise ValueError for a tile that some level would not halve evenly, with the nearest valid sides.
     """
 
     def __init__(
-        self, unet: UNet, tile: int | tuple[int, ...], overlap: int | None = None, progress: Callable = no_progress
+        self,
+        unet: UNet,
+        tile: int | tuple[int, ...],
+        overlap: int | None = None,
+        progress: Callable = no_progress,
+        around: Callable[..., Tensor] | None = None,
     ):
         super().__init__()
         dims = unet.config.dims
@@ -44,7 +53,7 @@ class Tiled(nn.Module):
             raise ValueError(f"tile {self.tile}: the network has {dims} axes; give one side for each")
         for side in set(self.tile):
             _check_even(unet, side)
-        self.unet = unet
+        self.unet, self.around = unet, around or unet
         self.progress = progress
         self.output_size = unet.output_size(*self.tile)
         self.border = [t - n for t, n in zip(self.tile, self.output_size, strict=True)]
@@ -57,20 +66,33 @@ class Tiled(nn.Module):
             most = min(self.output_size) - self.grid
             raise ValueError(f"overlap {overlap}: leaves no step from tile to tile; use at most {most}")
 
-    def forward(self, x: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
-        """x: (B, in_channels, *S) for any S. Returns (B, out_channels, *S)."""
+    def forward(self, x: Tensor, cond: Conditioning = Conditioning(), box: Box | None = None) -> Tensor:
+        """Return (B, out_channels, *S) for x (B, in_channels, *S) of any S; of a box, only what is inside it.
+
+        In memory are the image and the output, so that an output of any size can be computed box by box. Tiles that
+        several boxes share are computed for each of them, and give the same values.
+        """
         size = x.shape[2:]
+        box = box or [(0, side) for side in size]
         axes = [self._layout(axis, side) for axis, side in enumerate(size)]
         tile = [side for _, side in axes]
         covered = [starts[-1] + side for starts, side in axes]
-        total = x.new_zeros(len(x), self.unet.config.out_channels, *covered)
-        weight = x.new_zeros(covered)
-        for corner in self.progress(list(product(*(starts for starts, _ in axes)))):
-            here = (..., *(slice(start, start + side) for start, side in zip(corner, tile, strict=True)))
-            window = self._blend_window(corner, tile, covered, x)
-            total[here] += self._predict_tile(corner, tile, x, cond) * window
-            weight[here] += window
-        return total[(..., *map(slice, size))] / weight[tuple(map(slice, size))]
+        # also beyond the image, up to the end of the tiles
+        inside = [
+            (start, end if stop == side else stop) for (start, stop), side, end in zip(box, size, covered, strict=True)
+        ]
+        sides = [stop - start for start, stop in inside]
+        weight = torch.zeros(sides, dtype=x.dtype if x.is_floating_point() else torch.float32, device=x.device)
+        total = weight.new_zeros(len(x), self.unet.config.out_channels, *sides)
+        corners = (_starts_within(*layout, *ends) for layout, ends in zip(axes, inside, strict=True))
+        for corner in self.progress(list(product(*corners))):
+            window = self._blend_window(corner, tile, covered, weight)
+            predicted = self._predict_tile(corner, tile, x, cond)
+            here, there = _shared(corner, tile, inside)
+            total[..., *here] += predicted[..., *there] * window[there]
+            weight[here] += window[there]
+        kept = tuple(slice(0, stop - start) for start, stop in box)
+        return total[..., *kept] / weight[kept]
 
     def _layout(self, axis: int, side: int) -> tuple[list[int], int]:
         """Return where the outputs of tiles start along an axis, and their side."""
@@ -91,7 +113,7 @@ class Tiled(nn.Module):
         if cond.planes is not None:
             planes = cond.planes.expand(-1, -1, *x.shape[2:])
             cond = replace(cond, planes=_gather(planes, indices).to(device))
-        return self.unet(_gather(x, indices).to(device), cond).to(x.device)
+        return self.around(_gather(x, indices).to(device), cond).to(x.device)
 
     def _blend_window(self, corner: tuple[int, ...], tile: list[int], covered: list[int], like: Tensor) -> Tensor:
         """Return the weight of each position of a tile's output, which rises linearly from edges inside the image."""
@@ -103,6 +125,21 @@ class Tiled(nn.Module):
             fall = ramp.flip(0) if start + side < end else torch.ones_like(ramp)
             window = window[..., None] * torch.minimum(rise, fall)
         return window
+
+
+def _starts_within(starts: list[int], side: int, first: int, stop: int) -> list[int]:
+    """Return the starts of the tiles along an axis that have positions in [first, stop)."""
+    return [start for start in starts if start < stop and start + side > first]
+
+
+def _shared(corner: tuple[int, ...], tile: list[int], box: Box) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the positions that a tile and a box share, as slices of the box and of the tile."""
+    here, there = [], []
+    for start, side, (first, stop) in zip(corner, tile, box, strict=True):
+        low, high = max(start, first), min(start + side, stop)
+        here.append(slice(low - first, high - first))
+        there.append(slice(low - start, high - start))
+    return tuple(here), tuple(there)
 
 
 def _gather(x: Tensor, indices: Sequence[Tensor]) -> Tensor:

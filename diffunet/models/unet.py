@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from . import layers
 from .conditioning import Conditioning
 from .config import LevelPlan, StackPlan, UNetConfig, min_input_size, output_side
-from .layers import Stack, join
+from .layers import Stack
 
 
 def call(block: nn.Module, x: Tensor, cond: Conditioning) -> Tensor:
@@ -28,7 +28,7 @@ class Level(nn.Module):
     Its parts are passed in, and each is called `block(x, conditioning)`: `enter` and `exit` change the resolution
     (the identity at the top); `inner` is another Level or the middle, and so a whole U-Net at half the resolution. Each
     block of `down` leaves a skip, so a whole Stack as its one block leaves one skip per level; skips that `up` does not
-    take are discarded. `run` calls a block, plainly or with gradient checkpointing.
+    take are discarded. `run` calls a block, plainly or with gradient checkpointing; `join` adds a skip to its input.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Level(nn.Module):
         up: Sequence[nn.Module],
         exit: nn.Module,
         run: Callable[..., Any] = call,
+        join: Callable[[Tensor, Tensor], Tensor] = layers.join,
     ):
         super().__init__()
         self.enter = enter
@@ -47,6 +48,7 @@ class Level(nn.Module):
         self.up = nn.ModuleList(up)
         self.exit = exit
         self.run = run
+        self.join = join
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         x = self.enter(x, cond)
@@ -56,7 +58,7 @@ class Level(nn.Module):
             skips.append(x)
         x = self.inner(x, cond)
         for block in self.up:
-            x = self.run(block, join(x, skips.pop()), cond)
+            x = self.run(block, self.join(x, skips.pop()), cond)
         return self.exit(x, cond)
 
 
@@ -149,6 +151,7 @@ def _build_level(config: UNetConfig, plan: Sequence[LevelPlan], depth: int) -> L
         up=[_build_stack(config, stack, level.attention) for stack in here.up],
         exit=_build_upsample(config, here.out_channels, plan[depth - 1].inner_channels) if depth else Stack(),
         run=partial(checkpoint, use_reentrant=False) if level.gradient_checkpointing else call,
+        join=layers.without_skip if config.skips == "none" else layers.join,
     )
 
 

@@ -8,13 +8,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from .supervised import Supervised, SupervisedConfig, mean_where
+from .similarity import complete_windows, similarity_map
+from .supervised import Supervised, SupervisedConfig, center_of, mean_where
+
+ERRORS = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+SPAN = 4.0
+"""Standard deviations that values span, for the constants of the structural similarity."""
 
 
 class RegressionConfig(SupervisedConfig):
     """Numbers of places, by a sum of losses in units of each channel's standard deviation."""
 
-    terms = "l2", "l1", "huber"
+    terms = "l2", "l1", "huber", "ssim"
 
     type: Literal["regression"] = "regression"
     l2: float = Field(1.0, ge=0)
@@ -23,6 +28,8 @@ class RegressionConfig(SupervisedConfig):
     """Factor of the absolute error, whose minimum is their median."""
     huber: float = Field(0.0, ge=0)
     """Factor of the Huber loss: half the square of errors up to one standard deviation, linear beyond."""
+    ssim: float = Field(0.0, ge=0)
+    """Factor of one minus the structural similarity (Wang et al. 2004), over windows that are known everywhere."""
 
 
 class Regression(Supervised):
@@ -36,7 +43,11 @@ class Regression(Supervised):
     def term(self, name: str, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         known = ~target.isnan()
         unit = torch.tensor(self.std, device=target.device).reshape(-1, *[1] * (target.ndim - 2))
-        error = (prediction.float() - target.masked_fill(~known, 0.0)) / unit
-        loss = {"l2": error.square, "l1": error.abs, "huber": lambda: F.huber_loss(error, error * 0, reduction="none")}
-        values = loss[name]()
+        prediction, target = prediction.float() / unit, target.masked_fill(~known, 0.0) / unit
+        if name == "ssim":
+            values = 1 - similarity_map(prediction, target, SPAN)
+            known = complete_windows(known)
+            weight = None if weight is None else center_of(weight, values.shape[2:])
+        else:
+            values = ERRORS[name](prediction, target, reduction="none")
         return mean_where(values if weight is None else values * weight[:, None], known)

@@ -1,4 +1,4 @@
-"""Evaluation of predictions against targets: of a run, or of a folder of label images."""
+"""Evaluation of predictions against targets: of a run, or of files in a folder."""
 
 import json
 from collections.abc import Callable
@@ -14,9 +14,10 @@ from ..core.progress import no_progress
 from ..core.settings import Settings
 from ..core.storage import atomic_write, sha256_of_file
 from ..data.cases import Cached, Case, Cases
-from ..data.labels import UNKNOWN, Labels, read_codes, survey
-from ..data.paired import load_pairs
-from ..data.pairs import Pair, PairConfig, find_pairs, split_fold
+from ..data.decoding import UNREADABLE, inspect, reason_of
+from ..data.labels import UNKNOWN, Labels, count_codes, read_codes, survey
+from ..data.paired import load_pairs, read_numbers
+from ..data.pairs import Pair, PairConfig, Source, find_pairs, origin_of, split_fold
 from ..evaluation.comparison import Comparison, Judge, PredictedCase, title_of
 from ..models.saving import WEIGHTS
 from .figures import save_comparison
@@ -65,7 +66,7 @@ def evaluate_predictor(
         )
     data = data or own.data
     predictor = ImagePredictor([run], predict)
-    pairs = load_pairs(data, own.objective.type, log=log)
+    pairs = load_pairs(data, own.kind, log=log)
     outputs, found = own.unet.out_channels, len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
     if found != outputs:
         kind = "classes" if pairs.labels else "channels"
@@ -77,7 +78,7 @@ def evaluate_predictor(
     cases = _Annotated(pairs.cases)
     comparison = Comparison(Judge.of(cases, pairs.labels, scored, others))
     for index in progress(scored):
-        comparison.add(_predicted(predictor, cases[index]))
+        comparison.add(_predicted(predictor, cases[index]), origin_of(pairs.names[index], data.group))
     predictions = {
         "run": run.folder.name,
         **predictor.settings.model_dump(mode="json"),
@@ -108,7 +109,9 @@ class _Annotated:
 
 def _predicted(predictor: ImagePredictor, case: Case) -> PredictedCase:
     try:
-        return PredictedCase(case, predictor(case.image).mean)
+        prediction = predictor(case.image)
+        objects = predictor.objects(prediction.classes, prediction.mean[1]) if predictor.labels else None
+        return PredictedCase(case, prediction.mean, segments=objects)
     except (UserError, ValueError) as mistake:
         raise UserError(f"{case.name}: {mistake}") from None
 
@@ -116,39 +119,62 @@ def _predicted(predictor: ImagePredictor, case: Case) -> PredictedCase:
 # ── a folder ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def evaluate_labels(
+def evaluate_files(
     folder: Path, data: PairConfig, progress: Callable = no_progress, log: Callable[[str], None] = print
 ) -> PredictionEvaluation:
-    """Score a folder of predicted label images against those in `data.targets`, paired by name.
+    """Score a folder of predictions against the targets in `data.targets`, paired by name.
 
-    Their values are those of the targets; with `data.labels` instances any value other than 0 is an object, or several
-    if it is not connected. There are no probabilities, so no calibration, and the reference is fitted on the targets.
+    Floats are numbers. Other values are those of the targets' classes; with `data.labels` instances any value other
+    than 0 is an object, or several if it is not connected. There are no probabilities, so no calibration, and the
+    reference is fitted on the targets.
 
     Raise UserError for a folder without a name in common, and for a prediction of another size than its target.
     """
     pairs = find_pairs(data.model_copy(update={"path": str(folder)}), log)
-    labels, _ = survey(((pair.target, read_codes(pair.target)) for pair in pairs), data)
-    cases = Cached(lambda index: _labeled(pairs[index], labels), len(pairs), keep_all=False)
+    labels = None
+    if not _has_numbers(pairs[0].image[0]):
+        labels = survey((count_codes(read_codes(pair.target)) for pair in pairs), data)
+    cases = Cached(lambda index: _target_of(pairs[index], labels), len(pairs), keep_all=False)
     everything = range(len(pairs))
     comparison = Comparison(Judge.of(cases, labels, everything, everything))
     for index in progress(everything):
-        comparison.add(_read(pairs[index], cases[index], labels))
+        comparison.add(_read(pairs[index], cases[index], labels), origin_of(pairs[index].name, data.group))
     about = {"path": Path(data.targets or folder).name, "fold": None, "folds": None, "trained_on": 0}
     return PredictionEvaluation(comparison.record({"folder": folder.name}, about, "the scored cases"), comparison)
 
 
-def _labeled(pair: Pair, labels: Labels) -> Case:
+def _has_numbers(source: Source) -> bool:
+    """Return whether a prediction has fractions rather than classes. Raise UserError if it cannot be read."""
+    try:
+        kind = inspect({"bytes": None, "path": source.path, "page": source.page}).name
+    except UNREADABLE as error:
+        raise UserError(f"{source}: {reason_of(error)}") from None
+    return kind.startswith("float") or kind == "F"
+
+
+def _target_of(pair: Pair, labels: Labels | None) -> Case:
     """Return a case with a target, and an image without channels."""
+    if labels is None:
+        target = read_numbers(pair.target)
+        return Case(pair.name, torch.empty(0, *target.shape[1:]), target)
     codes = read_codes(pair.target)
     classes = torch.from_numpy(labels.classes_of(codes, pair.target))
     instances = torch.from_numpy(np.where(codes == labels.ignore, 0, codes)) if labels.instances else None
     return Case(pair.name, torch.empty(0, *classes.shape), classes, instances=instances)
 
 
-def _read(pair: Pair, case: Case, labels: Labels) -> PredictedCase:
-    """Return the prediction of a label image. Values where the target has none are free."""
+def _read(pair: Pair, case: Case, labels: Labels | None) -> PredictedCase:
+    """Return the prediction in a file. Values where the target has none are free."""
     if len(pair.image) > 1:
         raise UserError(f"{pair.name}: has {len(pair.image)} predictions ({pair.image[0]}, ...); leave one")
+    if labels is None:
+        numbers = read_numbers(pair.image[0])
+        if len(numbers) != len(case.target):
+            counts = len(numbers), len(case.target)
+            raise UserError(
+                f"{case.name}: the prediction has {counts[0]} channels, its target {counts[1]}; choose others"
+            )
+        return PredictedCase(case, numbers)
     codes = read_codes(pair.image[0])
     if codes.shape != tuple(case.target.shape):
         sizes = ["×".join(map(str, shape)) for shape in (codes.shape, case.target.shape)]
@@ -176,4 +202,4 @@ def save_predictor_evaluation(evaluation: PredictionEvaluation, folder: Path) ->
 
 def _painted(case: Case) -> Case:
     """Return a case with an image, which is the target if it has none."""
-    return case if len(case.image) else replace(case, image=case.target[None].float())
+    return case if len(case.image) else replace(case, image=case.target.reshape(-1, *case.size).float())

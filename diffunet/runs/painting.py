@@ -11,6 +11,7 @@ from ..data.cases import Case
 from ..data.labels import COLOR, UNKNOWN, Labels
 from .figures import save_comparison, to_pil
 
+Color = tuple[int, int, int]
 SHOWN_SIDE = 256
 """Pixels, at most, of each side that a comparison shows: the center of a larger image."""
 DARKEST, BRIGHTEST = 0.01, 0.99
@@ -24,7 +25,7 @@ WRONG, HIDDEN = (220, 40, 40), (128, 128, 128)
 """Color of wrong places, and of places without a label."""
 
 
-def palette_of(labels: Labels) -> list[tuple[int, int, int]]:
+def palette_of(labels: Labels) -> list[Color]:
     """Return the color of each class: its own, black and white for two classes, or one of COLORS."""
     if all(code >= COLOR for code in labels.codes):
         return [((code >> 16) & 255, (code >> 8) & 255, code & 255) for code in labels.codes]
@@ -33,7 +34,7 @@ def palette_of(labels: Labels) -> list[tuple[int, int, int]]:
     return [COLORS[index % len(COLORS)] for index in range(len(labels.codes))]
 
 
-def paint_classes(classes: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
+def paint_classes(classes: Tensor, palette: Sequence[Color]) -> Tensor:
     """Return (3, H, W) uint8 of classes (H, W); places without a label are gray."""
     colors = torch.tensor([*palette, HIDDEN], dtype=torch.uint8)
     return colors[classes.long()].permute(2, 0, 1)  # UNKNOWN is -1, the last
@@ -55,16 +56,20 @@ def paint_errors(image: Tensor, wrong: Tensor) -> Tensor:
     return torch.where(wrong, red, paint_numbers(image) // 2)
 
 
-def overlay_palette(palette: Sequence[tuple[int, int, int]]) -> Sequence[tuple[int, int, int]]:
+def overlay_palette(palette: Sequence[Color]) -> Sequence[Color]:
     """Return the colors of classes on an image: of two, the second is orange, as white would be lost on gray."""
     return COLORS[:2] if len(palette) == 2 else palette
 
 
-def overlay(image: Tensor, classes: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Return the image, (C, H, W), with the classes (H, W) as half-transparent colors, but for the first class."""
-    gray, color = paint_numbers(image), paint_classes(classes, overlay_palette(palette))
-    mixed = (gray.int() + color.int()) // 2
-    return torch.where(classes > 0, mixed.to(torch.uint8), gray)
+def overlay(image: Tensor, labels: Tensor, palette: Sequence[Color]) -> Tensor:
+    """Return the image, (C, H, W), with labels (H, W) from 1 on as half-transparent colors, (3, H, W) uint8.
+
+    Label n has color n of the palette, which begins anew after its last.
+    """
+    recurring = torch.where(labels > 0, (labels - 1) % (len(palette) - 1) + 1, 0)
+    gray = paint_numbers(image)
+    mixed = (gray.int() + paint_classes(recurring, palette).int()) // 2
+    return torch.where(labels > 0, mixed.to(torch.uint8), gray)
 
 
 def save_predictions(folder: Path, step: int, predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None) -> None:
@@ -96,7 +101,7 @@ def comparison_rows(predicted: Sequence[tuple[Case, Tensor]], labels: Labels | N
     return [(name, torch.stack(parts), 8) for name, parts in rows.items()]
 
 
-def save_overlay(path: Path, image: Tensor, classes: Tensor, labels: Labels) -> None:
-    """Write the image with its classes on it as one PNG."""
+def save_overlay(path: Path, image: Tensor, labels: Tensor, palette: Sequence[Color]) -> None:
+    """Write the image with its classes or objects on it as one PNG."""
     with atomic_write(path) as file:
-        to_pil(overlay(image, classes, palette_of(labels)), 8).save(file, format="PNG")
+        to_pil(overlay(image, labels, palette), 8).save(file, format="PNG")

@@ -1,7 +1,9 @@
 """Predict images with runs: files in, files of the same names and sizes out."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +17,22 @@ from ..core.storage import atomic_write
 from ..data.labels import COLOR, Labels, labels_of
 from ..data.paired import read_image
 from ..data.pairs import Source, group_channels, image_files, natural, number_of_pages
-from ..evaluation.instances import segments_of
+from ..evaluation.instances import segments_of, watershed_segments
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
-from ..models.tiling import valid_tile_sizes
-from ..objectives.regression import RegressionConfig
-from .painting import palette_of, save_overlay
+from ..models.posterior import TargetDenoiser
+from ..models.tiling import Box, valid_tile_sizes
+from ..objectives.posterior import PosteriorConfig
+from .painting import COLORS, overlay_palette, palette_of, save_overlay
 from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
 
 STACK = {".tif", ".tiff"}
 MAX_VALUE = 65_535
 """Of a PNG."""
+STRIP_BYTES = 2**28
+"""Memory of the predictions of one strip of an image, about; an image has one strip or several."""
+COPIES = 6
+"""Arrays as large as a prediction that are in memory at once: sums, members, their mean and deviation."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Prediction:
     mean: Tensor
     """(K, H, W) fp32: probabilities of the classes, or numbers in the units of the targets."""
     std: Tensor
-    """(K, H, W): the deviation between the members of an ensemble; 0 of one member."""
+    """(K, H, W): the deviation between members, of an ensemble or views; 0 of one member."""
 
     @property
     def classes(self) -> Tensor:
@@ -57,14 +64,21 @@ class ImagePredictor:
                 found, expected = (getattr(getattr(one, key), kept) for one in (other, self.own))
                 if found != expected:
                     raise UserError(f"{run.folder}: {key}.{kept} is {found}, that of {runs[0].folder} {expected}")
-        self.labels = None if isinstance(self.own.objective, RegressionConfig) else labels_of(self.own.data)
+        self.labels = labels_of(self.own.data) if self.own.kind == "segmentation" else None
         self.device = default_device()
         self.model = Ensemble([self._member(run, own) for run, own in zip(runs, configs, strict=True)]).to(self.device)
+
+        self.samples = isinstance(self.own.objective, PosteriorConfig)
+        """Whether members are samples of the target."""
+        self.several = len(runs) > 1 or self.settings.average or (self.samples and self.settings.samples > 1)
+        """Whether predictions have a deviation between members."""
 
     def _member(self, run: Run, own: PredictionConfig) -> nn.Module:
         predictor = load_predictor(run)
         tile = self._tile(own, predictor)
         model = predictor.tiled(tile)
+        if isinstance(model, TargetDenoiser):
+            return own.target_samples(model, self.settings)
         if self.labels:
             model = Probabilities(model)
         return Averaged(model, turned=tile[0] == tile[1]) if self.settings.average else Ensemble([model])
@@ -80,14 +94,54 @@ class ImagePredictor:
             raise UserError(f"--tile: some level would not halve {side} evenly; use {listed}")
         return side, side
 
+    @property
+    def channels(self) -> int:
+        """Classes, or numbers of each place."""
+        return self.own.unet.out_channels
+
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> Prediction:
-        """Return the prediction of an image, (C, H, W), in the units of its file."""
+    def __call__(
+        self, image: Tensor, box: Box | None = None, watch: Callable[[Tensor], None] | None = None
+    ) -> Prediction:
+        """Return the prediction of an image, (C, H, W), in the units of its file; of a box, what is inside it.
+
+        `watch` gets each prediction behind the mean, (K, H, W).
+        """
         if len(image) != (expected := self.own.data.channels):
             raise UserError(f"the image has {len(image)} channels, and the run was trained on {expected}")
-        members = self.model.members(image[None].to(self.device))
-        mean, std = mean_and_std(member.float() for member in members)
-        return Prediction(mean[0].cpu(), std[0].cpu())
+        members = (member.float() for member in self.model.members(image[None], box))
+        mean, std = mean_and_std(_watched(members, watch) if watch else members)
+        return Prediction(mean[0], std[0])
+
+    def objects(self, classes: Tensor, second: Tensor) -> np.ndarray:
+        """Return the objects of a prediction, numbered from 1, (H, W): the parts of all classes but the first.
+
+        classes: (H, W). second: the probability of the second class, (H, W), by which a watershed divides two classes.
+        """
+        if self.settings.watershed is None or self.channels > 2:
+            return segments_of(classes)
+        second = second.half().float()  # as kept for a whole image
+        return watershed_segments(classes, -second, seed_below=-self.settings.watershed)
+
+    def strips(
+        self, image: Tensor, watch: Callable[[Tensor], None] | None = None
+    ) -> Iterator[tuple[slice, Prediction]]:
+        """Yield the prediction of an image strip by strip: rows, and what is predicted for them.
+
+        The parts are those of the whole prediction, in bounded memory beside the image. There is one strip for samples,
+        which are of whole images, and for `watch`, which gets each prediction behind the mean, (K, H, W).
+        """
+        height, width = image.shape[-2:]
+        rows = height if self.samples or watch else max(STRIP_BYTES // (COPIES * 4 * self.channels * width), 1)
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            yield slice(start, stop), self(image, [(start, stop), (0, width)], watch)
+
+
+def _watched(members: Iterator[Tensor], watch: Callable[[Tensor], None]) -> Iterator[Tensor]:
+    for member in members:
+        watch(member[0])
+        yield member
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -134,54 +188,111 @@ def predict_files(
     folder: Path,
     probabilities: bool = False,
     overlays: bool = False,
+    objects: bool = False,
+    members: bool = False,
     progress: Callable = lambda items: items,
 ) -> int:
     """Write the prediction of each image to FOLDER/NAME.png or .npy, and return how many could not be read.
 
-    Classes are written with the values of the training's targets, instances with a number for each connected part.
-    `probabilities` adds NAME.probabilities.npy, (K, H, W) fp16; an ensemble adds NAME.std.npy, (H, W) or (C, H, W)
-    fp32. An unreadable image is reported and left out.
+    Classes are written with the values of the training's targets, instances with a number for each.
+    `probabilities` adds NAME.probabilities.npy, (K, H, W) fp16; `overlays` overlays/NAME.png; `objects`
+    objects/NAME.png, a number for each object; several members add NAME.std.npy, (H, W) or (C, H, W) fp32, and
+    `members` these themselves, members/NAME/00.png or .npy, ... An unreadable image is reported and left out.
     """
-    skipped, labels = 0, predictor.labels
+    skipped = 0
     for name, sources in progress(inputs.items()):
         try:
             image = read_image(sources, predictor.own.data.channels)
-            prediction = predictor(image)
+            watch = _member_writer(folder / "members" / name, predictor.labels) if members else None
+            classes, second = _predict_arrays(predictor, image, folder / name, probabilities, watch)
+            if labels := predictor.labels:
+                path, shown = folder / f"{name}.png", classes
+                if labels.instances or objects:
+                    numbered = predictor.objects(classes, second)
+                    save_objects(path if labels.instances else folder / "objects" / path.name, numbered)
+                    shown = torch.from_numpy(numbered)
+                if not labels.instances:
+                    save_labels(path, classes, labels)
+                if overlays:
+                    palette = COLORS if shown is not classes else overlay_palette(palette_of(labels))
+                    save_overlay(folder / "overlays" / path.name, image, shown, palette)
         except (UserError, ValueError) as mistake:
             print(f"skipped {name}: {mistake}")
             skipped += 1
-            continue
-        if labels is None:
-            _save_array(folder / f"{name}.npy", prediction.mean.numpy())
-        else:
-            save_labels(folder / f"{name}.png", prediction.classes, labels)
-        if labels and overlays:
-            save_overlay(folder / "overlays" / f"{name}.png", image, prediction.classes, labels)
-        if labels and probabilities:
-            _save_array(folder / f"{name}.probabilities.npy", prediction.mean.numpy().astype(np.float16))
-        if prediction.std.any():
-            std = prediction.std.mean(0) if labels else prediction.std
-            _save_array(folder / f"{name}.std.npy", std.numpy())
     return skipped
 
 
-def save_labels(path: Path, classes: Tensor, labels: Labels) -> None:
-    """Write classes (H, W) as a PNG with the values, or colors, of the training's targets; instances numbered from 1.
+def _member_writer(folder: Path, labels: Labels | None) -> Callable[[Tensor], None]:
+    """Return what writes members (K, H, W), one a call, to FOLDER/00.png or .npy, ..."""
+    numbers = count()
 
-    Raise UserError for more than 65,535 instances.
+    def write(member: Tensor) -> None:
+        path = folder / f"{next(numbers):02d}"
+        if labels:
+            return save_labels(path.with_suffix(".png"), member.argmax(0), labels)
+        with atomic_write(path.with_suffix(".npy")) as file, open(file, "wb") as opened:
+            np.save(opened, member.numpy())
+
+    return write
+
+
+def _predict_arrays(
+    predictor: ImagePredictor,
+    image: Tensor,
+    path: Path,
+    probabilities: bool,
+    watch: Callable[[Tensor], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """Write the arrays of a prediction strip by strip.
+
+    Return its classes, (H, W) uint8 or int16, and the probability of the second one, (H, W) fp16.
     """
-    if labels.instances:
-        values = segments_of(classes)
-    elif any(code >= COLOR for code in labels.codes):
-        values = np.asarray(palette_of(labels))[classes.numpy()]
-    else:
-        values = np.asarray(labels.codes)[classes.numpy()]
-    if values.max() > MAX_VALUE:
-        raise UserError(f"{path}: {values.max():,} objects do not fit into 16 bits; predict parts of the image")
+    labels, size = predictor.labels, tuple(image.shape[-2:])
+    channels = (predictor.channels,)
+    classes = torch.empty(size if labels else 0, dtype=torch.uint8 if predictor.channels <= 256 else torch.int16)
+    second = torch.empty(size if labels else 0, dtype=torch.float16)
+    with ExitStack() as files:
+
+        def array(suffix: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            file = files.enter_context(atomic_write(path.with_name(f"{path.name}{suffix}.npy")))
+            values = np.lib.format.open_memmap(file, "w+", dtype, shape)
+            files.callback(values.flush)
+            return values
+
+        mean = std = None
+        if probabilities or not labels:
+            suffix, dtype = (".probabilities", np.float16) if labels else ("", np.float32)
+            mean = array(suffix, channels + size, dtype)
+        if predictor.several:
+            std = array(".std", size if labels else channels + size, np.float32)
+        for rows, part in predictor.strips(image, watch):
+            if labels:
+                classes[rows], second[rows] = part.classes.to(classes.dtype), part.mean[1].half()
+            if mean is not None:
+                mean[:, rows] = part.mean.numpy()
+            if std is not None:
+                std[..., rows, :] = (part.std.mean(0) if labels else part.std).numpy()
+    return classes, second
+
+
+def save_labels(path: Path, classes: Tensor, labels: Labels) -> None:
+    """Write classes (H, W) as a PNG with the values, or colors, of the training's targets."""
+    colors = any(code >= COLOR for code in labels.codes)
+    values = np.asarray(palette_of(labels) if colors else labels.codes)
+    _save_values(path, values.astype(_depth(values.max()))[classes.numpy()])
+
+
+def save_objects(path: Path, objects: np.ndarray) -> None:
+    """Write objects (H, W), numbered from 1, as a PNG. Raise UserError for more than 65,535."""
+    if (number := objects.max(initial=0)) > MAX_VALUE:
+        raise UserError(f"{path}: {number:,} objects do not fit into 16 bits; predict parts of the image")
+    _save_values(path, objects.astype(_depth(number)))
+
+
+def _depth(greatest: int) -> type:
+    return np.uint8 if greatest < 256 else np.uint16
+
+
+def _save_values(path: Path, values: np.ndarray) -> None:
     with atomic_write(path) as file:
-        Image.fromarray(values.astype(np.uint8 if values.max() < 256 else np.uint16)).save(file, format="PNG")
-
-
-def _save_array(path: Path, values: np.ndarray) -> None:
-    with atomic_write(path) as file, open(file, "wb") as opened:
-        np.save(opened, values)
+        Image.fromarray(values).save(file, format="PNG")

@@ -1,26 +1,34 @@
 """A run that predicts: its configuration, its folder, and predictors made from it."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.progress import no_progress
 from ..core.settings import Settings
 from ..core.storage import check_state_dict, load_tensors
 from ..data.borders import WeightConfig
-from ..data.paired import PairedData
+from ..data.paired import Kind, PairedData, load_pairs
 from ..data.pairs import PairConfig
+from ..data.phantoms import PHANTOMS
 from ..data.warping import WarpingConfig
 from ..models.config import LevelConfig, UNetConfig
 from ..models.meta import on_meta
+from ..models.posterior import TargetDenoiser
 from ..models.predictor import Predictor
 from ..models.saving import WEIGHTS
 from ..models.tiling import valid_tile_sizes
 from ..models.unet import UNet
+from ..objectives.posterior import SPREAD, Posterior, PosteriorConfig
 from ..objectives.regression import Regression, RegressionConfig
 from ..objectives.segmentation import Segmentation, SegmentationConfig
 from ..objectives.supervised import Supervised
+from ..sampling.posterior import TargetSamples
 from ..training.config import TrainConfig
 from .config import RunConfig
 from .run import Run
@@ -31,6 +39,18 @@ LEVELS = tuple(LevelConfig(channels=channels, blocks=1) for channels in (32, 64,
 """The network if none is given."""
 
 
+class PredictorFinetuneConfig(Settings):
+    """The weights that a training begins with, instead of random ones."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    pretrained: str | None = Field(None, validation_alias="from", serialization_alias="from")
+    """The folder of a run that predicts; null: random weights, or those of `encoder`."""
+    encoder: str | None = None
+    """Convolutions for the way down: a file (.safetensors, .pth, .pt), or vgg11, vgg13, vgg16 or vgg19, which
+    torchvision downloads; null: none. Of a run that `from` names: the one that it began with."""
+
+
 class PredictConfig(Settings):
     """How to predict images."""
 
@@ -38,6 +58,15 @@ class PredictConfig(Settings):
     """Side of a tile of the network's input; null: the patch, or as near as the network takes."""
     average: bool = False
     """Average the predictions of the mirrored image, and with square tiles of the turned one; eight times the work."""
+    watershed: float | None = Field(0.8, gt=0.5, lt=1)
+    """Of two classes: probability of the second above which the seeds of objects lie, from which a watershed grows each
+    until it meets the next, so that weak bridges join none; null: objects are connected parts."""
+    samples: int = Field(8, ge=1, le=10_000)
+    """Samples of the target, whose mean is the prediction; like steps and seed for the objective posterior alone."""
+    steps: int = Field(10, ge=1, le=1_000_000)
+    """Network calls for each sample."""
+    seed: int = Field(0, ge=0, le=10**18)
+    """Seed of the samples; sample i depends on it and on i alone."""
 
 
 class PredictionConfig(RunConfig):
@@ -45,39 +74,68 @@ class PredictionConfig(RunConfig):
 
     task: ClassVar[str] = "prediction"
 
-    objective: Annotated[SegmentationConfig | RegressionConfig, Field(discriminator="type")] = SegmentationConfig()
+    objective: Annotated[SegmentationConfig | RegressionConfig | PosteriorConfig, Field(discriminator="type")] = (
+        SegmentationConfig()
+    )
     """The training objective; its type decides which keys there are."""
     unet: UNetConfig = UNetConfig(levels=LEVELS, middle_attention=False)
+    finetune: PredictorFinetuneConfig = PredictorFinetuneConfig()
     data: PairConfig = PairConfig()
     weights: WeightConfig = WeightConfig()
     augment: WarpingConfig = WarpingConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
 
+    @property
+    def kind(self) -> Kind:
+        """What the targets are. Raise UserError where files could hold either, and nothing decides."""
+        if not isinstance(self.objective, PosteriorConfig):
+            return self.objective.type
+        targets = self.objective.targets
+        if targets is None and self.data.path not in PHANTOMS:
+            raise UserError("objective.targets: the values of files can be classes or numbers; choose one of these")
+        if targets is None:
+            targets = "numbers" if PHANTOMS[self.data.path].kind == "values" else "classes"
+        return "regression" if targets == "numbers" else "segmentation"
+
+    def load(self, log: Callable[[str], None] = print, progress: Callable = no_progress) -> PairedData:
+        """Return the images and targets, and log what was found. Raise UserError for those that cannot be used."""
+        if self.unet.dims != 2:
+            raise UserError(f"unet.dims: predictors of images need 2 (got {self.unet.dims})")
+        return load_pairs(self.data, self.kind, self.weights, log, progress)
+
     def resolve(self, pairs: PairedData) -> Self:
         """Return the config completed from the data: channels, classes, and the size of a patch.
 
         Raise UserError for a patch that the network cannot take.
         """
+        samples = isinstance(self.objective, PosteriorConfig)
         outputs = len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
-        update = {"in_channels": pairs.config.channels, "out_channels": outputs, "levels": self.unet.levels or LEVELS}
-        unet = self.unet.model_copy(update=update)
-        if unet.norm == "batch":  # an average of weights has other statistics than those of its last step
+        levels = self.unet.levels or LEVELS
+        update = {"in_channels": pairs.config.channels, "out_channels": outputs, "levels": levels}
+        if self.unet.norm == "batch":  # an average of weights has other statistics than those of its last step
             raise UserError("unet.norm: batch norm does not fit the EMA weights of a predictor; use group")
-        if unet.vector_dim or unet.token_dim or unet.plane_channels:
+        if samples:
+            if self.unet.padding == "valid":
+                raise UserError("unet.padding: valid borders leave out places, which samples need; use same")
+            if self.unet.token_dim:
+                raise UserError("unet.token_dim: a predictor has no tokens; use 0")
+            vector_dim = self.unet.vector_dim or 4 * levels[0].channels
+            update |= {"in_channels": outputs, "plane_channels": pairs.config.channels, "vector_dim": vector_dim}
+        elif self.unet.vector_dim or self.unet.token_dim or self.unet.plane_channels:
             raise UserError("unet: a predictor has no vector, tokens or planes; set their widths to 0")
-        resolved = self.model_copy(update={"unet": unet, "data": pairs.config})
+        resolved = self.model_copy(update={"unet": self.unet.model_copy(update=update), "data": pairs.config})
+        if samples:
+            resolved = resolved.replace(objective={"targets": "classes" if pairs.labels else "numbers"})
         return resolved.replace(data={"patch": resolved._patch(pairs)})
 
     def _patch(self, pairs: PairedData) -> tuple[int, int]:
         """Return (height, width) that every level of the network halves evenly."""
         least = tuple(min(pairs.cases[i].size[axis] for i in range(min(len(pairs.names), 20))) for axis in (0, 1))
         wanted = self.data.patch_size if self.data.patch else tuple(min(side, MAX_PATCH) for side in least)
-        with on_meta():
-            network = UNet(self.unet)
         sides = []
         for side in wanted:
-            fitting = valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * self.unet.max_stride)
+            fitting = fitting_sides(self.unet, side)
             if self.data.patch and side not in fitting:
                 near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
                 raise UserError(
@@ -86,15 +144,42 @@ class PredictionConfig(RunConfig):
             sides.append(max([other for other in fitting if other <= side], default=fitting[0]))
         return sides[0], sides[1]
 
-    def build_predictor(self) -> Predictor:
+    def build_predictor(self) -> Predictor | TargetDenoiser:
         """Return the network with fresh weights, of a resolved config."""
-        return Predictor(UNet(self.unet))
+        return (TargetDenoiser if isinstance(self.objective, PosteriorConfig) else Predictor)(UNet(self.unet))
 
-    def build_objective(self, pairs: PairedData) -> Supervised:
-        """Return the training objective."""
+    def build_objective(self, pairs: PairedData) -> Supervised | Posterior:
+        """Return the training objective of a resolved config."""
+        if isinstance(self.objective, PosteriorConfig):
+            return Posterior(self.objective, *self._target_statistics(pairs))
         if isinstance(self.objective, RegressionConfig):
             return Regression(self.objective, pairs.target.std.tolist())
         return Segmentation(self.objective)
+
+    def statistics(self, pairs: PairedData) -> dict[str, Tensor]:
+        """Return the buffers of the network that come from the data, by name."""
+        found = {"input_mean": pairs.image.mean, "input_std": pairs.image.std}
+        if isinstance(self.objective, PosteriorConfig):
+            mean, std = map(torch.tensor, self._target_statistics(pairs))
+            return found | {"target_mean": mean, "target_scale": std / SPREAD}
+        if pairs.target:
+            found |= {"output_mean": pairs.target.mean, "output_std": pairs.target.std}
+        return found
+
+    def _target_statistics(self, pairs: PairedData) -> tuple[list[float], list[float]]:
+        """Return the mean and the standard deviation of each channel of the targets, and 1/2 for classes, 0 or 1."""
+        if pairs.target:
+            return pairs.target.mean.tolist(), pairs.target.std.tolist()
+        half = [0.5] * self.unet.out_channels
+        return half, half
+
+    def target_samples(self, denoiser: TargetDenoiser, settings: PredictConfig) -> TargetSamples:
+        """Return the samples that a denoiser, in tiles or not, makes for an image. Raise UserError for the settings."""
+        if settings.average:
+            raise UserError("average: the mean of samples is one already; leave it out, and raise samples")
+        size, classes = self.data.patch_size, self.kind == "segmentation"
+        counts = settings.samples, settings.steps, settings.seed
+        return TargetSamples(denoiser, self.objective.build_process(), size, classes, *counts)
 
     @property
     def border(self) -> tuple[int, int]:
@@ -105,13 +190,20 @@ class PredictionConfig(RunConfig):
         return height, width
 
 
+def fitting_sides(unet: UNetConfig, side: int) -> list[int]:
+    """Return the sides of an input that every level halves evenly, in rising order, up to some above `side`."""
+    with on_meta():
+        network = UNet(unet)
+    return valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * unet.max_stride)
+
+
 def model_file(config: PredictionConfig) -> dict[str, bytes]:
     """Return the file of a run that describes its network beside the weights."""
     return {"model/config.json": json.dumps({"unet": config.unet.model_dump(mode="json")}, indent=2).encode()}
 
 
-def load_predictor(run: Run) -> Predictor:
-    """Return the predictor of a run with its newest EMA weights, in evaluation mode. UserError if they do not fit."""
+def load_predictor(run: Run) -> Predictor | TargetDenoiser:
+    """Return the network of a run with its newest EMA weights, in evaluation mode. UserError if they do not fit."""
     config = run.config(PredictionConfig)
     file = run.folder / "model" / WEIGHTS
     if not file.exists():

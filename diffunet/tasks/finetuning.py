@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from ..evaluation.report import memorization_record
 from ..interop.diffusers import load_diffusers
 from ..models.denoiser import Denoiser
 from ..objectives.consistency import ConsistencyConfig
-from ..runs.config import Config, FinetuneConfig
+from ..runs.config import Config, RunConfig
 from ..runs.run import Run
+from ..training.config import TrainConfig
 
 Log = Callable[[str], None]
 
@@ -85,7 +87,7 @@ def configure(
 
     transform = change if changes else None
     given = change(read_yaml(file)[0] if file else {})
-    finetune = _finetune_section(given, flags)
+    finetune = finetune_section(Config, given, flags)
     if finetune.pretrained is None:
         return settings_from(file or Config(), Config, flags, transform), None
     pretrained = load_pretrained(finetune.pretrained)
@@ -97,11 +99,11 @@ def configure(
     return config, pretrained
 
 
-def _finetune_section(values: dict, flags: Mapping[str, str]) -> FinetuneConfig:
+def finetune_section(kind: type[RunConfig], values: dict, flags: Mapping[str, str]) -> Any:
     """Return the section `finetune` of a configuration whose other sections are not complete yet."""
     own = {key: word for key, word in flags.items() if key.startswith("finetune.")}
     section = {name: value for name, value in values.items() if name == "finetune"}
-    return settings_from(Config(), Config, own, lambda defaults: merge(defaults, section)).finetune
+    return settings_from(kind(), kind, own, lambda defaults: merge(defaults, section)).finetune
 
 
 def finetune_defaults(pretrained: Pretrained, lora_rank: int = 0) -> Config:
@@ -109,13 +111,8 @@ def finetune_defaults(pretrained: Pretrained, lora_rank: int = 0) -> Config:
 
     It is shorter, the EMA begins at the pretrained weights, and the weights of the least validation loss are published.
     """
-    config, train = pretrained.config, pretrained.config.train
-    lengths = ("steps", "log_every", "checkpoint_every", "preview_every")
-    changes = {name: max(1, getattr(train, name) // SHORTER) for name in lengths}
-    changes |= {"warmup_steps": train.warmup_steps // SHORTER, "minutes": None}
-    changes |= {"output": f"runs/{Path(pretrained.name).name}-finetuned"}
-    changes |= {"snapshots": 0, "learning_rate": LORA_RATE * train.learning_rate} if lora_rank else {}
-    changes |= {"ema_share": EMA_SHARE, "publish": "least_val_loss"}
+    config, changes = pretrained.config, shorter(pretrained.config.train, pretrained.name)
+    changes |= {"snapshots": 0, "learning_rate": LORA_RATE * config.train.learning_rate} if lora_rank else {}
     unknown = {"num_classes": None, "class_names": ()}
     conditions = {
         name: condition.model_copy(update=unknown) if isinstance(condition, LabelConfig) else condition
@@ -127,6 +124,18 @@ def finetune_defaults(pretrained: Pretrained, lora_rank: int = 0) -> Config:
         train=changes,
         sample={"conditions": {}, **({"guide": None} if lora_rank else {})},  # a guide is made of snapshots
     )
+
+
+def shorter(train: TrainConfig, name: str) -> dict[str, Any]:
+    """Return what differs in the section `train` of a finetuning from that of the pretraining, the run `name`."""
+    lengths = ("steps", "log_every", "checkpoint_every", "preview_every")
+    return {length: max(1, getattr(train, length) // SHORTER) for length in lengths} | {
+        "warmup_steps": train.warmup_steps // SHORTER,
+        "minutes": None,
+        "output": f"runs/{Path(name).name}-finetuned",
+        "ema_share": EMA_SHARE,
+        "publish": "least_val_loss",
+    }
 
 
 def _objective_type(values: Mapping[str, Any], flags: Mapping[str, str]) -> str | None:
@@ -159,14 +168,7 @@ def consistency_defaults(config: Config, pretrained: Pretrained) -> Config:
 
 def check_contradictions(config: Config, pretrained: Pretrained) -> None:
     """Raise UserError, naming the setting, where the configuration contradicts the pretrained network."""
-
-    def check(key: str, old: Any, new: Any) -> None:
-        if new != old:
-            raise UserError(
-                f"{key}: the network of {pretrained.name} was trained with {old} (got {new}); leave {key} out"
-            )
-
-    theirs = pretrained.config
+    theirs, check = pretrained.config, partial(check_same, pretrained.name)
     if theirs.objective.type not in config.objective.begins_from:
         check("objective.type", theirs.objective.type, config.objective.type)
     processes = [each.objective.process for each in (theirs, config)]
@@ -180,6 +182,13 @@ def check_contradictions(config: Config, pretrained: Pretrained) -> None:
     check("data.channels", theirs.data.channels, config.data.channels)
     if config.finetune.lora_rank and config.train.snapshots:
         raise UserError(f"train.snapshots: LoRA has none (got {config.train.snapshots}); leave it out")
+
+
+def check_same(source: str, key: str, old: Any, new: Any) -> None:
+    """Raise UserError if a setting differs from that of the source."""
+    if new != old:
+        old, new = printable(old), printable(new)
+        raise UserError(f"{key}: the network of {source} was trained with {old} (got {new}); leave {key} out")
 
 
 # ── weights ───────────────────────────────────────────────────────────────────────────────────────

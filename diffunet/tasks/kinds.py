@@ -1,10 +1,11 @@
 """Which kind of training a configuration is for, and training by any of them."""
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import TAG, merge, read_yaml, settings_from
@@ -17,13 +18,14 @@ from .generation import generation
 from .prediction import prediction
 from .start import begin, resume
 from .task import Task
+from .transfer import configure_predictor
 
 KINDS: dict[str, tuple[type[RunConfig], Callable[[Any], Task]]] = {
     Config.task: (Config, generation),
     PredictionConfig.task: (PredictionConfig, prediction),
 }
 """The configuration and the task of each kind of run that `train.py` makes."""
-PREDICTS = {"segmentation", "regression"}
+PREDICTS = {"segmentation", "regression", "posterior"}
 """Types of objectives of a `PredictionConfig`."""
 
 
@@ -67,9 +69,8 @@ def new(
     `changes`, nested values, and then `flags`, by dotted keys, are laid over the file. Raise UserError for a mistake.
     """
     if kind_of(file, flags, changes) is PredictionConfig:
-        transform = (lambda values: merge(values, changes)) if changes else None
-        config = settings_from(file or PredictionConfig(), PredictionConfig, flags, transform)
-        return config, prediction
+        config, source = configure_predictor(file, flags, changes)
+        return config, partial(prediction, source=source)
     config, pretrained = configure(file, flags, changes)
     return config, partial(generation, pretrained=pretrained)
 
@@ -77,23 +78,38 @@ def new(
 def kind_of(
     file: Path | None, flags: Mapping[str, str] = {}, changes: Mapping[str, Any] = {}
 ) -> type[Config] | type[PredictionConfig]:
-    """Return the class of a configuration, by the type of its objective. Raise UserError for an unknown type."""
-    section = merge(read_yaml(file)[0] if file else {}, changes).get("objective")
+    """Return the class of a configuration, by the type of its objective, or else by the run that it begins with.
+
+    Raise UserError for an unknown type.
+    """
+    given = merge(read_yaml(file)[0] if file else {}, changes)
+    section = given.get("objective")
     in_file = section.get(TAG) if isinstance(section, dict) else None
     found = objective_of(flags) or in_file
     known = OBJECTIVES.keys() | PREDICTS
-    if found in PREDICTS:
+    if found in PREDICTS or (found is None and _begins_with_predictor(given.get("finetune"), flags)):
         return PredictionConfig
     if isinstance(found, str) and found.isidentifier() and found not in known:
         raise UserError(f"objective: {found} is not one of {', '.join(sorted(known))}{did_you_mean(found, known)}")
     return Config
 
 
+def _begins_with_predictor(section: Any, flags: Mapping[str, str]) -> bool:
+    """Return whether `finetune.from`, of a file or a flag, is a run that predicts."""
+    in_file = section.get("from") if isinstance(section, dict) else None
+    name = flags.get("finetune.from", in_file)
+    return isinstance(name, str) and Run(name).task == PredictionConfig.task
+
+
 def objective_of(flags: Mapping[str, str]) -> str | None:
     """Return the type of the objective that flags set: by name, or as `{type: ...}`."""
     word = flags.get("objective.type", flags.get("objective"))
-    inside = re.search(r"\btype: *['\"]?(\w+)", word or "")
-    return inside[1] if inside else word
+    try:
+        inside = yaml.safe_load(word or "")
+    except yaml.YAMLError:  # reported when the flag is read
+        return word
+    found = inside.get(TAG) if isinstance(inside, dict) else word
+    return found if isinstance(found, str) else None
 
 
 def kind_of_run(path: str | Path) -> tuple[type[RunConfig], Callable[[Any], Task]]:

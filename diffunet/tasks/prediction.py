@@ -3,47 +3,60 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.rng import BatchRNG
 from ..core.runtime import prepare_for
+from ..core.storage import load_strictly, load_tensors, tensors_to_bytes
 from ..data.cases import Case, Patches
 from ..data.labels import UNKNOWN
-from ..data.paired import PairedData, load_pairs
+from ..data.paired import PairedData
 from ..data.warping import Warping
 from ..evaluation.overlap import confusion, dice
 from ..evaluation.references import evenly_spaced
+from ..models.posterior import TargetDenoiser
 from ..models.predictor import Predictor
+from ..objectives.posterior import Posterior
 from ..objectives.supervised import Supervised
 from ..runs.figures import plot_curves
 from ..runs.painting import save_predictions
 from ..runs.prediction import PredictionConfig, model_file
 from ..runs.run import Run
 from ..training.config import TrainConfig
+from .finetuning import INITIAL_WEIGHTS
 from .fit import make_accelerator
 from .task import Task
+from .transfer import Source, input_statistics
 
 VALIDATED = 8
 """Held-out cases, at most, on which a preview measures, and as many of those trained on."""
 SHOWN = 4
 """Cases in a preview's figure."""
+NOISE_LEVELS = 2
+"""Noisy targets of each case for the losses of a preview of samples."""
 
 
-def prediction(config: PredictionConfig) -> Task:
-    """Return the task of training a predictor. Raise UserError where config and data disagree."""
-    if config.unet.dims != 2:
-        raise UserError(f"unet.dims: predictors of images need 2 (got {config.unet.dims})")
+def prediction(config: PredictionConfig, source: Source | None = None) -> Task:
+    """Return the task of training a predictor, beginning with the weights of `source` if there is one.
+
+    A finetuning that is resumed has those weights in its folder. Raise UserError where config and data disagree.
+    """
     accelerator = make_accelerator(config.train)
     from accelerate.utils import tqdm  # a bar in the main process only
 
     log = accelerator.print
     progress = partial(tqdm, desc="read", unit="case", leave=False, delay=1)
-    pairs = load_pairs(config.data, config.objective.type, config.weights, log, progress)
+    pairs = config.load(log, progress)
     trained, held_out = pairs.split_fold()
     config = config.resolve(pairs)
+    run, weights = Run(config.train.output), {}
+    initial = run.folder / INITIAL_WEIGHTS
+    if config.finetune.pretrained or config.finetune.encoder:
+        weights = source(config, log) if source else load_tensors(initial)
     size, border = config.data.patch_size, config.border
     statistics = pairs.image.mean.tolist(), pairs.image.std.tolist()
     patches = Patches(
@@ -56,18 +69,18 @@ def prediction(config: PredictionConfig) -> Task:
         fingerprint=pairs.fingerprint,
         workers=0 if pairs.in_memory else config.data.workers,
     )
-    run, objective = Run(config.train.output), config.build_objective(pairs)
-    preview = PredictionPreview(run, config, pairs, objective, trained, held_out, accelerator.device)
+    objective = config.build_objective(pairs)
+    kind = SamplesPreview if isinstance(objective, Posterior) else PredictionPreview
+    preview = kind(run, config, pairs, objective, trained, held_out, accelerator.device)
 
-    def build(train: TrainConfig) -> Predictor:
+    def build(train: TrainConfig) -> Predictor | TargetDenoiser:
         predictor = config.build_predictor()
-        predictor.normalized(input_mean=pairs.image.mean, input_std=pairs.image.std)
-        if pairs.target:
-            predictor.normalized(output_mean=pairs.target.mean, output_std=pairs.target.std)
+        predictor.normalized(**config.statistics(pairs) | input_statistics(config, pairs))
+        load_strictly(predictor, predictor.state_dict() | weights, initial)
         prepare_for(predictor.unet, train.runtime)
         return predictor
 
-    def publish(ema: Predictor) -> None:
+    def publish(ema: Predictor | TargetDenoiser) -> None:
         run.publish(ema)
         plot_curves(run.folder)
 
@@ -83,7 +96,7 @@ def prediction(config: PredictionConfig) -> Task:
         publish=publish,
         summary=f"{len(trained):,} cases to train on, {len(held_out):,} held out, {output}",
         report=lambda ema: f"samples: {run.folder}/samples; predict with diffunet predict {run.folder} IMAGES",
-        files=model_file(config),
+        files=model_file(config) | ({INITIAL_WEIGHTS: tensors_to_bytes(weights)} if source else {}),
     )
 
 
@@ -94,12 +107,12 @@ class PredictionPreview:
     run: Run
     config: PredictionConfig
     pairs: PairedData
-    objective: Supervised
+    objective: Supervised | Posterior
     trained: list[int]
     held_out: list[int]
     device: torch.device
 
-    def __call__(self, step: int, ema: Predictor) -> dict[str, float]:
+    def __call__(self, step: int, ema: Any) -> dict[str, float]:
         """Return val_loss and train_eval_loss, and the Dice coefficient of held-out cases, if targets are classes."""
         predictor = ema.tiled(self.config.data.patch_size)
         trained = [self._predict(predictor, index) for index in evenly_spaced(self.trained, VALIDATED)]
@@ -113,7 +126,7 @@ class PredictionPreview:
         return found
 
     @torch.no_grad()
-    def _predict(self, predictor: Predictor, index: int) -> tuple[Case, Tensor]:
+    def _predict(self, predictor: nn.Module, index: int) -> tuple[Case, Tensor]:
         """Return a case and its prediction, (K, H, W)."""
         case = self.pairs.cases[index]
         return case, predictor(case.image[None].to(self.device))[0].cpu()
@@ -126,6 +139,36 @@ class PredictionPreview:
                 lambda image, output=output: output[None], case.image[None], case.target[None], weight
             )
             losses.append(float(loss["loss"]))
+        return float(np.mean(losses))
+
+
+class SamplesPreview(PredictionPreview):
+    """The same for samples of the targets: draws one of each case, and measures the losses at fixed noise."""
+
+    def __call__(self, step: int, ema: Any) -> dict[str, float]:
+        """Return val_loss and train_eval_loss, and the Dice coefficient of held-out samples, if targets are classes."""
+        denoiser = ema.tiled(self.config.data.patch_size)
+        one = self.config.predict.model_copy(update={"samples": 1, "average": False})
+        shown = evenly_spaced(self.held_out or self.trained, SHOWN)
+        sampled = [self._predict(self.config.target_samples(denoiser, one), index) for index in shown]
+        save_predictions(self.run.folder / "samples", step, sampled, self.pairs.labels)
+        found = {"train_eval_loss": self._noisy_loss(denoiser, self.trained)}
+        if self.held_out:
+            found["val_loss"] = self._noisy_loss(denoiser, self.held_out)
+            if self.pairs.labels:
+                found["val_dice"] = float(np.nanmean(dice(sum(map(confusion_of, sampled)))))
+        return found
+
+    @torch.no_grad()
+    def _noisy_loss(self, denoiser: nn.Module, indices: Sequence[int]) -> float:
+        """Return the mean loss of some cases, with the same noise every time."""
+        losses = []
+        for number, index in enumerate(evenly_spaced(indices, VALIDATED)):
+            case = self.pairs.cases[index]
+            parts = {"image": case.image, "target": case.target, "weight": case.weight}
+            batch = {name: part[None].to(self.device) for name, part in parts.items() if part is not None}
+            rng = BatchRNG(torch.Generator(self.device).manual_seed(number))
+            losses += [self.objective.loss(denoiser, rng=rng, **batch)["loss"].item() for _ in range(NOISE_LEVELS)]
         return float(np.mean(losses))
 
 

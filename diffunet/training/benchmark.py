@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from ..core.errors import UserError, ran_out_of_memory
 from ..core.rng import BatchRNG, EpochShuffle
@@ -153,9 +153,8 @@ def largest_batch(trainer_for: TrainerFor, config: TrainConfig, data: TrainingDa
     processes = accelerator.num_processes
     parts = processes * config.gradient_accumulation_steps
     weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
-    free = (1 - MEMORY_MARGIN) * free_memory(device) / (processes if device.type == "cpu" else 1)
-    free -= OPTIMIZER_COPIES * weights
-    most = min(free / (ACTIVATION_OVERHEAD * bytes_per_image(trainer)), len(data) / parts)
+    memory = free_memory(device) / (processes if device.type == "cpu" else 1)
+    most = min(images_that_fit(memory, weights, bytes_per_image(trainer)), len(data) / parts)
     size = 2 ** int(math.log2(max(1, most)))
     size = int(accelerator.gather(torch.tensor([size], device=device)).min())
     del trainer
@@ -163,6 +162,14 @@ def largest_batch(trainer_for: TrainerFor, config: TrainConfig, data: TrainingDa
         while size > 1 and not _fits(trainer_for(_with_micro_batch(config, size), data)):
             size //= 2
     return size * parts
+
+
+def images_that_fit(memory: float, weights: int, stored: float) -> float:
+    """Return how many images of a step fit into free memory beside what the optimizer allocates.
+
+    weights: bytes of the weights. stored: bytes of activations that a step stores for each image.
+    """
+    return ((1 - MEMORY_MARGIN) * memory - OPTIMIZER_COPIES * weights) / (ACTIVATION_OVERHEAD * stored)
 
 
 def _fits(trainer: Trainer) -> bool:
@@ -180,18 +187,30 @@ def bytes_per_image(trainer: Trainer) -> float:
     data, device = trainer.data, trainer.accelerator.device
 
     def stored(number: int) -> int:
-        sizes: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
         batch = data.__getitems__([index % len(data) for index in range(number)])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            trainer.objective.loss(trainer.model, rng=BatchRNG(), **data.prepare(batch, BatchRNG()))
-        return sum(sizes.values())
+        prepared = data.prepare(batch, BatchRNG())
+        return stored_bytes(lambda: trainer.objective.loss(trainer.model, rng=BatchRNG(), **prepared))
 
+    return per_example(stored)
+
+
+def stored_bytes(compute: Callable[[], object]) -> int:
+    """Return the bytes of all tensors that a computation stores for its backward pass, also on the meta device."""
+    stored: dict[int, UntypedStorage] = {}  # keeps them, so that no address is used again
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        stored[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        compute()
+    return sum(storage.nbytes() for storage in stored.values())
+
+
+def per_example(stored: Callable[[int], int]) -> float:
+    """Return the bytes for each example, of a function from the size of a batch to its bytes: without the weights."""
     few, more = 2, 4  # batch norms need two
     return (stored(more) - stored(few)) / (more - few)
 

@@ -1,7 +1,7 @@
 """The prediction of an image that a visitor sends: the same files as those of `diffunet predict`."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,5 +125,7 @@ class _Made(ImagePredictor):
         vars(self).update(vars(predictor))
         self.prediction = prediction
 
-    def __call__(self, image: Tensor) -> Prediction:
-        return self.prediction
+    def strips(
+        self, image: Tensor, watch: Callable[[Tensor], None] | None = None
+    ) -> Iterator[tuple[slice, Prediction]]:
+        yield slice(None), self.prediction

@@ -1,6 +1,7 @@
 """The commands: the straight line from training to samples, real data, export, describe, and mistakes."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,32 @@ def test_describe_presets_files_and_runs(small, capsys):
     assert "8×8" in of_the_run[1]
     parameters = sum(parameter.numel() for parameter in Run("run").denoiser().parameters())
     assert f"(label: 10 classes): {parameters:,} parameters" in of_the_run[-1]
+
+
+def test_describe_plans_a_predictor_for_its_data(small_predictor, capsys):
+    rows = table(capsys, "predictor.yaml")
+    assert rows[-1].startswith("--data.path FOLDER")
+    lines = table(capsys, "predictor.yaml", "--data.path", "pairs", "--data.patch", "64")
+    assert "8 pairs of 24×20 pixels" in lines[0]
+    assert next(line for line in lines if line.startswith("network")).split()[1:3] == ["64×64", "2"]
+    (flag, value), *_ = [shlex.split(line)[:2] for line in lines if line.startswith("--data.patch")]
+    again = table(capsys, "predictor.yaml", "--data.path", "pairs", flag, value)
+    assert any(line.startswith(f"  data.patch {value} ") for line in again)
+    lines = table(capsys, "predictor.yaml", "--weights.border", "10", "--data.labels", "instances")
+    assert any(line.startswith("  weights.border 10") for line in lines)
+
+
+def test_mistakes_of_planning_are_one_line(small_predictor, capsys):
+    for flags, expected in (
+        ("--data.path elsewhere", "data.path: elsewhere is no folder; give a folder of images and targets"),
+        ("--data.path pairs --data.patch 63", "data.patch: some level would not halve 63 evenly; use 62 or 64"),
+        ("--data.path stain", "data.path: stain is no data set for segmentation; use "),
+        ("--data.pathh pairs", "--data.pathh: unknown argument; did you mean --data.path?"),
+        ("--data.fold 9", "data.fold: 9, but there are folds 0 to 4; choose one of them"),
+        ("--data.path pairs --unet.dims 3", "unet.dims: predictors of images need 2 (got 3)"),
+    ):
+        assert expected in mistake(capsys, "describe", "predictor.yaml", *flags.split())
+    assert "--data.path: unknown argument" in mistake(capsys, "describe", "unet2015", "--data.path", "pairs")
 
 
 def test_mistakes_of_describe_are_one_line(small, capsys):

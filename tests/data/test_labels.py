@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffunet.core.errors import UserError
-from diffunet.data.labels import COLOR, UNKNOWN, labels_of, read_codes, survey, value_of
+from diffunet.data.labels import COLOR, UNKNOWN, count_codes, labels_of, read_codes, survey, value_of
 from diffunet.data.pairs import PairConfig, Source
 from diffunet.runs.predict import save_labels
 
@@ -32,7 +32,7 @@ def palette(path, classes: np.ndarray) -> Source:
 
 
 def surveyed(*images: np.ndarray, **config):
-    return survey(((f"image {n}", codes) for n, codes in enumerate(images)), PairConfig(**config))[0]
+    return survey(map(count_codes, images), PairConfig(**config))
 
 
 def colors(classes: np.ndarray, *rgb: tuple[int, int, int]) -> np.ndarray:

@@ -70,8 +70,10 @@ def test_weights_of_some_cases_are_one_in_the_others(pairs):
 
 def test_balanced_weights_multiply_those_of_files(pairs):
     save("set/weights/a2.npy", np.full((12, 10), 3.0, np.float32))
-    cases = loaded(weights=WeightConfig(classes="balanced")).cases
-    share = (CLASSES > 0).mean()
+    data = loaded(weights=WeightConfig(classes="balanced"))
+    cases, trained = data.cases, data.split_fold()[0]
+    share = (CLASSES[trained] > 0).mean()  # of the cases to train on alone
+    assert abs(share - (CLASSES > 0).mean()) > 1e-3
     expected = np.where(CLASSES > 0, 1 / share, 1 / (1 - share)) / 2
     assert np.allclose(cases[0].weight, expected[0])
     assert np.allclose(cases[2].weight, 3 * expected[2])

@@ -1,7 +1,6 @@
 """Scores of predicted instances against scikit-image, brute force and closed forms."""
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
@@ -91,12 +90,6 @@ def test_objects_without_a_seed_are_segments():
     segments = watershed_segments(objects, landscape, seed_below=0.5)
     assert same_partition(segments, segments_of(objects > 0))
     assert watershed_segments(0 * objects, landscape, 0.5).max() == 0
-
-
-def test_instances_without_scikit_image_are_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
-    with pytest.raises(UserError, match="pip install scikit-image"):
-        watershed_segments(np.ones((3, 3)), np.zeros((3, 3)), 0.5)
 
 
 # ── partitions ────────────────────────────────────────────────────────────────────────────────────

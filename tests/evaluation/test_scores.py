@@ -11,12 +11,13 @@ from diffunet.data.labels import UNKNOWN, Labels
 from diffunet.data.pansharpening import wald_pair
 from diffunet.data.phantoms import PHANTOMS
 from diffunet.evaluation.comparison import Comparison, Judge, PredictedCase, format_comparison
+from diffunet.evaluation.instances import average_precision, segments_of
 from diffunet.evaluation.references import best_threshold, class_references, number_references
 from diffunet.evaluation.scores import (
     CaseScores,
     class_scores,
     has_borders,
-    jackknife_over_cases,
+    jackknife,
     number_scores,
     range_of,
     summarize,
@@ -182,18 +183,35 @@ def test_numbers_without_a_truth_change_nothing():
 # ── all cases ─────────────────────────────────────────────────────────────────────────────────────
 
 
+ORIGINS = [str(index) for index in range(5000)]
+
+
+def test_cases_of_one_origin_count_as_one_in_the_error():
+    rng = np.random.default_rng(0)
+    patients = rng.normal(size=40)
+    slices = np.repeat(patients, 10) + 0.01 * rng.normal(size=400)  # ten slices that hardly differ
+    origins = np.repeat(ORIGINS[:40], 10)
+    found = [
+        summarize([CaseScores({"rmse": value}) for value in slices], of)["rmse"] for of in (origins, ORIGINS[:400])
+    ]
+    assert found[0]["value"] == found[1]["value"] == pytest.approx(slices.mean())
+    assert found[0]["error"] == pytest.approx(patients.std(ddof=1) / np.sqrt(40), rel=0.01)
+    assert found[1]["error"] < found[0]["error"] / 2
+    assert np.isnan(jackknife(np.mean, slices[:10], origins[:10]))
+
+
 def test_the_error_of_a_mean_is_its_analytic_standard_error():
     values = np.random.default_rng(0).normal(size=17)
-    found = summarize([CaseScores({"rmse": value}) for value in values])["rmse"]
+    found = summarize([CaseScores({"rmse": value}) for value in values], ORIGINS[:17])["rmse"]
     assert found["value"] == pytest.approx(values.mean())
     assert found["error"] == pytest.approx(values.std(ddof=1) / np.sqrt(17))
     many = np.random.default_rng(1).normal(size=5000)
-    assert jackknife_over_cases(np.mean, many) == pytest.approx(1 / np.sqrt(5000), rel=0.2)
-    assert np.isnan(jackknife_over_cases(np.mean, values[:1]))
+    assert jackknife(np.mean, many, ORIGINS) == pytest.approx(1 / np.sqrt(5000), rel=0.2)
+    assert np.isnan(jackknife(np.mean, values[:1], ORIGINS[:1]))
 
 
 def test_undefined_cases_are_left_out_and_counted():
-    found = summarize([CaseScores({"psnr": value}) for value in (10.0, float("nan"), 20.0)])["psnr"]
+    found = summarize([CaseScores({"psnr": value}) for value in (10.0, float("nan"), 20.0)], ORIGINS[:3])["psnr"]
     assert (found["value"], found["undefined"]) == (15, 1)
     assert found["error"] == pytest.approx(5)
 
@@ -202,7 +220,7 @@ def test_pooled_scores_are_those_of_all_cases_as_one():
     pairs = [(square(8, 10, 8), square(8, 8, 8)), (square(0, 0, 2), square(0, 0, 4)), (random_classes(), cells())]
     cases = [class_scores(predicted, truth, NAMES) for predicted, truth in pairs]
     together = class_scores(*(np.concatenate(parts) for parts in zip(*pairs, strict=True)), NAMES).scores
-    found = summarize(cases)
+    found = summarize(cases, ORIGINS[: len(cases)])
     assert found["dice_pooled"]["value"] == pytest.approx(together["dice"])
     assert found["iou_pooled"]["value"] == pytest.approx(together["iou"])
     assert found["dice"]["value"] == pytest.approx(np.mean([case.scores["dice"] for case in cases]))
@@ -233,10 +251,29 @@ def test_references_of_classes():
     target[:, 20:] = UNKNOWN
     found = class_references([Case("a", image, target)], 2)
     share = 144 / (24 * 20)
-    np.testing.assert_allclose(found["constant"](image)[:, 0, 0], [1 - share, share], rtol=1e-6)
-    wrong = (found["threshold"](image).argmax(0).numpy() != truth).mean()
+    np.testing.assert_allclose(found["constant"].predict(image)[:, 0, 0], [1 - share, share], rtol=1e-6)
+    wrong = (found["threshold"].predict(image).argmax(0).numpy() != truth).mean()
     assert wrong < 0.01  # corners, which smoothing rounds
     assert "threshold" not in class_references([Case("a", image.expand(3, -1, -1), target)], 2)
+
+
+def test_references_of_instances_divide_touching_discs():
+    rows, columns = np.mgrid[:60, :80]
+    centers = [(20, 20), (20, 37), (42, 60), (42, 12)]  # the first two overlap
+    discs = [np.hypot(rows - y, columns - x) for y, x in centers]
+    instances = torch.from_numpy(np.where(np.min(discs, 0) < 10, 1 + np.argmin(discs, 0), 0))
+    image = 10 + 50 * (instances > 0).float()[None] + torch.randn(1, 60, 80)
+    brighter = Case("b", 2 * image, (instances > 0).short(), instances=instances)
+    found = class_references([Case("a", image, (instances > 0).short(), instances=instances), brighter], 2)
+    assert set(found) == {"constant", "threshold", "otsu", "watershed"}
+    for case in (image, 3 * image):  # the threshold of Otsu follows the image
+        output = found["watershed"].predict(case)
+        torch.testing.assert_close(output, found["otsu"].predict(case))
+        assert float((output[1] == (instances > 0)).float().mean()) > 0.99
+        joined, divided = segments_of(output[1]), found["watershed"].segment(output)
+        assert average_precision(joined, instances)["matched"] == 2
+        assert average_precision(divided, instances)["matched"] == 4
+    assert found["otsu"].segment is None
 
 
 def test_references_of_numbers():
@@ -246,8 +283,8 @@ def test_references_of_numbers():
     mean = target[:, :, :6].mean((1, 2))
     target[:, :, 6:] = torch.nan
     found = number_references([Case("a", image, target)])
-    torch.testing.assert_close(found["constant"](image)[:, 3, 3], mean)
-    torch.testing.assert_close(found["identity"](image), image * factor + offset)
+    torch.testing.assert_close(found["constant"].predict(image)[:, 3, 3], mean)
+    torch.testing.assert_close(found["identity"].predict(image), image * factor + offset)
     assert number_references([Case("a", image[:1], target)]).keys() == {"constant"}
 
 
@@ -292,6 +329,6 @@ def test_references_of_a_sharp_image_beside_coarse_bands():
     image, target = wald_pair(bands)
     found = number_references([Case("a", image, target / 10)])
     assert set(found) == {"constant", "bicubic", "brovey"}
-    torch.testing.assert_close(found["brovey"](image), target / 10)  # only the brightness varies
-    error = {name: (reference(image) - target / 10).square().mean() for name, reference in found.items()}
+    torch.testing.assert_close(found["brovey"].predict(image), target / 10)  # only the brightness varies
+    error = {name: (reference.predict(image) - target / 10).square().mean() for name, reference in found.items()}
     assert error["brovey"] < error["bicubic"] < error["constant"]

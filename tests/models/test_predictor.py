@@ -74,12 +74,12 @@ def test_a_tiled_predictor_shares_weights_and_buffers():
     plain = predictor()
     tiled = plain.tiled(16)
     plain.normalized(**STATISTICS)
-    for name in STATISTICS:
-        assert getattr(tiled, name) is getattr(plain, name)
     assert {id(p) for p in tiled.parameters()} == {id(p) for p in plain.parameters()}
     image = an_image(16, 16)
     with torch.no_grad():
         torch.testing.assert_close(tiled(image), plain(image))
+        integers = image.round().to(torch.int16)  # each tile is normalized, never the image
+        torch.testing.assert_close(tiled(integers), plain(integers))
 
 
 # ── averages ──────────────────────────────────────────────────────────────────────────────────────
@@ -96,6 +96,18 @@ def test_the_average_is_as_symmetric_as_its_views(turned):
             assert (predictor()(view(image)) - view(predictor()(image))).abs().max() > 1e-2
         if not turned:
             assert (model(image.mT) - predicted.mT).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_box_of_the_average_is_that_of_the_whole(turned, padding):
+    plain = predictor(padding=padding, block="plain").normalized(**STATISTICS)
+    model, image = Averaged(plain.tiled(32 if padding == "same" else 43), turned=turned), an_image(61, 47)
+    with torch.no_grad():
+        whole = model(image)
+        for rows, columns in (((0, 61), (0, 47)), ((0, 1), (0, 47)), ((20, 45), (3, 30)), ((60, 61), (46, 47))):
+            expected = whole[..., slice(*rows), slice(*columns)]
+            assert torch.equal(model(image, [rows, columns]), expected)
 
 
 @pytest.mark.parametrize(("axes", "turned", "count"), [((-2, -1), False, 4), ((-2, -1), True, 8), ((-1,), False, 2)])

@@ -71,6 +71,22 @@ def test_tiles_equal_the_whole_for_every_resampling(block, resampling):
     torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_boxes_are_parts_of_the_whole_to_the_bit(padding):
+    levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1)]
+    unet = randomized(UNet(UNetConfig(levels=levels, padding=padding, middle_attention=False, norm_groups=2)))
+    tile, seen = next(side for side in valid_tile_sizes(unet, 32, 64)), []
+    tiled = Tiled(unet, tile, progress=lambda corners: seen.append(len(corners)) or corners)
+    x = torch.randn(2, 3, 75, 61)
+    with torch.no_grad():
+        whole = tiled(x)
+        for top, bottom in ((0, 75), (0, 10), (10, 11), (11, 75)):
+            for left, right in ((0, 61), (17, 40), (60, 61)):
+                part = tiled(x, box=[(top, bottom), (left, right)])
+                assert torch.equal(part, whole[..., top:bottom, left:right])
+    assert min(seen) == 1 < max(seen) == seen[0]  # only the tiles of a box are computed
+
+
 def test_overlapping_tiles_with_same_borders_approach_the_whole():
     torch.manual_seed(1)
     levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=8, blocks=1)]

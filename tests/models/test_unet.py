@@ -188,7 +188,7 @@ LEVELS = {
 @pytest.mark.parametrize("resampling", ["conv", "pool", "pool_relu", "average", "residual"])
 def test_size_arithmetic_matches_the_network(levels, resampling):
     """The oracle is the network itself, along one axis, on sides around the smallest that it accepts."""
-    for block, skips, middle in itertools.product(("residual", "plain"), ("block", "level"), (0, 1)):
+    for block, skips, middle in itertools.product(("residual", "plain"), ("block", "level", "none"), (0, 1)):
         kind = {"block": block, "skips": skips, "middle_blocks": middle, "resampling": resampling}
         unet = build_probe(UNetConfig(levels=LEVELS[levels], padding="valid", norm_groups=1, **kind))
         least, unet.min_input_size = unet.min_input_size, 0
@@ -218,6 +218,18 @@ def test_plan_lists_the_channels_of_every_block():
     one_skip = UNetConfig(levels=levels, skips="level", block="plain").plan()
     assert one_skip[0].down == (StackPlan(3, 0, (8, 8)),)
     assert one_skip[1].up == (StackPlan(20, 20, (16, 16)),)
+    without = UNetConfig(levels=levels, skips="none", block="plain").plan()
+    assert without[1].up == (StackPlan(20, 0, (16, 16)),)
+
+
+@pytest.mark.parametrize("skips", ["level", "none"])
+def test_without_skips_everything_passes_through_the_coarser_level(skips):
+    """If the coarser level gives 0, only a skip can lead from the input to the output."""
+    levels = [LevelConfig(channels=4, blocks=1), LevelConfig(channels=4, blocks=1)]
+    unet = UNet(UNetConfig(levels=levels, skips=skips, block="plain", norm="none", middle_blocks=0))
+    unet.levels[0].inner.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    same = torch.equal(unet(torch.randn(1, 3, 8, 8)), unet(torch.randn(1, 3, 8, 8)))
+    assert same == (skips == "none")
 
 
 def test_number_of_heads_is_the_same_at_every_level():

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from skimage.metrics import structural_similarity
 
 from diffunet.core.errors import UserError
 from diffunet.core.settings import settings_from
@@ -21,7 +23,7 @@ def segmentation(**factors) -> Segmentation:
 
 
 def regression(**factors) -> Regression:
-    return Regression(RegressionConfig(**(dict.fromkeys(("l2", "l1", "huber"), 0.0) | factors)), STD)
+    return Regression(RegressionConfig(**(dict.fromkeys(("l2", "l1", "huber", "ssim"), 0.0) | factors)), STD)
 
 
 def a_batch(classes: int = 3, examples: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -118,6 +120,25 @@ def test_the_loss_is_the_sum_of_its_terms_by_their_factors():
         alone = segmentation(**{name: 1.0}).loss(lambda image: image, logits, target, weight)
         assert alone.keys() == {"loss"}
         assert torch.equal(alone["loss"], found[f"loss_{name}"])
+
+
+def test_cross_entropy_and_jaccard_are_the_loss_of_ternausnet():
+    """H - log J (Iglovikov & Shvets 2018, section 3) of one logit, in NumPy and fp64.
+
+    J is the ratio of sums, as in the authors' code. Here each of the two classes has one, smoothed; the difference of
+    the two logits here is the one there.
+    """
+    logits, target = 2 * torch.randn(4, 2, 5, 6), torch.randint(0, 2, (4, 5, 6))
+    found = segmentation(cross_entropy=1.0, jaccard=1.0).loss(lambda image: image, logits, target)["loss"]
+    z, y = (logits[:, 1] - logits[:, 0]).double().numpy(), target.double().numpy()
+    p = 1 / (1 + np.exp(-z))
+    for example in range(4):
+        entropy = -np.mean(y[example] * np.log(p[example]) + (1 - y[example]) * np.log(1 - p[example]))
+        ratios = [
+            (np.sum(a * b) + SMOOTH) / (np.sum(a + b - a * b) + SMOOTH)
+            for a, b in ((y[example], p[example]), (1 - y[example], 1 - p[example]))
+        ]
+        assert found[example].item() == pytest.approx(entropy - np.mean(np.log(ratios)), rel=1e-5)
 
 
 # ── regression ────────────────────────────────────────────────────────────────────────────────────
@@ -220,3 +241,35 @@ def test_a_loss_without_terms_is_a_mistake(config):
     zeros = {name: "0" for name in config.terms}
     with pytest.raises(UserError, match=f"every term of the loss has the factor 0; raise one of {config.terms[0]}"):
         settings_from(config(), config, zeros)
+
+
+def test_similarity_is_that_of_scikit_image():
+    torch.manual_seed(0)
+    target = torch.randn(2, 2, 20, 24)
+    prediction = target + 0.5 * torch.randn(target.shape)
+    unit = torch.tensor(STD)[:, None, None]
+    kwargs = {"channel_axis": 0, "data_range": 4.0, "gaussian_weights": True, "use_sample_covariance": False}
+    expected = [
+        1 - structural_similarity((x / unit).double().numpy(), (y / unit).double().numpy(), sigma=1.5, **kwargs)
+        for x, y in zip(prediction, target, strict=True)
+    ]
+    found = regression(ssim=1).loss(lambda image: prediction, target, target)["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert regression(ssim=1).loss(lambda image: target, target, target)["loss"].abs().max() < 1e-6
+
+
+def test_windows_with_an_unknown_place_have_no_similarity():
+    prediction, target = torch.randn(1, 1, 11, 30), torch.randn(1, 1, 11, 30)
+    expected = regression(ssim=1).loss(lambda image: prediction[..., :14], target, target[..., :14])["loss"]
+    target[..., 3, 14:] = torch.nan
+    found = regression(ssim=1).loss(lambda image: prediction, target, target)["loss"]
+    torch.testing.assert_close(found, expected)  # 4 windows of 11 columns
+    prediction[..., 14:] += 100
+    assert torch.equal(regression(ssim=1).loss(lambda image: prediction, target, target)["loss"], found)
+    weight = torch.zeros(1, 11, 30)
+    assert not regression(ssim=1).loss(lambda image: prediction, target, target, weight)["loss"].any()
+    weight[:, 5, 6] = 1  # the center of the second window
+    alone = regression(ssim=1).loss(lambda image: prediction[..., 1:12], target, target[..., 1:12])["loss"]
+    torch.testing.assert_close(
+        regression(ssim=1).loss(lambda image: prediction, target, target, weight)["loss"], alone / 4
+    )

@@ -13,9 +13,9 @@ from diffunet.data.paired import load_pairs
 from diffunet.data.pairs import PairConfig
 from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.objectives.regression import RegressionConfig
-from diffunet.runs.evaluate_prediction import evaluate_labels, evaluate_predictor, save_predictor_evaluation
+from diffunet.runs.evaluate_prediction import evaluate_files, evaluate_predictor, save_predictor_evaluation
 from diffunet.runs.predict import ImagePredictor, Prediction, inputs_of, predict_files
-from diffunet.runs.prediction import PredictionConfig, model_file
+from diffunet.runs.prediction import PredictConfig, PredictionConfig, model_file
 from diffunet.runs.run import Run
 
 SIZE = 32
@@ -132,13 +132,14 @@ def test_the_command_writes_the_record_and_the_worst_cases(cells, capsys):
 def test_a_folder_of_predictions_has_the_scores_of_the_run(in_a_new_folder, labels):
     write_pairs(Path("squares"), instances=labels == "instances")
     found = make_run(Path("run"), PairConfig(path="squares", folds=2, labels=labels))
-    own = evaluate_predictor(found, PairConfig(path="squares", fold=None, labels=labels), log=quiet).record
-    predictor = ImagePredictor([found])
+    parts = PredictConfig(watershed=None)  # which the files of classes determine as well
+    own = evaluate_predictor(found, PairConfig(path="squares", fold=None, labels=labels), parts, log=quiet).record
+    predictor = ImagePredictor([found], parts)
     pairs = load_pairs(PairConfig(path="squares", labels=labels), "segmentation", log=quiet)
     predict_files(predictor, inputs_of(["squares/images"], 1), Path("predicted"), probabilities=True)
     assert len(list(Path("predicted").glob("*.png"))) == len(pairs.names)
     data = PairConfig(targets="squares/labels", labels=labels)
-    record = evaluate_labels(Path("predicted"), data, log=quiet).record
+    record = evaluate_files(Path("predicted"), data, log=quiet).record
     assert own["scores"].keys() - record["scores"].keys() == {"calibration_error", "brier"}
     for name, row in record["scores"].items():
         assert row["value"] == own["scores"][name]["value"], name
@@ -148,6 +149,37 @@ def test_a_folder_of_predictions_has_the_scores_of_the_run(in_a_new_folder, labe
         name: row["value"] for name, row in own["counts"].items()
     }
     assert ("ap50" in record["scores"]) == (labels == "instances")
+
+
+def test_a_folder_of_numbers_has_the_scores_of_the_run(in_a_new_folder, capsys):
+    write_pairs(Path("squares"))
+    found = make_run(Path("run"), PairConfig(path="squares", folds=2), objective=RegressionConfig())
+    own = evaluate_predictor(found, PairConfig(path="squares", fold=None), log=quiet).record
+    predict_files(ImagePredictor([found]), inputs_of(["squares/images"], 1), Path("predicted"))
+    assert run("evaluate", "predicted", "--targets", "squares/labels", "--output", "record") == 0
+    record = json.loads(Path("record/evaluation.json").read_text())
+    assert record["scores"].keys() == own["scores"].keys()
+    for name, row in record["scores"].items():
+        assert row["value"] == pytest.approx(own["scores"][name]["value"], rel=1e-6), name
+        assert row["references"].keys() == {"constant"}
+    assert Path("record/worst.png").exists()
+    for file in Path("predicted").iterdir():
+        np.save(file, np.repeat(np.load(file), 2, axis=0))
+    assert "has 2 channels, its target 1" in mistake(capsys, "evaluate", "predicted", "--targets", "squares/labels")
+    Path("predicted/cell0.npy").write_bytes(b"broken")
+    assert "not an image" in mistake(capsys, "evaluate", "predicted", "--targets", "squares/labels")
+
+
+def test_cases_of_one_group_count_as_one_in_the_errors(in_a_new_folder):
+    write_pairs(Path("squares"))
+    found = make_run(Path("run"), PairConfig(path="squares", folds=2, fold=None))
+    pairs = {"path": "squares", "fold": None}
+    alone, grouped = (
+        evaluate_predictor(found, PairConfig(**pairs, group=group), log=quiet).record["scores"]["dice"]
+        for group in (None, "(.)")
+    )
+    assert alone["value"] == grouped["value"]
+    assert alone["error"] is not None and grouped["error"] is None  # one group
 
 
 def test_the_command_scores_a_folder(in_a_new_folder, capsys):
@@ -173,7 +205,7 @@ def test_places_without_a_target_are_free_in_a_folder(in_a_new_folder):
         for name, values in {"truth": truth, "one": one, "other": other}.items():
             Image.fromarray(values).save(Path(name) / file.name)
     data = PairConfig(targets="truth", ignore=7)
-    first, second = (evaluate_labels(Path(name), data, log=quiet).record for name in ("one", "other"))
+    first, second = (evaluate_files(Path(name), data, log=quiet).record for name in ("one", "other"))
     assert first["scores"] == second["scores"]
     assert first["scores"]["dice"]["value"] == 1
 

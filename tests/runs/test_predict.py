@@ -1,5 +1,7 @@
 """Predictions of image files: names, sizes, values, tiles, ensembles, and what is skipped."""
 
+import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,15 @@ from helpers import mistake, run, write_pairs
 from PIL import Image
 
 from diffunet.core.errors import UserError
-from diffunet.data.labels import Labels, read_codes
+from diffunet.data.labels import read_codes
 from diffunet.data.paired import read_image
 from diffunet.data.pairs import Source
-from diffunet.runs.predict import ImagePredictor, inputs_of, save_labels
+from diffunet.evaluation.instances import segments_of, watershed_segments
+from diffunet.runs.painting import COLORS, overlay, paint_numbers
+from diffunet.runs.predict import ImagePredictor, inputs_of, save_objects
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, load_predictor
 from diffunet.runs.run import Run
+from stress.program import program
 
 QUICK = ["--train.steps", 2, "--train.gradient_accumulation_steps", 1]
 
@@ -205,16 +210,104 @@ def test_an_image_of_other_channels_is_a_mistake(trained):
         ImagePredictor([Run("run")])(torch.zeros(3, 8, 8))
 
 
-def test_instances_are_written_with_a_number_each(tmp_path):
+def test_objects_are_written_with_a_number_each(tmp_path):
     classes = torch.zeros(12, 300, dtype=torch.int64)
     classes[1:11, 1::2] = 1  # 150 lines
-    save_labels(tmp_path / "few.png", classes[:, :7], labels := Labels((0, 1), ("background", "object"), None, True))
+    save_objects(tmp_path / "few.png", segments_of(classes[:, :7]))
     written = np.asarray(Image.open(tmp_path / "few.png"))
     assert written.dtype == np.uint8
     assert [sorted(set(written[:, column].tolist())) for column in range(4)] == [[0], [0, 1], [0], [0, 2]]
-    save_labels(tmp_path / "many.png", torch.cat([classes, classes], 1), labels)
+    save_objects(tmp_path / "many.png", segments_of(torch.cat([classes, classes], 1)))
     assert np.asarray(Image.open(tmp_path / "many.png")).max() == 300  # 16 bits
-    grid = torch.zeros(520, 520, dtype=torch.int64)
-    grid[::2, ::2] = 1
     with pytest.raises(UserError, match="67,600 objects do not fit into 16 bits"):
-        save_labels(tmp_path / "most.png", grid, labels)
+        save_objects(tmp_path / "most.png", np.arange(67_601).reshape(1, -1))
+
+
+def test_a_watershed_divides_objects_at_weak_bridges(trained):
+    probability = torch.full((9, 21), 0.1)
+    probability[2:7, 2:19] = 0.95
+    probability[:, 10] = probability[:, 10].clamp(max=0.6)  # a bridge
+    classes = (probability > 0.5).long()
+    joined, divided = (
+        ImagePredictor([Run("run")], PredictConfig(watershed=above)).objects(classes, probability)
+        for above in (None, 0.9)
+    )
+    assert np.array_equal(joined, classes)
+    assert np.array_equal(divided > 0, joined > 0)  # the bridge goes to one of both
+    assert (divided[4, 2:10] == divided[4, 2]).all() and (divided[4, 11:19] == divided[4, 11]).all()
+    assert divided[4, 2] != divided[4, 18] and divided.max() == 2
+
+
+def test_the_objects_of_a_prediction(trained):
+    files = predicted("run", "pairs/images", "--objects", "--watershed", 0.55, "--probabilities")
+    assert files.keys() >= {f"objects/a{index}.png" for index in range(8)}
+    for index in range(8):
+        second = np.load(files[f"a{index}.probabilities.npy"])[1]
+        objects, classes = (np.asarray(Image.open(files[f"{way}a{index}.png"])) for way in ("objects/", ""))
+        assert np.array_equal(objects > 0, classes > 0)
+        assert np.array_equal(objects, watershed_segments(classes > 0, -second.astype(np.float32), -0.55))
+    assert Image.open(files["a0.png"]).size == Image.open(files["objects/a0.png"]).size
+
+
+def test_an_overlay_colors_objects_and_leaves_the_background():
+    image = torch.arange(20 * 30).reshape(1, 20, 30)
+    objects = torch.zeros(20, 30, dtype=torch.int64)
+    objects[5:15, 2:26] = 1 + torch.arange(24) // 2  # 12 objects
+    gray, painted = paint_numbers(image), overlay(image, objects, COLORS)
+    assert torch.equal(painted[:, objects == 0], gray[:, objects == 0])
+    for number in range(1, 13):
+        color = torch.tensor(COLORS[(number - 1) % 7 + 1], dtype=torch.uint8)[:, None]
+        expected = (gray[:, objects == number].int() + color) // 2
+        assert torch.equal(painted[:, objects == number].int(), expected)
+
+
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "regression"])
+def test_strips_give_the_same_files(trained, monkeypatch, kind):
+    train("--objective", kind, "--overwrite")
+    words = "run", "pairs/images", "--average", *(["--probabilities", "--objects"] if kind == "segmentation" else [])
+    whole = {name: path.read_bytes() for name, path in predicted(*words).items()}
+    monkeypatch.setattr("diffunet.runs.predict.STRIP_BYTES", 5000)  # 5 rows of 24 x 20
+    seen = []
+    strips = ImagePredictor.strips
+    monkeypatch.setattr(
+        ImagePredictor, "strips", lambda *args: (seen.append(rows) or (rows, part) for rows, part in strips(*args))
+    )
+    shutil.rmtree("out")
+    parts = predicted(*words)
+    assert len(seen) > 8 * 2
+    assert parts.keys() == whole.keys()
+    for name, path in parts.items():
+        if name.endswith("std.npy"):  # a mean over classes, whose order of summation depends on the layout
+            np.testing.assert_allclose(np.load(path), np.load(io.BytesIO(whole[name])), rtol=1e-5, atol=1e-6)
+        else:
+            assert path.read_bytes() == whole[name]
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from PIL import Image
+from diffunet.runs import predict
+from diffunet.runs.run import Run
+
+predict.STRIP_BYTES = 2**24
+predictor = predict.ImagePredictor([Run("run")])
+torch.set_num_threads(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+predict.predict_files(predictor, predict.inputs_of([sys.argv[1]], 1), Path("out"))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_prediction_does_not_grow_with_the_image(trained):
+    def memory(height: int) -> int:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, 1000), np.uint8)).save(f"{height}.png")
+        return int(program("-c", MEMORY, f"{height}.png").communicate()[0].splitlines()[-1])
+
+    growth = (memory(8000) - memory(2000)) / (6000 * 1000)
+    assert growth < 8  # bytes of the image, its classes and the probability of one; whole predictions have 50

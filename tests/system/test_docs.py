@@ -98,8 +98,9 @@ def test_every_command_is_accepted(page, run, capsys):
             with pytest.raises(SystemExit) as exit:
                 main([name, *words[1:], "--print_config"])
             assert exit.value.code == 0, (words, capsys.readouterr().err)
-        config = next((word for before, word in pairwise(words) if before == "--config"), "configs/digits.yaml")
-        known = help_of(name, f"--config={config}" if name == "train" else run, capsys)
+        kinds = [f"{before}={word}" for before, word in pairwise(words) if before in ("--config", "--objective")]
+        shown = next((word for word in words if name == "describe" and word.endswith(".yaml")), run)
+        known = help_of(name, [*kinds, "--config=configs/digits.yaml"][0] if name == "train" else shown, capsys)
         assert named(flags) <= known, words
 
 
