@@ -7,12 +7,15 @@ from typing import Any, Literal, get_args, get_origin
 
 from ..core.errors import UserError
 from ..core.settings import Settings, docstrings_of, fields_of, settings_from, union_members
+from ..objectives.posterior import PosteriorConfig
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
-from .forms import Field, command_line, word_of
+from .forms import MAX_IMAGES, MAX_STEPS, Field, command_line, word_of
 
-MAX_TILE = 1024
-"""Side of a tile, at most; its features are many times as large."""
+MOST = {"tile": 1024, "samples": MAX_IMAGES, "steps": MAX_STEPS}
+"""The greatest values that the page takes. The features of a tile are many times as large as it."""
+OF_SAMPLES = {"samples", "steps", "seed"}
+"""Settings for an objective whose predictions are samples."""
 MAX_WORD = 40
 """Characters of a value that are read."""
 
@@ -30,16 +33,19 @@ class PredictForm:
     def of(cls, run: Run) -> "PredictForm":
         """Return the form of a run. Raise UserError if its configuration cannot be read."""
         own = run.config(PredictionConfig)
-        return cls(run, own, Field("file", "Image"), settings_fields(own.predict))
+        fields = {key: field for key, field in settings_fields(own.predict).items() if _has_effect(key, own)}
+        return cls(run, own, Field("file", "Image"), fields)
 
     def config(self, values: Sequence[Any]) -> PredictConfig:
         """Return what the values of the settings request. Raise UserError for a value that cannot be used."""
         words = {key: word_of(value).strip() for key, value in zip(self.settings, values, strict=True)}
         flags = {key: word[:MAX_WORD] or "null" for key, word in words.items()}
         config = settings_from(self.own.predict, PredictConfig, flags)
-        if config.tile != self.own.predict.tile and (config.tile or 0) > MAX_TILE:
-            found = f"more than the page makes (got {config.tile})"
-            raise UserError(f"--tile: {found}; use at most {MAX_TILE}, or diffunet predict")
+        for key, most in MOST.items():
+            if key in self.settings and (found := getattr(config, key) or 0) > most:
+                raise UserError(
+                    f"--{key}: more than the page makes (got {found}); use at most {most}, or diffunet predict"
+                )
         return config
 
     def command(self, config: PredictConfig, words: Sequence[str]) -> str:
@@ -47,6 +53,12 @@ class PredictForm:
         values = {key: getattr(config, key) for key in self.settings}
         flags = {key: word_of(value) for key, value in values.items() if value != getattr(self.own.predict, key)}
         return command_line(["diffunet", "predict", str(self.run.folder), *words], flags)
+
+
+def _has_effect(key: str, own: PredictionConfig) -> bool:
+    if key == "watershed":
+        return own.data.labels == "instances"
+    return key not in OF_SAMPLES or isinstance(own.objective, PosteriorConfig)
 
 
 def settings_fields(settings: Settings) -> dict[str, Field]:

@@ -18,6 +18,7 @@ from diffunet.core.errors import UserError
 from diffunet.data.labels import COLOR, Labels
 from diffunet.runs.painting import overlay, overlay_palette, palette_of
 from diffunet.runs.predict import Prediction
+from diffunet.runs.prediction import PredictionConfig
 from diffunet.runs.run import Run
 from diffunet.web.predict_form import PredictForm
 from diffunet.web.prediction_view import class_parts, deviation_part, number_parts, objects_part, shares_of
@@ -285,6 +286,20 @@ def test_the_fields_are_the_settings_of_predictions(studio):
     fields = {key: (field.kind, field.value, field.whole) for key, field in form.settings.items()}
     assert fields["tile"] == ("word", "", False)
     assert fields["average"] == ("flag", False, False)
+    assert list(fields) == ["tile", "average"]
+    assert "watershed" in PredictForm.of(Run("objects")).settings
     assert form.settings["tile"].info.endswith("empty: the patch, or as near as the network takes.")
     assert form.command(form.own.predict, ["a.png"]) == "diffunet predict classes a.png"
     assert form.command(form.config(values_of(form, tile="32")), []) == "diffunet predict classes --tile 32"
+
+
+def test_samples_of_a_target_are_limited(tmp_path):
+    Run(tmp_path).create(PredictionConfig.model_validate({"objective": {"type": "posterior"}}))
+    form = PredictForm.of(Run(tmp_path))
+    assert {"samples", "steps", "seed"} <= form.settings.keys()
+    for key, most in (("samples", 64), ("steps", 1000)):
+        form.config(values_of(form, **{key: most}))
+        with pytest.raises(
+            UserError, match=rf"--{key}: more than the page makes \(got {most + 1}\); use at most {most}"
+        ):
+            form.config(values_of(form, **{key: most + 1}))
