@@ -1,6 +1,7 @@
 """Membranes in electron microscopy, the first job of the U-Net: one change of the recipe per row.
 
-    python benchmarks/membranes.py --minutes 30 --folder runs/membranes-ablations --data EM
+    python benchmarks/membranes.py --steps 400 --folder runs/membranes-ablations --data EM
+    python benchmarks/membranes.py --minutes 30 --recipes "border weights" --folder runs/membranes-ablations --data EM
     python benchmarks/membranes.py --tiny --folder runs/rehearsal                  built-in images, a rehearsal
 
 EM has images/ and labels/ of ISBI 2012 (Cardona et al. 2010), or of another stack: its last third is held out as a
@@ -20,13 +21,28 @@ from diffunet.runs.evaluate_prediction import evaluate_predictor
 from diffunet.runs.run import Run
 from diffunet.training.log import read_log
 
-VALID = ["--unet.padding", "valid", "--unet.resampling", "pool", "--unet.skips", "level", "--data.patch", "318"]
+LEVELS = [
+    *({"channels": c, "blocks": 2, "from_coarser": c} for c in (16, 32, 64)),
+    {"channels": 128, "blocks": 2, "up": []},
+]
+PLAIN = [
+    "--unet.preset",
+    "unet2015",
+    "--unet.levels",
+    json.dumps(LEVELS),
+    "--unet.norm",
+    "group",
+    "--unet.norm_groups",
+    "8",
+]
+"""Blocks of 2015 in the four levels of configs/membranes.yaml; outputs of 128×128 pixels with either border."""
 RECIPES: dict[str, list[str]] = {
     "configs/membranes.yaml": [],
+    "border weights": ["--weights.border", "10"],
     "without elastic deformation": ["--augment.elastic", "0"],
-    "border weights, 10 within 5 pixels": ["--weights.border", "10"],
-    "valid borders": VALID,
     "cross-entropy alone": ["--objective.dice", "0"],
+    "blocks of 2015, same borders": [*PLAIN, "--unet.padding", "same"],
+    "blocks of 2015, valid borders": [*PLAIN, "--data.patch", "220"],
 }
 SCORES = ["pixel_error", "dice/membrane", "v_rand", "v_info", "adapted_rand_error", "warping_error"]
 BLOCK = ["--data.fold_by", "order", "--data.folds", "3", "--data.fold", "2", "--data.class_names", "[membrane, cell]"]
@@ -38,7 +54,8 @@ def measure(recipe: str, seed: int, args: argparse.Namespace) -> dict:
     """Train a recipe, and return the scores of the held-out slices."""
     name = recipe.replace("configs/", "").replace(" ", "-").replace(",", "")
     run = Run(args.folder / f"{name}-{seed}")
-    length = TINY if args.tiny else ["--train.minutes", str(args.minutes)]
+    length = ["--train.minutes", str(args.minutes)] if args.steps is None else ["--train.steps", str(args.steps)]
+    length = TINY if args.tiny else length
     data = ["--data.path", args.data, *BLOCK] if args.data else []
     words = ["train", "--config", "configs/membranes.yaml", "--train.output", str(run.folder), "--overwrite"]
     run_command([*words, "--train.seed", str(seed), *QUIET, *length, *data, *RECIPES[recipe]])
@@ -68,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="EM", help="a folder with images/ and labels/")
     parser.add_argument("--minutes", type=float, default=30, help="of each training (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of each training, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--folder", type=Path, required=True)
