@@ -6,7 +6,7 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.progress import shared_bar
 from ..core.settings import settings_from
-from ..runs.predict import ImagePredictor, inputs_of, predict_files
+from ..runs.predict import Extras, ImagePredictor, inputs_of, predict_files
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from .console import check_single_process, output_folder, user_friendly
@@ -44,7 +44,7 @@ def predict(argv: list[str]) -> int:
     inputs = inputs_of(images, predictor.own.data.channels)
     folder = output_folder(args.output, runs[0].folder / "predictions")
     bar = shared_bar("predict", "image", len(inputs))
-    kinds = args.probabilities, args.overlays, args.objects, args.members
-    skipped = predict_files(predictor, inputs, folder, *kinds, bar)
+    extras = Extras(args.probabilities, args.overlays, args.objects, args.members)
+    skipped = predict_files(predictor, inputs, folder, extras, bar)
     print(f"{len(inputs) - skipped} predictions: {Path(folder)}")
     return 2 if skipped == len(inputs) else 0

@@ -1,6 +1,6 @@
 """Predict images with runs: files in, files of the same names and sizes out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..core.errors import UserError, did_you_mean, printable
+from ..core.progress import no_progress
 from ..core.runtime import default_device
 from ..core.storage import atomic_write
 from ..data.labels import COLOR, Labels, labels_of
@@ -182,44 +183,65 @@ def _pages(name: str, sources: tuple[Source, ...]) -> Iterator[tuple[str, tuple[
         yield (f"{name}_{page:04d}" if pages > 1 else name), (sources if pages == 1 else (Source(str(path), page),))
 
 
+@dataclass(frozen=True)
+class Extras:
+    """Which files are written beside a prediction."""
+
+    probabilities: bool = False
+    """NAME.probabilities.npy, (K, H, W) fp16."""
+    overlays: bool = False
+    """overlays/NAME.png, the classes or objects on the image."""
+    objects: bool = False
+    """objects/NAME.png, a number for each object."""
+    members: bool = False
+    """members/NAME/00.png or .npy, ..., the predictions behind a mean."""
+
+
 def predict_files(
     predictor: ImagePredictor,
     inputs: dict[str, tuple[Source, ...]],
     folder: Path,
-    probabilities: bool = False,
-    overlays: bool = False,
-    objects: bool = False,
-    members: bool = False,
-    progress: Callable = lambda items: items,
+    extras: Extras = Extras(),
+    progress: Callable = no_progress,
 ) -> int:
-    """Write the prediction of each image to FOLDER/NAME.png or .npy, and return how many could not be read.
-
-    Classes are written with the values of the training's targets, instances with a number for each.
-    `probabilities` adds NAME.probabilities.npy, (K, H, W) fp16; `overlays` overlays/NAME.png; `objects`
-    objects/NAME.png, a number for each object; several members add NAME.std.npy, (H, W) or (C, H, W) fp32, and
-    `members` these themselves, members/NAME/00.png or .npy, ... An unreadable image is reported and left out.
-    """
+    """Write the prediction of each image, and return how many could not be read, which are reported and left out."""
     skipped = 0
     for name, sources in progress(inputs.items()):
         try:
             image = read_image(sources, predictor.own.data.channels)
-            watch = _member_writer(folder / "members" / name, predictor.labels) if members else None
-            classes, second = _predict_arrays(predictor, image, folder / name, probabilities, watch)
-            if labels := predictor.labels:
-                path, shown = folder / f"{name}.png", classes
-                if labels.instances or objects:
-                    numbered = predictor.objects(classes, second)
-                    save_objects(path if labels.instances else folder / "objects" / path.name, numbered)
-                    shown = torch.from_numpy(numbered)
-                if not labels.instances:
-                    save_labels(path, classes, labels)
-                if overlays:
-                    palette = COLORS if shown is not classes else overlay_palette(palette_of(labels))
-                    save_overlay(folder / "overlays" / path.name, image, shown, palette)
+            watch = _member_writer(folder / "members" / name, predictor.labels) if extras.members else None
+            save_prediction(predictor, image, predictor.strips(image, watch), folder / name, extras)
         except (UserError, ValueError) as mistake:
             print(f"skipped {name}: {mistake}")
             skipped += 1
     return skipped
+
+
+def save_prediction(
+    predictor: ImagePredictor,
+    image: Tensor,
+    strips: Iterable[tuple[slice, Prediction]],
+    path: Path,
+    extras: Extras = Extras(),
+) -> None:
+    """Write the prediction of an image to PATH.png or PATH.npy, and what else is requested.
+
+    Classes are written with the values of the training's targets, instances with a number for each. Several members
+    add PATH.std.npy, (H, W) or (C, H, W) fp32. Raise UserError for more than 65,535 objects.
+    """
+    classes, second = _save_arrays(predictor, image, strips, path, extras.probabilities)
+    if (labels := predictor.labels) is None:
+        return
+    shown, palette = classes, overlay_palette(palette_of(labels))
+    file, folder = f"{path.name}.png", path.parent
+    if labels.instances or extras.objects:
+        objects = predictor.objects(classes, second)
+        save_objects(folder / file if labels.instances else folder / "objects" / file, objects)
+        shown, palette = torch.from_numpy(objects), COLORS
+    if not labels.instances:
+        save_labels(folder / file, classes, labels)
+    if extras.overlays:
+        save_overlay(folder / "overlays" / file, image, shown, palette)
 
 
 def _member_writer(folder: Path, labels: Labels | None) -> Callable[[Tensor], None]:
@@ -236,12 +258,12 @@ def _member_writer(folder: Path, labels: Labels | None) -> Callable[[Tensor], No
     return write
 
 
-def _predict_arrays(
+def _save_arrays(
     predictor: ImagePredictor,
     image: Tensor,
+    strips: Iterable[tuple[slice, Prediction]],
     path: Path,
     probabilities: bool,
-    watch: Callable[[Tensor], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """Write the arrays of a prediction strip by strip.
 
@@ -265,7 +287,7 @@ def _predict_arrays(
             mean = array(suffix, channels + size, dtype)
         if predictor.several:
             std = array(".std", size if labels else channels + size, np.float32)
-        for rows, part in predictor.strips(image, watch):
+        for rows, part in strips:
             if labels:
                 classes[rows], second[rows] = part.classes.to(classes.dtype), part.mean[1].half()
             if mean is not None:

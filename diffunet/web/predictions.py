@@ -1,7 +1,7 @@
 """The prediction of an image that a visitor sends: the same files as those of `diffunet predict`."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from torch import Tensor
 from ..core.errors import UserError, printable
 from ..data.decoding import UNREADABLE, reason_of
 from ..data.paired import read_image
-from ..data.pairs import Source
 from ..models.tiling import Tiled
-from ..runs.predict import ImagePredictor, Prediction, inputs_of, predict_files
+from ..runs.predict import Extras, ImagePredictor, Prediction, inputs_of, save_prediction
 from ..runs.prediction import PredictConfig
 from .predict_form import PredictForm
 from .prediction_view import view_of
@@ -43,7 +42,6 @@ class Upload:
     """Its name."""
     name: str
     """That of its prediction."""
-    sources: tuple[Source, ...]
     image: Tensor
     """(C, H, W), in the units of the file."""
 
@@ -89,7 +87,7 @@ def read_upload(form: PredictForm, file: str | Path | None) -> Upload:
             raise UserError(f"{place} has {len(found):,} pages; upload one, or use diffunet predict")
         ((name, sources),) = found.items()
         try:
-            return Upload(path.name, name, sources, read_image(sources, own.data.channels))
+            return Upload(path.name, name, read_image(sources, own.data.channels))
         except UserError as mistake:
             raise UserError(f"{place}: {str(mistake).removeprefix(f'{sources[0]}: ')}") from None
     except UserError:
@@ -110,22 +108,10 @@ def save(
     overlays = ["--overlays"] * (predictor.labels is not None)
     image = upload.file if not upload.file.startswith("-") else f"./{upload.file}"
     with studio.home(f"{form.run.folder.resolve().name}_{upload.name}") as folder:
-        predict_files(_Made(predictor, prediction), {upload.name: upload.sources}, folder, overlays=bool(overlays))
+        extras = Extras(overlays=bool(overlays))
+        save_prediction(predictor, upload.image, [(slice(None), prediction)], folder / upload.name, extras)
         shown = view_of(upload.image, prediction, predictor.labels, folder, upload.name)
         archive = Path(shutil.make_archive(str(folder), "zip", folder))
         command = form.command(config, [image, "--output", folder.name, *overlays])
     height, width = prediction.mean.shape[1:]
     return Predicted(command, archive, shown, f"{upload.file}, {height}×{width} pixels")
-
-
-class _Made(ImagePredictor):
-    """A predictor whose only prediction is already made, so that its files are written without another one."""
-
-    def __init__(self, predictor: ImagePredictor, prediction: Prediction):
-        vars(self).update(vars(predictor))
-        self.prediction = prediction
-
-    def strips(
-        self, image: Tensor, watch: Callable[[Tensor], None] | None = None
-    ) -> Iterator[tuple[slice, Prediction]]:
-        yield slice(None), self.prediction

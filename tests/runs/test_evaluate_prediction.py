@@ -14,7 +14,7 @@ from diffunet.data.pairs import PairConfig
 from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.objectives.regression import RegressionConfig
 from diffunet.runs.evaluate_prediction import evaluate_files, evaluate_predictor, save_predictor_evaluation
-from diffunet.runs.predict import ImagePredictor, Prediction, inputs_of, predict_files
+from diffunet.runs.predict import Extras, ImagePredictor, Prediction, inputs_of, predict_files
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, model_file
 from diffunet.runs.run import Run
 
@@ -136,7 +136,7 @@ def test_a_folder_of_predictions_has_the_scores_of_the_run(in_a_new_folder, labe
     own = evaluate_predictor(found, PairConfig(path="squares", fold=None, labels=labels), parts, log=quiet).record
     predictor = ImagePredictor([found], parts)
     pairs = load_pairs(PairConfig(path="squares", labels=labels), "segmentation", log=quiet)
-    predict_files(predictor, inputs_of(["squares/images"], 1), Path("predicted"), probabilities=True)
+    predict_files(predictor, inputs_of(["squares/images"], 1), Path("predicted"), Extras(probabilities=True))
     assert len(list(Path("predicted").glob("*.png"))) == len(pairs.names)
     data = PairConfig(targets="squares/labels", labels=labels)
     record = evaluate_files(Path("predicted"), data, log=quiet).record
