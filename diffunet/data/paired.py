@@ -17,6 +17,7 @@ from .borders import WeightConfig, place_weights, separate_touching
 from .cases import Cached, Case, Cases
 from .decoding import UNREADABLE, finite, inspect, read_values, reason_of
 from .labels import Labels, count_codes, read_codes, survey, value_of
+from .linear import LinearMap, fit_linear
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
 from .pansharpening import enlarged
 from .phantoms import PHANTOMS
@@ -49,6 +50,8 @@ class PairedData:
     image: Statistics
     target: Statistics | None
     """Of targets that are numbers."""
+    linear: LinearMap | None
+    """The best linear prediction of such targets."""
     fingerprint: str
     in_memory: bool
 
@@ -98,6 +101,7 @@ def load_pairs(
         labels=labels,
         image=_statistics([case.image for case in sample]),
         target=target,
+        linear=fit_linear(sample) if target else None,
         fingerprint=hashlib.sha256(f"{kind} {labels}".encode() + files.digest()).hexdigest(),
         in_memory=in_memory,
     )

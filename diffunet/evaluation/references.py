@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.cases import Case
 from ..data.labels import UNKNOWN
+from ..data.linear import fit_linear
 from ..data.pansharpening import brovey
 from .instances import average_precision, watershed_segments
 
@@ -81,13 +82,16 @@ def _divided(reference: Reference, cases: Sequence[Case]) -> Reference:
 def number_references(cases: Sequence[Case]) -> dict[str, Reference]:
     """Return references for numbers, fitted on cases.
 
-    constant: the mean of each channel. identity, if image and target have as many channels: the image. bicubic and
-    brovey, if the image has one more, which is then taken for the sharp one of `pansharpening`: its coarse bands, and
-    those times the sharp image over their mean. All but the constant are rescaled by least squares.
+    constant: the mean of each channel. linear: the best linear prediction from all channels at the same place.
+    identity, if image and target have as many channels: the image. bicubic and brovey, if the image has one more, which
+    is then taken for the sharp one of `pansharpening`: its coarse bands, and those times the sharp image over their
+    mean. Identity, bicubic and brovey are rescaled by least squares, channel by channel.
     """
     truths = [case.target.double().flatten(1) for case in cases]
     mean = torch.cat(truths, dim=1).nanmean(1).nan_to_num(0).float()
     found = {"constant": Reference(lambda image: _everywhere(mean, image))}
+    if all(len(case.image) for case in cases):
+        found["linear"] = Reference(fit_linear(cases))
     extra = {len(case.image) - len(case.target) for case in cases}
     if extra == {0}:
         found["identity"] = Reference(_rescaled(lambda image: image, cases))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
+from .layers import center_crop
 from .tiling import Tiled
 from .unet import UNet
 
@@ -18,7 +19,7 @@ class Normalized(nn.Module):
         self.unet = unet
 
     def normalized(self, **statistics: Tensor) -> Self:
-        """Return itself with other values of some buffers, (channels,) each, by their names."""
+        """Return itself with other values of some buffers by their names."""
         for name, values in statistics.items():
             getattr(self, name).copy_(values)
         return self
@@ -29,20 +30,23 @@ class Predictor(Normalized):
 
         logits = predictor(image)                   # (B, C, *S) in the units of the files -> (B, out_channels, *S')
 
-    The input of the U-Net is (image - input_mean) / input_std, by channel, and the prediction is
-    output_mean + output_std times its output. S' is smaller than S with valid borders.
+    The input of the U-Net is (image - input_mean) / input_std, by channel, and the prediction is output_mean +
+    output_std times its output, by channel, plus the matrix `linear` (out_channels, C) times the image at each place,
+    which is 0 unless set. S' is smaller than S with valid borders.
     """
 
     input_mean: Tensor
     input_std: Tensor
     output_mean: Tensor
     output_std: Tensor
+    linear: Tensor
 
     def __init__(self, unet: UNet):
         super().__init__(unet)
         for side, channels in (("input", unet.config.in_channels), ("output", unet.config.out_channels)):
             self.register_buffer(f"{side}_mean", torch.zeros(channels))
             self.register_buffer(f"{side}_std", torch.ones(channels))
+        self.register_buffer("linear", torch.zeros(unet.config.out_channels, unet.config.in_channels))
 
     def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> Tiled:
         """Return the same predictor for images of any size, in tiles of the network's input; S' is then S."""
@@ -52,7 +56,9 @@ class Predictor(Normalized):
         """Return the prediction for (B, C, *S), in fp32. Raise ValueError for an image that is too small."""
         inputs = (image.float() - by_channel(self.input_mean, image)) / by_channel(self.input_std, image)
         output = self.unet(inputs, cond).float()
-        return by_channel(self.output_mean, output) + by_channel(self.output_std, output) * output
+        with torch.autocast(image.device.type, enabled=False):  # differences from it are learned in fp32
+            base = torch.einsum("kc,bc...->bk...", self.linear, center_crop(image.float(), output))
+        return by_channel(self.output_mean, output) + base + by_channel(self.output_std, output) * output
 
 
 def by_channel(values: Tensor, like: Tensor) -> Tensor:

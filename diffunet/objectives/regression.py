@@ -22,6 +22,9 @@ class RegressionConfig(SupervisedConfig):
     terms = "l2", "l1", "huber", "ssim"
 
     type: Literal["regression"] = "regression"
+    base: Literal["linear", "mean"] = "linear"
+    """What the network's output is added to: the best linear prediction from the channels at the same place, which is
+    near the target if that is a sharper or cleaner image; or the mean of the target."""
     l2: float = Field(1.0, ge=0)
     """Factor of the squared error, whose minimum is the mean of the possible targets."""
     l1: float = Field(0.0, ge=0)

@@ -35,6 +35,8 @@ from .run import Run
 
 MAX_PATCH = 256
 """Side of a patch for larger images, if none is given."""
+LEAST = 1e-4
+"""Share of a target's standard deviation below which an error is rounding, and no unit of what is left to learn."""
 LEVELS = tuple(LevelConfig(channels=channels, blocks=1) for channels in (32, 64, 128, 256))
 """The network if none is given."""
 
@@ -58,7 +60,7 @@ class PredictConfig(Settings):
     """Side of a tile of the network's input; null: the patch, or as near as the network takes."""
     average: bool = False
     """Average the predictions of the mirrored image, and with square tiles of the turned one; eight times the work."""
-    watershed: float | None = Field(0.8, gt=0.5, lt=1)
+    watershed: float | None = Field(0.9, gt=0.5, lt=1)
     """Of two classes: probability of the second above which the seeds of objects lie, from which a watershed grows each
     until it meets the next, so that weak bridges join none; null: objects are connected parts."""
     samples: int = Field(8, ge=1, le=10_000)
@@ -162,6 +164,10 @@ class PredictionConfig(RunConfig):
         if isinstance(self.objective, PosteriorConfig):
             mean, std = map(torch.tensor, self._target_statistics(pairs))
             return found | {"target_mean": mean, "target_scale": std / SPREAD}
+        if isinstance(self.objective, RegressionConfig) and self.objective.base == "linear":
+            error = pairs.linear.error
+            unit = torch.where(error > LEAST * pairs.target.std, error, pairs.target.std)
+            return found | {"linear": pairs.linear.matrix, "output_mean": pairs.linear.offset, "output_std": unit}
         if pairs.target:
             found |= {"output_mean": pairs.target.mean, "output_std": pairs.target.std}
         return found

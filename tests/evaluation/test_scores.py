@@ -285,7 +285,7 @@ def test_references_of_numbers():
     found = number_references([Case("a", image, target)])
     torch.testing.assert_close(found["constant"].predict(image)[:, 3, 3], mean)
     torch.testing.assert_close(found["identity"].predict(image), image * factor + offset)
-    assert number_references([Case("a", image[:1], target)]).keys() == {"constant"}
+    assert number_references([Case("a", image[:1], target)]).keys() == {"constant", "linear"}
 
 
 # ── the record ────────────────────────────────────────────────────────────────────────────────────
@@ -328,7 +328,8 @@ def test_references_of_a_sharp_image_beside_coarse_bands():
     bands = torch.tensor([2.0, 3.0, 5.0])[:, None, None] * (1 + torch.rand(24, 24))
     image, target = wald_pair(bands)
     found = number_references([Case("a", image, target / 10)])
-    assert set(found) == {"constant", "bicubic", "brovey"}
+    assert set(found) == {"constant", "linear", "bicubic", "brovey"}
     torch.testing.assert_close(found["brovey"].predict(image), target / 10)  # only the brightness varies
     error = {name: (reference.predict(image) - target / 10).square().mean() for name, reference in found.items()}
     assert error["brovey"] < error["bicubic"] < error["constant"]
+    assert error["linear"] < error["bicubic"]

@@ -46,7 +46,7 @@ def test_normalization_is_part_of_the_weights():
         loaded = predictor()
         loaded.load_state_dict(plain.state_dict())
         assert torch.equal(loaded(image), plain(image))
-    assert plain.state_dict().keys() == {*STATISTICS, *(f"unet.{name}" for name in plain.unet.state_dict())}
+    assert plain.state_dict().keys() == {*STATISTICS, "linear", *(f"unet.{name}" for name in plain.unet.state_dict())}
     assert not set(STATISTICS) & {name for name, _ in plain.named_parameters()}
 
 
@@ -56,6 +56,22 @@ def test_integers_are_predicted_as_numbers():
     with torch.no_grad():
         assert plain(image).dtype == torch.float32
         assert torch.equal(plain(image), plain(image.float()))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_the_linear_part_is_added_in_full_precision(padding):
+    plain, image = predictor(padding=padding, block="plain"), an_image(43, 43) + 1000
+    with torch.no_grad():
+        before, linear = plain(image), torch.randn(3, 2)
+        size = before.shape[-1]
+        inside = slice((43 - size) // 2, (43 - size) // 2 + size)
+        expected = torch.tensordot(linear, image[0, :, inside, inside], 1)
+        torch.testing.assert_close(
+            plain.normalized(linear=linear)(image)[0], before[0] + expected, rtol=1e-5, atol=1e-2
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = plain(image)[0] - expected
+    assert (mixed - before[0]).abs().max() < 0.1 * before.abs().max() + 1e-2  # of values around 1,000
 
 
 def test_tiles_of_a_valid_network_equal_the_whole_reflected_image():

@@ -131,7 +131,7 @@ def test_a_run_has_a_preview_and_the_losses_of_held_out_cases(small_predictor, c
 
 
 def test_a_regression_learns_in_the_units_of_its_targets(small_predictor):
-    flags = ["--objective", "regression", "--data.fold", "null", "--train.steps", 2]
+    flags = ["--objective", "{type: regression, base: mean}", "--data.fold", "null", "--train.steps", 2]
     for path in list(Path("pairs/labels").iterdir()):
         image = np.asarray(Image.open(f"pairs/images/{path.name}"), dtype=np.float32)
         np.save(path.with_suffix(".npy"), np.stack([image * 1000 + 50_000, -image]))
@@ -147,6 +147,21 @@ def test_a_regression_learns_in_the_units_of_its_targets(small_predictor):
     assert mean[1] < 0
     found = predictor(image[..., :16])
     assert ((found.mean((0, 2, 3)) - mean).abs() < 3 * std).all()
+
+
+def test_a_regression_begins_with_the_best_linear_prediction(small_predictor):
+    for path in list(Path("pairs/labels").iterdir()):
+        image = np.asarray(Image.open(f"pairs/images/{path.name}"), dtype=np.float32)
+        np.save(path.with_suffix(".npy"), np.stack([image * 1000 + 50_000, -image]))
+        path.unlink()
+    train("--objective", "regression", "--train.steps", 1, "--train.learning_rate", 1e-9)
+    predictor = load_predictor(Run("run"))
+    torch.testing.assert_close(predictor.linear, torch.tensor([[1000.0], [-1.0]]), rtol=1e-4, atol=0)
+    image = torch.from_numpy(np.array(Image.open("pairs/images/a0.png")))[None, None, :, :16]
+    expected = torch.cat([image * 1000.0 + 50_000, -image.float()], 1)
+    torch.testing.assert_close(predictor(image), expected, rtol=1e-4, atol=1e-2)
+    # nothing is left to learn, so that the unit is still the deviation of the target
+    assert (predictor.output_std > 10).all()
 
 
 def test_valid_borders_of_a_patch_are_those_of_the_network(small_predictor, capsys):
