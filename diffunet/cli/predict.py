@@ -6,7 +6,8 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.progress import shared_bar
 from ..core.settings import settings_from
-from ..runs.predict import Extras, ImagePredictor, inputs_of, predict_files
+from ..runs.predict import ImagePredictor
+from ..runs.predicted_files import Extras, inputs_of, predict_files
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from .console import check_single_process, output_folder, user_friendly

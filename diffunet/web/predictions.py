@@ -13,7 +13,8 @@ from ..core.errors import UserError, printable
 from ..data.decoding import UNREADABLE, reason_of
 from ..data.paired import read_image
 from ..models.tiling import Tiled
-from ..runs.predict import Extras, ImagePredictor, Prediction, inputs_of, save_prediction
+from ..runs.predict import ImagePredictor, Prediction
+from ..runs.predicted_files import Extras, inputs_of, save_prediction
 from ..runs.prediction import PredictConfig
 from .predict_form import PredictForm
 from .prediction_view import view_of

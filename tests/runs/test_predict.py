@@ -16,7 +16,8 @@ from diffunet.data.paired import read_image
 from diffunet.data.pairs import Source
 from diffunet.evaluation.instances import segments_of, watershed_segments
 from diffunet.runs.painting import COLORS, overlay, paint_numbers
-from diffunet.runs.predict import ImagePredictor, inputs_of, save_objects
+from diffunet.runs.predict import ImagePredictor
+from diffunet.runs.predicted_files import inputs_of, save_objects
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, load_predictor
 from diffunet.runs.run import Run
 from stress.program import program
@@ -291,14 +292,14 @@ import resource, sys
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from diffunet.runs import predict
+from diffunet.runs import predict, predicted_files
 from diffunet.runs.run import Run
 
 predict.STRIP_BYTES = 2**24
 predictor = predict.ImagePredictor([Run("run")])
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-predict.predict_files(predictor, predict.inputs_of([sys.argv[1]], 1), Path("out"))
+predicted_files.predict_files(predictor, predicted_files.inputs_of([sys.argv[1]], 1), Path("out"))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
