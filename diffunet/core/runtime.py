@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -73,3 +74,9 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Return a context without autocast, for what mixed precision would spoil."""
+    known = torch.amp.is_autocast_available(device.type)  # not of the meta device
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

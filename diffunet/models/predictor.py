@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ..core.runtime import full_precision
 from .conditioning import Conditioning
 from .layers import center_crop
 from .tiling import Tiled
@@ -56,7 +57,7 @@ class Predictor(Normalized):
         """Return the prediction for (B, C, *S), in fp32. Raise ValueError for an image that is too small."""
         inputs = (image.float() - by_channel(self.input_mean, image)) / by_channel(self.input_std, image)
         output = self.unet(inputs, cond).float()
-        with torch.autocast(image.device.type, enabled=False):  # differences from it are learned in fp32
+        with full_precision(image.device):  # differences from it are learned in fp32
             base = torch.einsum("kc,bc...->bk...", self.linear, center_crop(image.float(), output))
         return by_channel(self.output_mean, output) + base + by_channel(self.output_std, output) * output
 

@@ -32,7 +32,7 @@ def bytes_per_patch(config: PredictionConfig, pairs: PairedData, size: Sequence[
         predictor, objective = config.build_predictor(), config.build_objective(pairs)
 
         def stored(number: int) -> int:
-            image = torch.empty(number, config.unet.in_channels, *size)
+            image = torch.empty(number, config.data.channels or 1, *size)
             channels = () if pairs.labels else (config.unet.out_channels,)
             target = torch.empty(number, *channels, *size, dtype=torch.int16 if pairs.labels else torch.float32)
             return stored_bytes(lambda: objective.loss(predictor, image, target))

@@ -175,11 +175,12 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("unet", NETWORKS.values(), ids=NETWORKS)
-@pytest.mark.parametrize("kind", ["segmentation", "regression"])
+@pytest.mark.parametrize("kind", ["segmentation", "regression", "posterior"])
 def test_the_forecast_is_what_a_step_stores(in_a_new_folder, unet, kind):
     """Of real tensors on the CPU."""
     write_squares(Path("squares"))
-    config = configured(objective={"type": kind}, unet=unet, data={"path": "squares", "patch": 48})
+    objective = {"type": kind} | ({"targets": "numbers"} if kind == "posterior" else {})
+    config = configured(objective=objective, unet=unet, data={"path": "squares", "patch": 48})
     pairs = config.load(quiet)
     config = config.resolve(pairs)
     predictor, objective = config.build_predictor(), config.build_objective(pairs)
