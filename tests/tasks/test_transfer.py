@@ -116,7 +116,8 @@ def test_a_regression_can_begin_from_a_segmentation(old, capsys):
         path.unlink()
     found = begun("--finetune.from", "old", "--objective", "regression")
     assert "begin afresh: the output of number 1 of 1\n" in capsys.readouterr().out
-    torch.testing.assert_close(found(an_image()), found.output_mean + found.linear * an_image())
+    image = an_image()
+    torch.testing.assert_close(found(image), found.output_mean + found.linear * image)
     assert torch.equal(found.unet.stem.weight, old.unet.stem.weight)
 
 
