@@ -293,10 +293,11 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from diffunet.runs import predict, predicted_files
+from diffunet.runs.prediction import PredictConfig
 from diffunet.runs.run import Run
 
 predict.STRIP_BYTES = 2**24
-predictor = predict.ImagePredictor([Run("run")])
+predictor = predict.ImagePredictor([Run("run")], PredictConfig(tile=256))
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 predicted_files.predict_files(predictor, predicted_files.inputs_of([sys.argv[1]], 1), Path("out"))
