@@ -1,7 +1,7 @@
 """Membranes in electron microscopy, the first job of the U-Net: one change of the recipe per row.
 
     python benchmarks/membranes.py --steps 400 --folder runs/membranes-ablations --data EM
-    python benchmarks/membranes.py --minutes 30 --recipes "border weights" --folder runs/membranes-ablations --data EM
+    python benchmarks/membranes.py --minutes 30 --recipes configs/membranes.yaml --folder runs/membranes-ablations --data EM
     python benchmarks/membranes.py --tiny --folder runs/rehearsal                  built-in images, a rehearsal
 
 EM has images/ and labels/ of ISBI 2012 (Cardona et al. 2010), or of another stack: its last third is held out as a
@@ -38,7 +38,7 @@ PLAIN = [
 """Blocks of 2015 in the four levels of configs/membranes.yaml; outputs of 128×128 pixels with either border."""
 RECIPES: dict[str, list[str]] = {
     "configs/membranes.yaml": [],
-    "border weights": ["--weights.border", "10"],
+    "without border weights": ["--weights.border", "0"],
     "without elastic deformation": ["--augment.elastic", "0"],
     "cross-entropy alone": ["--objective.dice", "0"],
     "blocks of 2015, same borders": [*PLAIN, "--unet.padding", "same"],
