@@ -1,7 +1,7 @@
 """Membranes in electron microscopy, the first job of the U-Net: one change of the recipe per row.
 
     python benchmarks/membranes.py --steps 400 --folder runs/membranes-ablations --data EM
-    python benchmarks/membranes.py --minutes 30 --recipes configs/membranes.yaml --folder runs/membranes-ablations --data EM
+    python benchmarks/membranes.py --minutes 30 --recipes configs/membranes.yaml --folder runs/membranes --data EM
     python benchmarks/membranes.py --tiny --folder runs/rehearsal                  built-in images, a rehearsal
 
 EM has images/ and labels/ of ISBI 2012 (Cardona et al. 2010), or of another stack: its last third is held out as a
