@@ -104,6 +104,14 @@ def sampled_spread(exact: Callable, sampler, size: int = 96) -> list[float]:
     return (x.std((1, 2, 3), correction=0) / stds.flatten()).tolist()
 
 
+PEAK_MEMORY = """
+def peak_memory():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+"""
+"""For programs: their peak in bytes. `getrusage` would count the process that started them as well."""
+
 SMALL_PREDICTOR = """
 objective: {type: segmentation}
 unet: {levels: [{channels: 4, blocks: 1}, {channels: 8, blocks: 1}], norm_groups: 4, middle_attention: false}
