@@ -19,7 +19,7 @@ element.addEventListener('input', (event) => {
   event.target.closest('.layers')?.style.setProperty('--opacity', event.target.value);
 });
 """
-"""Passes the slider below an image on to what lies on it."""
+"""Sets the opacity of the classes on an image to the value of the slider below it."""
 
 
 def add_predict_tab(studio: Studio, form: PredictForm, session: "gr.State", inputs: list["gr.Component"]) -> None:
