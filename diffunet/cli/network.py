@@ -71,11 +71,17 @@ def _table(parts: list[Part]) -> str:
     rows = [("", "size", "channels", "attention", "parameters", "GFLOP", "receptive field")]
     for part in parts:
         size, attention = "×".join(map(str, part.size)), "yes" if part.attention else ""
-        cost = f"{part.parameters:,}", f"{part.flops / 1e9:,.3f}", f"{part.receptive_field:,}"
+        cost = f"{part.parameters:,}", f"{part.flops / 1e9:,.3f}", _field(part)
         rows.append((part.name, size, f"{part.channels:,}", attention, *cost))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     formats = [f"<{widths[0]}", *(f">{width}" for width in widths[1:])]
     return "\n".join("  ".join(map(format, row, formats)) for row in rows)
+
+
+def _field(part: Part) -> str:
+    """Return the receptive field, one number if it is the same along all axes."""
+    sides = [f"{side:,}" for side in part.receptive_field]
+    return sides[0] if len(set(sides)) == 1 else "×".join(sides)
 
 
 @user_friendly

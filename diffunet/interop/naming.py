@@ -69,6 +69,7 @@ def common_limits(unet: UNetConfig) -> dict[str, bool]:
         "norm": unet.norm != "group",
         "levels (blocks differ)": len({level.blocks for level in unet.levels}) > 1,
         "levels (down, up or from_coarser)": any(lv.down or lv.up or lv.from_coarser for lv in unet.levels),
+        "levels (halves)": any(level.halves is not None for level in unet.levels),
     }
 
 

@@ -16,6 +16,9 @@ from .presets import PRESETS
 MAX_CHANNELS, MAX_BLOCKS = 65_536, 100
 """Upper bounds that catch typos, which would otherwise build a network for hours before it fails."""
 Channels = Annotated[int, Field(gt=0, le=MAX_CHANNELS)]
+Axis = Literal["x", "y", "z"]
+AXES: tuple[Axis, ...] = ("z", "y", "x")
+"""Names of the spatial axes in the order of a tensor: the last is x."""
 Widths = Annotated[tuple[Channels, ...], Field(max_length=2 * MAX_BLOCKS), Strict(False)]
 
 
@@ -37,6 +40,9 @@ class LevelConfig(Settings):
     where each block has a skip."""
     from_coarser: int | None = Field(default=None, gt=0, le=MAX_CHANNELS)
     """Channels after upsampling from the coarser level; null: as many as before it."""
+    halves: Annotated[tuple[Axis, ...], Strict(False)] | None = None
+    """Axes along which the level has half the resolution of the finer one, such as [x, y] while voxels are longer along
+    z; null: all."""
 
 
 class UNetConfig(Settings):
@@ -45,7 +51,7 @@ class UNetConfig(Settings):
     preset: str | None = Field(default=None, exclude=True)
     """A published network to start from (unet2015, unet3d, ternaus11, ddpm_cifar10, adm_64); other keys override it."""
     levels: Annotated[tuple[LevelConfig, ...], Field(max_length=16), Strict(False)] = ()
-    """Finest level first; each further level has half the resolution. [] in a run's config: chosen by image size."""
+    """Finest level first; each further one has half the resolution, or less. [] in a run's config: chosen by image size."""
     in_channels: int = Field(default=3, ge=1, le=MAX_CHANNELS)
     """Channels of the input, without planes."""
     out_channels: int = Field(default=3, ge=1, le=MAX_CHANNELS)
@@ -102,6 +108,10 @@ class UNetConfig(Settings):
     @model_validator(mode="after")
     def _is_consistent(self):
         for depth, level in enumerate(self.levels):
+            if strange := set(level.halves or ()) - set(self.axes):
+                raise ValueError(f"levels.{depth}.halves: no axis {strange.pop()}; choose from {', '.join(self.axes)}")
+            if level.halves is not None and depth == 0:
+                raise ValueError("levels.0.halves: there is no finer level; leave it out")
             skips = len(level.down or range(level.blocks)) + 1
             if self.skips == "block" and level.up and len(level.up) > skips:
                 raise ValueError(f"levels.{depth}.up: {len(level.up)} blocks, but only {skips} skips; remove some")
@@ -124,9 +134,25 @@ class UNetConfig(Settings):
         return _plan_levels(self.levels, in_channels, self.skips)
 
     @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Names of the spatial axes, in the order of a tensor."""
+        return AXES[-self.dims :]
+
+    def halved(self, depth: int) -> tuple[bool, ...]:
+        """Return for each axis whether a level has half the resolution of the finer one."""
+        names = self.levels[depth].halves
+        return tuple(depth > 0 and (names is None or axis in names) for axis in self.axes)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Input positions per position of the coarsest level, along each axis."""
+        halved = [self.halved(depth) for depth in range(len(self.levels))]
+        return tuple(2 ** sum(along) for along in zip(*halved, strict=True)) or (1,) * self.dims
+
+    @property
     def max_stride(self) -> int:
-        """Input positions per position of the coarsest level, along an axis."""
-        return 2 ** (len(self.levels) - 1)
+        """The greatest of the strides."""
+        return max(self.strides)
 
     def attention_channels(self) -> set[int]:
         """Return the widths at which there is attention."""
@@ -229,25 +255,32 @@ RESIZED: dict[str, tuple[Callable[[int], int], Callable[[int], int]]] = {
     "residual": (lambda n: n // 2 - 4, lambda n: 2 * n - 4),
 }
 """The side after downsampling and after upsampling. All are monotone and keep n <= 0, an impossible size, at <= 0."""
+KEPT_AXIS = {"conv": 2, "pool": 0, "pool_relu": 0, "average": 0, "residual": 4}
+"""By how much each of both shortens an axis that it does not resample."""
 
 
-def output_side(config: UNetConfig, side: int) -> int:
-    """Return the side of the output for the side of an input; 0 or less if the input is too small."""
+def output_side(config: UNetConfig, side: int, axis: int = -1) -> int:
+    """Return the side of the output for the side of an input along an axis; 0 or less if the input is too small."""
     if config.padding == "same":
         return side
     plan = config.plan()
     per_block, ends = (4, 2) if config.block == "residual" else (2, 0)  # a 3-convolution takes 2
-    halved, doubled = RESIZED[config.resampling]
+    halve, double = RESIZED[config.resampling]
+    kept = KEPT_AXIS[config.resampling]
+    halved = [config.halved(depth)[axis] for depth in range(len(plan))]
     side -= ends
     for depth, level in enumerate(plan):
-        side = (halved(side) if depth else side) - per_block * sum(len(stack.widths) for stack in level.down)
+        if depth:
+            side = halve(side) if halved[depth] else side - kept
+        side -= per_block * sum(len(stack.widths) for stack in level.down)
     side -= per_block * config.middle_blocks
     for depth, level in reversed(list(enumerate(plan))):
         side -= per_block * sum(len(stack.widths) for stack in level.up)
-        side = doubled(side) if depth else side
+        if depth:
+            side = double(side) if halved[depth] else side - kept
     return side - ends
 
 
-def min_input_size(config: UNetConfig) -> int:
-    """Return the smallest side of an input that the network accepts."""
-    return bisect_left(range(2**40), 1, key=partial(output_side, config))
+def min_input_size(config: UNetConfig, axis: int = -1) -> int:
+    """Return the smallest side of an input along an axis that the network accepts."""
+    return bisect_left(range(2**40), 1, key=partial(output_side, config, axis=axis))

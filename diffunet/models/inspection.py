@@ -41,26 +41,27 @@ def features(unet: UNet, x: Tensor, cond: Conditioning = Conditioning()) -> dict
 # ── receptive field ───────────────────────────────────────────────────────────────────────────────
 
 
-def receptive_field(config: UNetConfig) -> int:
-    """Return the side of the square (cube) of input positions that one output position can depend on.
+def receptive_field(config: UNetConfig, axis: int = -1) -> int:
+    """Return the side along an axis of the box of input positions that one output position can depend on.
 
     Counts convolutions and resamplings (Loos et al. 2024 measure its effect on segmentation). Attention and group norm
     depend on the whole input and are not counted.
     """
-    return receptive_fields(config)["output"]
+    return receptive_fields(config, axis)["output"]
 
 
-def receptive_fields(config: UNetConfig) -> dict[str, int]:
-    """Return the receptive field of each of the `features`.
+def receptive_fields(config: UNetConfig, axis: int = -1) -> dict[str, int]:
+    """Return the receptive field of each of the `features` along an axis.
 
     A NaN at one input position of the probe spreads to exactly the positions that depend on it. Positions of different
     phase relative to the resamplings have different fields; the largest one counts.
     """
-    probe, coarsest = build_probe(config), len(config.levels) - 1
-    depths = {f"{way}.{depth}": depth for way in ("down", "up") for depth in range(coarsest + 1)}
-    depths |= {"middle": coarsest, "output": 0}
-    period = config.max_stride
-    side = min_input_size(config) + 2 * period
+    probe, coarsest = build_probe(config, axis), len(config.levels) - 1
+    halvings = [sum(config.halved(finer)[axis] for finer in range(depth + 1)) for depth in range(coarsest + 1)]
+    depths = {f"{way}.{depth}": halvings[depth] for way in ("down", "up") for depth in range(coarsest + 1)}
+    depths |= {"middle": halvings[coarsest], "output": 0}
+    period = probe.config.max_stride
+    side = min_input_size(config, axis) + 2 * period
     while True:
         poisoned = torch.zeros(period, 1, side, dtype=torch.float64)
         for phase in range(period):
@@ -80,14 +81,18 @@ def _widest(reach: Tensor, period: int, positions: int) -> int:
     return int(max(field.max() - field.min() for field in fields)) + 1
 
 
-def build_probe(config: UNetConfig) -> UNet:
+def build_probe(config: UNetConfig, axis: int = -1) -> UNet:
     """Return the same convolutions and resamplings along one axis, in one channel, without norms and attention.
 
-    Sizes and receptive fields are the same as those of the network along each of its axes. The probe is in fp64: in
+    Sizes and receptive fields are the same as those of the network along that axis. The probe is in fp64: in
     fast fp32 kernels a NaN spreads to unrelated positions.
     """
     counts = [[sum(len(stack.widths) for stack in way) for way in (level.down, level.up)] for level in config.plan()]
-    levels = [LevelConfig(channels=1, down=(1,) * down, up=(1,) * up) for down, up in counts]
+    halves = [None if depth == 0 or config.halved(depth)[axis] else () for depth in range(len(counts))]
+    levels = [
+        LevelConfig(channels=1, down=(1,) * down, up=(1,) * up, halves=axes)
+        for (down, up), axes in zip(counts, halves, strict=True)
+    ]
     kept = {name: getattr(config, name) for name in ("padding", "block", "skips", "resampling", "middle_blocks")}
     minimal = {"in_channels": 1, "out_channels": 1, "dims": 1, "norm": "none", "middle_attention": False}
     with torch.device("cpu"), torch.random.fork_rng([]):  # leaves the global generator as it is
@@ -109,7 +114,8 @@ class Part:
     parameters: int
     flops: int
     """Of one example, forward; a multiply-add counts as two, as in torch."""
-    receptive_field: int
+    receptive_field: tuple[int, ...]
+    """Along each axis."""
 
 
 def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
@@ -130,7 +136,7 @@ def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             outputs = features(unet, x, Conditioning(vector=vector, planes=planes))
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    fields = receptive_fields(config)
+    fields = [receptive_fields(config, axis) for axis in range(config.dims)]
 
     def part(name: str, feature: str, outside: str, inside: str | None = None) -> Part:
         outer, inner = unet.get_submodule(outside), unet.get_submodule(inside) if inside else nn.Identity()
@@ -141,7 +147,7 @@ def describe(config: UNetConfig, size: tuple[int, ...]) -> list[Part]:
             attention=_attention_layers(outer) > _attention_layers(inner),
             parameters=_parameters(outer) - _parameters(inner),
             flops=flops.get(f"UNet.{outside}".rstrip("."), 0) - flops.get(f"UNet.{inside}", 0),
-            receptive_field=fields[feature],
+            receptive_field=tuple(along[feature] for along in fields),
         )
 
     paths = ["body" + ".inner" * depth for depth in range(len(config.levels) + 1)]

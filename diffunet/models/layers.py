@@ -19,6 +19,8 @@ L = TypeVar("L", bound=Any)
 """A layer with a weight and perhaps a bias."""
 Conv = Callable[..., nn.Module]
 """(in_channels, out_channels[, kernel_size[, stride]]) -> a convolution in the dimension and border of the network."""
+Factors = tuple[int, ...]
+"""By how much a resampling changes the size along each axis: 2, or 1 for an axis that keeps it."""
 Norm = Callable[[int], nn.Module]
 """(channels) -> a norm, or a modulated norm."""
 
@@ -32,7 +34,7 @@ def by_dims(name: str, dims: int) -> Callable[..., nn.Module]:
 
 
 def convolution(
-    dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
+    dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int | Factors = 1
 ) -> nn.Module:
     """Return a convolution over `dims` axes; `"same"` keeps the size (at stride 1), `"valid"` is unpadded."""
     border = kernel_size // 2 if padding == "same" else 0
@@ -40,16 +42,23 @@ def convolution(
 
 
 def transposed_convolution(
-    dims: int, padding: str, in_channels: int, out_channels: int, kernel_size: int = 2, bias: bool = True
+    factors: Factors, padding: str, in_channels: int, out_channels: int, kernel_size: int = 2, bias: bool = True
 ) -> nn.Module:
-    """Return a transposed convolution with stride 2 and kernel 2 or 3.
+    """Return a transposed convolution with kernel 2 or 3 that doubles the size along the axes of factor 2.
 
-    It doubles the size, except for kernel 3 and `"valid"`: the last position, which would depend on only one of its two
-    neighbors, is then omitted.
+    Except for kernel 3 and `"valid"`: the last position, which would depend on only one of its two neighbors, is then
+    omitted. Along other axes the kernel is 1.
     """
-    border, output_padding = (kernel_size - 1) // 2, kernel_size % 2 if padding == "same" else 0
-    layer = by_dims("ConvTranspose", dims)
-    return kaiming_(layer(in_channels, out_channels, kernel_size, 2, border, output_padding, bias=bias))
+    kernel = tuple(kernel_size if factor == 2 else 1 for factor in factors)
+    border = tuple((side - 1) // 2 for side in kernel)
+    output_padding = tuple(side % 2 if padding == "same" and side > 1 else 0 for side in kernel)
+    layer = by_dims("ConvTranspose", len(factors))
+    return kaiming_(layer(in_channels, out_channels, kernel, factors, border, output_padding, bias=bias))
+
+
+def nearest(factors: Factors) -> nn.Upsample:
+    """Return an enlargement by repeated positions."""
+    return nn.Upsample(scale_factor=tuple(map(float, factors)))
 
 
 def group_norm(groups: int, eps: float, channels: int) -> nn.GroupNorm:
@@ -254,11 +263,11 @@ class CrossAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, by a convolution with stride 2 centered on every second position."""
+    """Half the size, by a convolution with stride 2 centered on every second position; stride 1 along kept axes."""
 
-    def __init__(self, channels: int, conv: Conv):
+    def __init__(self, channels: int, conv: Conv, factors: Factors):
         super().__init__()
-        self.conv = conv(channels, channels, stride=2)
+        self.conv = conv(channels, channels, stride=factors)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         return self.conv(x)
@@ -267,10 +276,10 @@ class Downsample(nn.Module):
 class DownsampleEndPadded(nn.Module):
     """The same, padded by one position at the end of each axis and none at the start, as in DDPM 2020."""
 
-    def __init__(self, channels: int, dims: int):
+    def __init__(self, channels: int, factors: Factors):
         super().__init__()
-        self.border = (0, 1) * dims
-        self.conv = convolution(dims, "valid", channels, channels, stride=2)
+        self.border = tuple(n for factor in reversed(factors) for n in ((0, 1) if factor == 2 else (1, 1)))
+        self.conv = convolution(len(factors), "valid", channels, channels, stride=factors)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         return self.conv(F.pad(x, self.border))
@@ -279,9 +288,10 @@ class DownsampleEndPadded(nn.Module):
 class Upsample(nn.Module):
     """Twice the size: nearest-neighbor interpolation, then a convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, conv: Conv):
+    def __init__(self, in_channels: int, out_channels: int, conv: Conv, factors: Factors):
         super().__init__()
         self.conv = conv(in_channels, out_channels)
+        self.factors = tuple(map(float, factors))
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=self.factors, mode="nearest"))

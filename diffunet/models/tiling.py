@@ -51,19 +51,20 @@ class Tiled(nn.Module):
         self.tile = (tile,) * dims if isinstance(tile, int) else tuple(tile)
         if len(self.tile) != dims:
             raise ValueError(f"tile {self.tile}: the network has {dims} axes; give one side for each")
-        for side in set(self.tile):
-            _check_even(unet, side)
+        for axis, side in enumerate(self.tile):
+            _check_even(unet, side, axis)
         self.unet, self.around = unet, around or unet
         self.progress = progress
         self.output_size = unet.output_size(*self.tile)
         self.border = [t - n for t, n in zip(self.tile, self.output_size, strict=True)]
         self.reflects = unet.config.padding == "valid"
+        self.grid = unet.config.strides
+        wanted = [(0 if self.reflects else n // 4) if overlap is None else overlap for n in self.output_size]
+        self.step = [(n - w) // g * g for n, w, g in zip(self.output_size, wanted, self.grid, strict=True)]
         if overlap is None:
-            overlap = 0 if self.reflects else min(self.tile) // 4
-        self.grid = unet.config.max_stride
-        self.step = [(n - overlap) // self.grid * self.grid for n in self.output_size]
-        if min(self.step) < self.grid:
-            most = min(self.output_size) - self.grid
+            self.step = [max(step, grid) for step, grid in zip(self.step, self.grid, strict=True)]
+        if any(step < grid for step, grid in zip(self.step, self.grid, strict=True)):
+            most = min(n - grid for n, grid in zip(self.output_size, self.grid, strict=True))
             raise ValueError(f"overlap {overlap}: leaves no step from tile to tile; use at most {most}")
 
     def forward(self, x: Tensor, cond: Conditioning = Conditioning(), box: Box | None = None) -> Tensor:
@@ -99,7 +100,7 @@ class Tiled(nn.Module):
         output, step = self.output_size[axis], self.step[axis]
         if self.reflects:
             return list(range(0, max(side - output, 0) + step, step)), output
-        side = -(-side // self.grid) * self.grid  # as the network pads it
+        side = -(-side // self.grid[axis]) * self.grid[axis]  # as the network pads it
         output = min(output, side)
         return [min(start, side - output) for start in range(0, side - output + step, step)], output
 
@@ -149,23 +150,25 @@ def _gather(x: Tensor, indices: Sequence[Tensor]) -> Tensor:
     return x
 
 
-def valid_tile_sizes(unet: UNet, least: int, most: int) -> list[int]:
-    """Return the sides in [least, most] that every level halves evenly, so that tiles join exactly."""
-    return [side for side in range(max(least, unet.min_input_size), most + 1) if _is_even(unet, side)]
+def valid_tile_sizes(unet: UNet, least: int, most: int, axis: int = -1) -> list[int]:
+    """Return the sides in [least, most] along an axis that every level halves evenly, so that tiles join exactly."""
+    smallest = unet.min_input_sizes[axis]
+    return [side for side in range(max(least, smallest), most + 1) if _is_even(unet, side, axis)]
 
 
-def _is_even(unet: UNet, side: int) -> bool:
-    grid = unet.config.max_stride
+def _is_even(unet: UNet, side: int, axis: int) -> bool:
+    grid = unet.config.strides[axis]
     if unet.config.padding == "same":
         return side % grid == 0
-    output, shorter = output_side(unet.config, side), output_side(unet.config, side - 1)
+    output, shorter = (output_side(unet.config, n, axis) for n in (side, side - 1))
     return output >= grid and output > max(shorter, 0)  # else the last position is unused
 
 
-def _check_even(unet: UNet, side: int) -> None:
-    if side >= unet.min_input_size and _is_even(unet, side):
+def _check_even(unet: UNet, side: int, axis: int) -> None:
+    smallest = unet.min_input_sizes[axis]
+    if side >= smallest and _is_even(unet, side, axis):
         return
-    near, reach = max(side, unet.min_input_size), 2 * unet.config.max_stride
-    valid = valid_tile_sizes(unet, near - reach, near + reach)
+    near, reach = max(side, smallest), 2 * unet.config.strides[axis]
+    valid = valid_tile_sizes(unet, near - reach, near + reach, axis)
     nearest = sorted(sorted(valid, key=lambda other: abs(other - side))[:2])
     raise ValueError(f"tile {side}: some level would not halve it evenly; nearest valid sides: {nearest}")

@@ -83,12 +83,17 @@ class UNet(nn.Module):
             self.head = nn.Sequential(norm(width), nn.SiLU(), layers.zero_init(conv(width, config.out_channels)))
         else:
             self.head = conv(width, config.out_channels, 1)
-        self.min_input_size = min_input_size(config)
+        self.min_input_sizes = tuple(min_input_size(config, axis) for axis in range(config.dims))
 
     @property
     def levels(self) -> list[Level]:
         """All levels, finest first, for hooks and feature maps."""
         return [module for module in self.body.modules() if isinstance(module, Level)]
+
+    @property
+    def min_input_size(self) -> int:
+        """The smallest side that is enough along every axis."""
+        return max(self.min_input_sizes)
 
     def forward(self, x: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """x: (B, in_channels, *S). Raise ValueError for an input or conditioning that does not fit the config."""
@@ -103,11 +108,11 @@ class UNet(nn.Module):
     def output_size(self, *size: int) -> tuple[int, ...]:
         """Return the sides of the output for an input with these sides. Raise ValueError if they are too small."""
         self._check_size(size)
-        return tuple(output_side(self.config, side) for side in size)
+        return tuple(output_side(self.config, side, axis) for axis, side in enumerate(size))
 
     def _padded(self, x: Tensor) -> Tensor:
         """Return x padded at its ends, by replication, until every level halves evenly."""
-        spare = [-size % self.config.max_stride for size in x.shape[2:]]
+        spare = [-size % stride for size, stride in zip(x.shape[2:], self.config.strides, strict=True)]
         border = [n for extra in reversed(spare) for n in (0, extra)]
         return F.pad(x, border, mode="replicate") if any(spare) else x
 
@@ -127,8 +132,9 @@ class UNet(nn.Module):
             raise ValueError(f"planes: expected shape {expected}, got {shape}")
 
     def _check_size(self, size: Sequence[int]) -> None:
-        if min(size) < self.min_input_size:
-            raise ValueError(f"an input of {tuple(size)} is too small; each side needs {self.min_input_size}")
+        if any(side < least for side, least in zip(size, self.min_input_sizes, strict=True)):
+            least = self.min_input_size if len(set(self.min_input_sizes)) == 1 else self.min_input_sizes
+            raise ValueError(f"an input of {tuple(size)} is too small; each side needs {least}")
 
 
 def _broadcastable(shape: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> bool:
@@ -145,11 +151,13 @@ def _build_level(config: UNetConfig, plan: Sequence[LevelPlan], depth: int) -> L
     here, level = plan[depth], config.levels[depth]
     coarsest = depth == len(plan) - 1
     return Level(
-        enter=_build_downsample(config, here.in_channels) if depth else Stack(),
+        enter=_build_downsample(config, here.in_channels, _factors(config, depth)) if depth else Stack(),
         down=[_build_stack(config, stack, level.attention) for stack in here.down],
         inner=_build_middle(config, here.down_channels) if coarsest else _build_level(config, plan, depth + 1),
         up=[_build_stack(config, stack, level.attention) for stack in here.up],
-        exit=_build_upsample(config, here.out_channels, plan[depth - 1].inner_channels) if depth else Stack(),
+        exit=_build_upsample(config, here.out_channels, plan[depth - 1].inner_channels, _factors(config, depth))
+        if depth
+        else Stack(),
         run=partial(checkpoint, use_reentrant=False) if level.gradient_checkpointing else call,
         join=layers.without_skip if config.skips == "none" else layers.join,
     )
@@ -176,37 +184,42 @@ def _build_block(config: UNetConfig, in_channels: int, out_channels: int, attent
     return parts
 
 
-def _build_downsample(config: UNetConfig, channels: int) -> nn.Module:
-    """Return a block from `channels` to `channels` at half the size."""
+def _factors(config: UNetConfig, depth: int) -> layers.Factors:
+    """Return by how much a level is coarser than the finer one along each axis."""
+    return tuple(2 if halved else 1 for halved in config.halved(depth))
+
+
+def _build_downsample(config: UNetConfig, channels: int, factors: layers.Factors) -> nn.Module:
+    """Return a block from `channels` to `channels` at a size smaller by the factors."""
     match config.resampling:
         case "conv":
-            return layers.Downsample(channels, _conv(config))
+            return layers.Downsample(channels, _conv(config), factors)
         case "conv_end_padded":
-            return layers.DownsampleEndPadded(channels, config.dims)
+            return layers.DownsampleEndPadded(channels, factors)
         case "pool" | "pool_relu":
-            return layers.IgnoreCond(layers.by_dims("MaxPool", config.dims)(2))
+            return layers.IgnoreCond(layers.by_dims("MaxPool", config.dims)(factors))
         case "average":
-            return layers.IgnoreCond(layers.by_dims("AvgPool", config.dims)(2))
+            return layers.IgnoreCond(layers.by_dims("AvgPool", config.dims)(factors))
         case "residual":
-            pool = layers.by_dims("AvgPool", config.dims)(2)
+            pool = layers.by_dims("AvgPool", config.dims)(factors)
             return layers.ResidualBlock(channels, channels, _conv(config), resize=pool, **_block_parts(config))
 
 
-def _build_upsample(config: UNetConfig, in_channels: int, out_channels: int) -> nn.Module:
-    """Return a block from `in_channels` to `out_channels` at twice the size."""
-    transposed, parts = partial(layers.transposed_convolution, config.dims, config.padding), _block_parts(config)
+def _build_upsample(config: UNetConfig, in_channels: int, out_channels: int, factors: layers.Factors) -> nn.Module:
+    """Return a block from `in_channels` to `out_channels` at a size larger by the factors."""
+    transposed, parts = partial(layers.transposed_convolution, factors, config.padding), _block_parts(config)
     match config.resampling:
         case "conv" | "conv_end_padded":
-            return layers.Upsample(in_channels, out_channels, _conv(config))
+            return layers.Upsample(in_channels, out_channels, _conv(config), factors)
         case "pool":
             return layers.IgnoreCond(transposed(in_channels, out_channels, bias=config.transposed_bias))
         case "pool_relu":
             return layers.PlainBlock(in_channels, out_channels, partial(transposed, kernel_size=3), **parts)
         case "average":
-            return layers.IgnoreCond(nn.Upsample(scale_factor=2))
+            return layers.IgnoreCond(layers.nearest(factors))
         case "residual":
-            doubled = nn.Upsample(scale_factor=2)
-            return layers.ResidualBlock(in_channels, out_channels, _conv(config), resize=doubled, **parts)
+            enlarged = layers.nearest(factors)
+            return layers.ResidualBlock(in_channels, out_channels, _conv(config), resize=enlarged, **parts)
 
 
 def _conv(config: UNetConfig) -> layers.Conv:

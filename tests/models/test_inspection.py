@@ -65,6 +65,30 @@ def test_gradients_reach_exactly_the_receptive_field(name, padding):
         assert reach[0]
 
 
+def test_gradients_reach_exactly_the_receptive_field_along_each_axis():
+    levels = (LevelConfig(channels=2, blocks=1), LevelConfig(channels=2, blocks=1, halves=("x",)))
+    levels += (LevelConfig(channels=2, blocks=1, halves=("y", "x")),)
+    config = UNetConfig(levels=levels, dims=3, in_channels=1, out_channels=1, norm="none", middle_attention=False,
+                        resampling="average")  # fmt: skip
+    fields = [receptive_field(config, axis) for axis in range(3)]
+    assert fields[0] < fields[1] < fields[2] == receptive_field(config)
+    assert describe(config, (8, 8, 8))[-1].receptive_field == tuple(fields)
+    unet = randomized(UNet(config)).double()
+    for parameter in unet.parameters():
+        torch.nn.init.uniform_(parameter, 0.1, 0.2)
+    for axis, field in enumerate(fields):
+        size = [4, 4, 4]
+        size[axis] = -(-2 * field // 4) * 4
+        x = torch.rand(1, 1, *size, dtype=torch.float64, requires_grad=True)
+        output = unet(x).movedim(axis + 2, -1)
+        widest = 0
+        for position in range(field, field + 4):
+            (grad,) = torch.autograd.grad(output[..., position].sum(), x, retain_graph=True)
+            reached = grad.movedim(axis + 2, -1).flatten(0, -2).abs().sum(0).nonzero()
+            widest = max(widest, int(reached.max() - reached.min()) + 1)
+        assert widest == field
+
+
 def test_receptive_field_of_unet2015_is_204_positions():
     assert receptive_field(UNetConfig(preset="unet2015")) == 204
 

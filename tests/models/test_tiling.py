@@ -56,6 +56,28 @@ def test_tiles_equal_the_whole_volume():
     torch.testing.assert_close(found, whole(unet, x), atol=1e-5, rtol=1e-5)
 
 
+def test_tiles_equal_the_whole_volume_of_unequal_spacing():
+    levels = (LevelConfig(channels=4, blocks=1), LevelConfig(channels=4, blocks=1, halves=("y", "x")))
+    levels += (LevelConfig(channels=4, blocks=1), LevelConfig(channels=4, blocks=1, halves=("x",), up=()))
+    config = UNetConfig(levels=levels, dims=3, padding="valid", block="plain", norm="none", skips="level",
+                        resampling="pool", middle_blocks=0, in_channels=1, out_channels=2)  # fmt: skip
+    unet = randomized(UNet(config)).eval()
+    sizes = [valid_tile_sizes(unet, 1, 100, axis)[1] for axis in range(3)]
+    assert len(set(sizes)) == 3
+    x = torch.randn(1, 1, 19, 23, 70)
+    border = [side - out for side, out in zip(sizes, unet.output_size(*sizes), strict=True)]
+    padded = [next(n for n in range(s + b, 999) if valid_tile_sizes(unet, n, n, a)) for a, (s, b) in
+              enumerate(zip(x.shape[2:], border, strict=True))]  # fmt: skip
+    around = [(0, 0), (0, 0)] + [(b // 2, p - s - b // 2) for b, p, s in zip(border, padded, x.shape[2:], strict=True)]
+    with torch.no_grad():
+        found = Tiled(unet, tile=tuple(sizes))(x)
+        expected = unet(torch.from_numpy(numpy.pad(x.numpy(), around, mode="reflect")))[..., :19, :23, :70]
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match=f"tile {sizes[0] + 1}"):
+        Tiled(unet, tile=(sizes[2], sizes[0] + 1, sizes[2]))
+
+
 @pytest.mark.parametrize("resampling", ["conv", "pool", "pool_relu", "average", "residual"])
 @pytest.mark.parametrize("block", ["plain", "residual"])
 def test_tiles_equal_the_whole_for_every_resampling(block, resampling):

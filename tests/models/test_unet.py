@@ -12,6 +12,7 @@ from diffunet.models.conditioning import Conditioning
 from diffunet.models.config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for
 from diffunet.models.denoiser import Denoiser, TimeConfig
 from diffunet.models.inspection import build_probe
+from diffunet.models.inspection import features as inspected
 from diffunet.models.unet import UNet
 
 WIDE = (
@@ -191,7 +192,7 @@ def test_size_arithmetic_matches_the_network(levels, resampling):
     for block, skips, middle in itertools.product(("residual", "plain"), ("block", "level", "none"), (0, 1)):
         kind = {"block": block, "skips": skips, "middle_blocks": middle, "resampling": resampling}
         unet = build_probe(UNetConfig(levels=LEVELS[levels], padding="valid", norm_groups=1, **kind))
-        least, unet.min_input_size = unet.min_input_size, 0
+        (least,), unet.min_input_sizes = unet.min_input_sizes, (0,)
         for side in (least - 2, least - 1, *range(least, least + 9)):
             x = torch.zeros(1, 1, max(side, 0), dtype=torch.float64)
             if side < least:
@@ -200,6 +201,57 @@ def test_size_arithmetic_matches_the_network(levels, resampling):
             else:
                 with torch.no_grad():
                     assert (unet(x).shape[-1],) == unet.output_size(side)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("resampling", ["conv", "conv_end_padded", "pool", "pool_relu", "average", "residual"])
+def test_a_level_halves_only_its_axes(resampling, padding):
+    """Sizes of the real network; along an axis that no level halves, shifting the input shifts every feature."""
+    if (resampling, padding) == ("conv_end_padded", "valid"):
+        return
+    levels = (LevelConfig(channels=4, blocks=1), LevelConfig(channels=4, blocks=1, halves=("x",)))
+    levels += (LevelConfig(channels=4, blocks=1, halves=("y", "x")),)
+    for block, skips in itertools.product(("residual", "plain"), ("block", "level", "none")):
+        config = UNetConfig(
+            levels=levels, dims=3, in_channels=1, out_channels=1, norm="none", middle_attention=False,
+            block=block, skips=skips, resampling=resampling, padding=padding,
+        )  # fmt: skip
+        assert config.strides == (1, 2, 4) and config.max_stride == 4
+        unet = randomized(UNet(config))
+        assert unet.min_input_sizes[0] <= unet.min_input_sizes[1] <= unet.min_input_sizes[2]
+        least = unet.min_input_sizes
+        size = [side + spare for side, spare in zip(least, (3, 2, 5), strict=True)]
+        x = torch.randn(1, 1, *size)
+        with torch.no_grad():
+            output, features = unet(x), inspected(unet, x)
+        assert tuple(output.shape[2:]) == unet.output_size(*size)
+        depth, height, width = features["down.2"].shape[2:]
+        if padding == "same":
+            assert (depth, height, width) == (size[0], -(-size[1] // 2), -(-size[2] // 4))
+        for axis in range(3):
+            smaller = [side - (number == axis) for number, side in enumerate(least)]
+            with pytest.raises(ValueError, match="too small"):
+                unet.output_size(*smaller)
+            if padding == "valid":
+                with pytest.raises(RuntimeError), torch.no_grad():
+                    unet.head(unet.body(unet.stem(torch.zeros(1, 1, *smaller)), Conditioning()))
+        if padding == "valid":
+            with torch.no_grad():
+                shifted = unet(x[:, :, 1:])
+            torch.testing.assert_close(shifted, output[:, :, 1:], atol=1e-5, rtol=1e-4)
+
+
+def test_axes_to_halve_exist():
+    fine, coarse = LevelConfig(channels=4), LevelConfig(channels=4, halves=("z",))
+    with pytest.raises(ValueError, match="levels.1.halves: no axis z; choose from y, x"):
+        UNetConfig(levels=(fine, coarse), norm_groups=4)
+    with pytest.raises(ValueError, match="levels.0.halves: there is no finer level"):
+        UNetConfig(levels=(coarse, fine), dims=3, norm_groups=4)
+    every = LevelConfig(channels=4, halves=("y", "x"))
+    named, plain = (randomized(UNet(UNetConfig(levels=(fine, level), norm_groups=4))) for level in (every, fine))
+    named.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 12, 9)
+    assert torch.equal(named(x), plain(x))
 
 
 def test_plan_lists_the_channels_of_every_block():
