@@ -7,7 +7,8 @@ from ..core.errors import UserError
 from ..core.progress import shared_bar
 from ..core.settings import settings_from
 from ..runs.predict import ImagePredictor
-from ..runs.predicted_files import Extras, inputs_of, predict_files
+from ..runs.predicted_arrays import Extras
+from ..runs.predicted_files import inputs_of, predict_files
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from .console import check_single_process, output_folder, user_friendly
@@ -16,7 +17,7 @@ from .flags import add_flags, parse_flags
 
 @user_friendly
 def predict(argv: list[str]) -> int:
-    """Predict the classes or numbers of images: files or folders in, files of the same names out."""
+    """Predict the classes or numbers of images or volumes: files or folders in, files of the same names out."""
     check_single_process("diffunet predict")
     parser = argparse.ArgumentParser(prog="diffunet predict", description=predict.__doc__)
     parser.add_argument(
@@ -42,9 +43,10 @@ def predict(argv: list[str]) -> int:
         raise UserError(f"{args.words[-1]}: a run; add images to predict, files or folders")
     config = settings_from(runs[0].config(PredictionConfig).predict, PredictConfig, flags)
     predictor = ImagePredictor(runs, config)
-    inputs = inputs_of(images, predictor.own.data.channels)
+    dims = predictor.own.unet.dims
+    inputs = inputs_of(images, predictor.own.data.channels, dims)
     folder = output_folder(args.output, runs[0].folder / "predictions")
-    bar = shared_bar("predict", "image", len(inputs))
+    bar = shared_bar("predict", "volume" if dims == 3 else "image", len(inputs))
     extras = Extras(args.probabilities, args.overlays, args.objects, args.members)
     skipped = predict_files(predictor, inputs, folder, extras, bar)
     print(f"{len(inputs) - skipped} predictions: {Path(folder)}")

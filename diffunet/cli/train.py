@@ -100,6 +100,6 @@ def _benchmark(task: Task) -> int:
     return 0
 
 
-def _size(config: RunConfig) -> tuple[int, int]:
-    """Return (height, width) of what the network takes in a training."""
-    return config.data.patch_size if isinstance(config, PredictionConfig) else config.data.size
+def _size(config: RunConfig) -> tuple[int, ...]:
+    """Return the sides of what the network takes in a training."""
+    return config.patch_size if isinstance(config, PredictionConfig) else config.data.size

@@ -33,6 +33,10 @@ def default_device() -> torch.device:
     return found or torch.device("cpu")
 
 
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory formats with the channels last, by the axes of a convolution's weight."""
+
+
 def precision(requested: str, device: torch.device) -> str:
     """Return `no`, `bf16` or `fp16`; for `auto` the fastest that the device has. Raise UserError for fp16 on a CPU."""
     if requested == "fp16" and device.type == "cpu":
@@ -49,8 +53,9 @@ def _has_bf16(device: torch.device) -> bool:
 
 def prepare_for(unet: nn.Module, config: RuntimeConfig) -> None:
     """Set the memory format of a network, and compile it at its first call if `compile` is true."""
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
+    weights = max((parameter.dim() for parameter in unet.parameters()), default=0)  # 4 in 2-D, 5 in 3-D
+    if config.channels_last and weights in FORMATS:
+        unet.to(memory_format=FORMATS[weights])
     if config.compile is True and unet._compiled_call_impl is None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(COMPILE_CACHE))
         unet.compile()

@@ -1,4 +1,4 @@
-"""Cases, an image and its target each, and the patches of them that a training sees.
+"""Cases, an image or volume and its target each, and the patches of them that a training sees.
 
 An example is a patch and its index says which: index i is a patch of case i % cases, at a place drawn for i. So the
 order, the loader and resuming are those of any data set, and each case is seen equally often.
@@ -34,30 +34,33 @@ class Case:
 
     name: str
     image: Tensor
-    """(C, H, W) in the units and the type of its file."""
+    """(C, *S) in the units and the type of its file; S is (height, width), of a volume (depth, height, width)."""
     target: Tensor
-    """(H, W) int16, classes, UNKNOWN without a label; or (C', H, W) fp32, NaN where unknown."""
+    """(*S) int16, classes, UNKNOWN without a label; or (C', *S) fp32, NaN where unknown."""
     weight: Tensor | None = None
-    """(H, W) fp32, of each place in the loss."""
+    """(*S) fp32, of each place in the loss."""
     instances: Tensor | None = None
-    """(H, W) int32, the object of each place; 0: background."""
+    """(*S) int32, the object of each place; 0: background."""
+    spacing: tuple[float, ...] | None = None
+    """Distance of neighboring places along each axis of S in millimeters; None: unknown."""
 
     def __post_init__(self):
         for kind, values in (("target", self.target), ("weight", self.weight)):
-            if values is not None and values.shape[-2:] != self.image.shape[-2:]:
-                sizes = ["×".join(map(str, part.shape[-2:])) for part in (self.image, values)]
+            if values is not None and values.shape[-len(self.size) :] != self.image.shape[1:]:
+                sizes = ["×".join(map(str, part.shape[-len(self.size) :])) for part in (self.image, values)]
+                unit = "pixels" if len(self.size) == 2 else "voxels"
                 raise UserError(
-                    f"{self.name}: the image has {sizes[0]} pixels, its {kind} {sizes[1]}; crop or scale one"
+                    f"{self.name}: the image has {sizes[0]} {unit}, its {kind} {sizes[1]}; crop or scale one"
                 )
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.image.shape[-2], self.image.shape[-1]
+    def size(self) -> tuple[int, ...]:
+        """The sides S."""
+        return tuple(self.image.shape[1:])
 
     @cached_property
     def places(self) -> list[np.ndarray]:
-        """Some places of each class that the case has, (n, 2) each; none if the target has no classes."""
+        """Some places of each class that the case has, (n, axes) each; none if the target has no classes."""
         if self.target.is_floating_point():
             return []
         classes, kept = self.target.numpy(), []
@@ -112,10 +115,10 @@ class Patches:
     cases: Cases
     indices: Sequence[int]
     """The cases in use."""
-    size: tuple[int, int]
-    """(height, width) of the network's input."""
-    border: tuple[int, int]
-    """By how much the output is smaller, with valid borders."""
+    size: tuple[int, ...]
+    """Sides of the network's input."""
+    border: tuple[int, ...]
+    """By how much the output is smaller along each axis, with valid borders."""
     balanced: float
     """Share of the patches whose center has a class drawn first."""
     warp: Warp
@@ -144,17 +147,17 @@ class Patches:
         """Return the crop of a patch; beyond the image's edges it is mirrored."""
         case = self.cases[self.indices[index % len(self.indices)]]
         corner = self._corner(case, index)
-        rows, columns = (
+        places = [
             reflect_index(torch.arange(side + 2 * margin) + start - margin, whole)
             for side, margin, start, whole in zip(self.size, self.warp.margin, corner, case.size, strict=True)
-        )
+        ]
         parts = {"image": case.image, "target": case.target, "weight": case.weight}
-        return {name: part[..., rows[:, None], columns] for name, part in parts.items() if part is not None}
+        return {name: _gathered(part, places) for name, part in parts.items() if part is not None}
 
     def _corner(self, case: Case, index: int) -> list[int]:
         """Return the corner of a patch. Its output lies inside the image, if it is not larger than that."""
         random = np.random.Generator(np.random.Philox(seed_for(index, PLACE)))
-        share, *fractions = random.random(3)
+        share, *fractions = random.random(1 + len(self.size))
         spare = [whole - (side - edge) for whole, side, edge in zip(case.size, self.size, self.border, strict=True)]
         starts = [math.floor(fraction * (max(n, 0) + 1)) for fraction, n in zip(fractions, spare, strict=True)]
         if share < self.balanced and (places := case.places):
@@ -162,6 +165,15 @@ class Patches:
             outputs = [side - edge for side, edge in zip(self.size, self.border, strict=True)]
             starts = [min(max(c - o // 2, 0), max(n, 0)) for c, o, n in zip(center, outputs, spare, strict=True)]
         return [start - edge // 2 for start, edge in zip(starts, self.border, strict=True)]
+
+
+def _gathered(values: Tensor, places: list[Tensor]) -> Tensor:
+    """Return (..., *S') of (..., *S) at places along each of the last axes; of a file, only these parts are read."""
+    first = values.ndim - len(places)
+    for axis, along in enumerate(places, start=first):
+        values = values.narrow(axis, low := int(along.min()), int(along.max()) + 1 - low)
+        values = values.index_select(axis, along - low)
+    return values
 
 
 def _drawn(places: list[np.ndarray], random: np.random.Generator) -> list[int]:
@@ -188,6 +200,6 @@ def resemblance(cases: Cases, pairs: int) -> tuple[float, float]:
 
 def _correlation(first: Case, second: Case) -> float:
     """Return the correlation of two images where both have pixels; 0 if one is constant."""
-    height, width = (min(sides) for sides in zip(first.size, second.size, strict=True))
-    grays = [case.image[:, :height, :width].double().mean(0).numpy().ravel() for case in (first, second)]
+    shared = tuple(slice(min(sides)) for sides in zip(first.size, second.size, strict=True))
+    grays = [case.image[(slice(None), *shared)].double().mean(0).numpy().ravel() for case in (first, second)]
     return float(np.corrcoef(grays)[0, 1]) if all(gray.std() > 0 for gray in grays) else 0.0

@@ -6,8 +6,8 @@ that are all gray, as of masks saved as RGB, become gray values.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -40,6 +40,8 @@ class Labels:
     ignore: int | None = None
     instances: bool = False
     """Places with codes other than 0 are objects, one for each code."""
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Unions of classes by their names."""
 
     def alike(self, codes: np.ndarray) -> np.ndarray:
         """Return codes as the classes have them: gray values unless these are colors, and plain numbers of objects."""
@@ -166,7 +168,7 @@ def survey(images: Iterable[Mapping[int, int]], config: PairConfig) -> Labels:
     if len(codes) < 2:
         only = written(codes[0]) if codes else "nothing"
         raise UserError(f"data.labels: the targets have one value ({only}); a segmentation needs at least two classes")
-    return Labels(tuple(codes), _names(config, tuple(map(written, codes))), ignore)
+    return Labels(tuple(codes), _names(config, tuple(map(written, codes))), ignore, regions=_regions(config, codes))
 
 
 def _alike(counts: Counter[int], config: PairConfig) -> Counter[int]:
@@ -261,4 +263,18 @@ def labels_of(config: PairConfig) -> Labels:
     if config.labels == "instances":
         return Labels((0, 1), config.class_names or (), ignore, instances=True)
     codes = tuple(_code(value, "data.values") for value in config.values or ())
-    return Labels(codes, config.class_names or (), ignore)
+    return Labels(codes, config.class_names or (), ignore, regions=_regions(config, codes))
+
+
+def _regions(config: PairConfig, codes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the classes of each region. Raise UserError for a value that is none, and for all or no classes."""
+    found = {}
+    for name, values in config.regions.items():
+        key = f"data.regions.{name}"
+        members = sorted({_code(value, key) for value in values})
+        if strange := [code for code in members if code not in codes]:
+            raise UserError(f"{key}: {written(strange[0])} is no class; the classes are {_listed(list(codes))}")
+        if not 0 < len(members) < len(codes):
+            raise UserError(f"{key}: needs some of the classes, and not all {len(codes)} (got {len(members)})")
+        found[name] = tuple(codes.index(code) for code in members)
+    return found

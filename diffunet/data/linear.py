@@ -24,9 +24,9 @@ class LinearMap:
     """(C',) root mean square of the error, where the map was fitted."""
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return (C', H, W) fp32 of an image (C, H, W)."""
-        shift = self.offset[:, None, None]
-        return torch.einsum("kc,chw->khw", self.matrix, image.float()) + shift
+        """Return (C', *S) fp32 of an image (C, *S)."""
+        shift = self.offset.reshape(-1, *[1] * (image.ndim - 1))
+        return torch.einsum("kc,c...->k...", self.matrix, image.float()) + shift
 
 
 def fit_linear(cases: Sequence[Case]) -> LinearMap:

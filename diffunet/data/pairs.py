@@ -13,8 +13,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +32,10 @@ WEIGHT_FOLDERS = "weights", "weight"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """The name of a file with one channel, in nnU-Net's layout."""
 STACK = {".tif", ".tiff"}
+VOLUMES = ".nii", ".nii.gz", ".mha", ".mhd", ".npz"
+"""Suffixes of files that are no images."""
 Patch = Annotated[int, Field(ge=1, le=65_536)]
+Spacing = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class PairConfig(Settings):
@@ -49,10 +53,21 @@ class PairConfig(Settings):
     """The value, or the color as "#rrggbb", of each class, in order; null: as found, in rising order."""
     class_names: Annotated[tuple[str, ...], Strict(False)] | None = None
     """The names of the classes; null: their values."""
+    regions: dict[str, Annotated[tuple[int | str, ...], Strict(False)]] = {}
+    """Unions of classes by the values of these, as {whole: [1, 2, 3], core: [1, 3]} of a tumor and its parts: overlap
+    in the loss is theirs instead of the classes', and they are scored, too."""
     ignore: int | str | None = None
     """The value, or color, of places without a label: they enter no loss, no score and no choice of patches."""
-    patch: Patch | Annotated[tuple[Patch, Patch], Strict(False)] | None = None
-    """Size of the network's input in training, or [height, width]; null: as large as the images, at most 256."""
+    spacing: Annotated[tuple[Spacing, Spacing, Spacing], Strict(False)] | Literal["files"] | None = None
+    """Distance of neighboring voxels along z, y and x in millimeters, to which volumes are resampled; null: the median
+    of the training cases, if they differ; files: as in the files."""
+    intensity: Literal["set", "case", "foreground"] | Annotated[tuple[float, float], Strict(False)] = "set"
+    """Units of the network's input. set: mean 0 and deviation 1 over the training set; case: over each image, whose
+    gray values need no common scale, as of MRI; [low, high]: first clipped to this window, as of CT; foreground: to
+    that of 99 % of the places of all classes but the first."""
+    patch: Patch | Annotated[tuple[Patch, ...], Field(min_length=2, max_length=3), Strict(False)] | None = None
+    """Side of the network's input in training, or [height, width], of volumes [depth, height, width]; null: as large as
+    the images, at most 256, of volumes 64."""
     balanced: float = Field(0.33, ge=0, le=1)
     """Share of the patches whose center has a class that is drawn first, so that rare classes are seen."""
     folds: int = Field(5, ge=2, le=1000)
@@ -68,6 +83,18 @@ class PairConfig(Settings):
     workers: int = Field(2, ge=0, le=1000)
     """Processes that decode, for sets larger than memory_budget."""
 
+    @field_validator("intensity")
+    @classmethod
+    def _is_a_window(cls, intensity: str | tuple[float, float]) -> str | tuple[float, float]:
+        if not isinstance(intensity, str) and not intensity[0] < intensity[1]:
+            raise ValueError(f"the window [{intensity[0]:g}, {intensity[1]:g}] is empty; write [low, high]")
+        return intensity
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The values to which images are clipped, of a resolved config."""
+        return self.intensity if isinstance(self.intensity, tuple) else None
+
     @field_validator("group")
     @classmethod
     def _has_a_group(cls, pattern: str | None) -> str | None:
@@ -77,11 +104,6 @@ class PairConfig(Settings):
         except re.error as error:
             raise ValueError(f"{printable(pattern, 60)} is not a regular expression: {error}") from None
         return pattern
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        """(height, width) of a resolved `patch`."""
-        return self.patch if isinstance(self.patch, tuple) else (self.patch or 0,) * 2
 
 
 @dataclass(frozen=True)
@@ -107,12 +129,16 @@ class Pair:
     weight: Source | None = None
 
 
-def find_pairs(config: PairConfig, log: Callable[[str], None] = print) -> list[Pair]:
+def find_pairs(
+    config: PairConfig, log: Callable[[str], None] = print, suffixes: Collection[str] | None = None
+) -> list[Pair]:
     """Return the cases of a folder in the natural order of their names. Log what stays unpaired.
+
+    suffixes: of the files, as ".nii.gz"; None: those of images, whose stacks are paired by page.
 
     Raise UserError if there is no such folder, no layout that fits, or no pair.
     """
-    folder = Path(config.path).expanduser()
+    folder, files_in = Path(config.path).expanduser(), partial(image_files, suffixes=suffixes)
     if not folder.is_dir():
         names = os.listdir(folder.parent) if folder.parent.is_dir() else []
         near = did_you_mean(folder.name, names) or "; give a folder of images and targets"
@@ -121,14 +147,14 @@ def find_pairs(config: PairConfig, log: Callable[[str], None] = print) -> list[P
         targets = Path(config.targets).expanduser()
         if not targets.is_dir():
             raise UserError(f"data.targets: {printable(config.targets)} is no folder; leave it out if path has both")
-        return _by_name(folder, targets, None, log)
+        return _by_name(folder, targets, None, log, files_in)
     if (folder / "metadata.jsonl").is_file():
         return _by_metadata(folder)
     images = _first(folder, IMAGE_FOLDERS)
     targets = _first(folder, TARGET_FOLDERS)
     if images and targets:
-        return _by_name(images, targets, _first(folder, WEIGHT_FOLDERS), log)
-    if stacks := _stacks(folder):
+        return _by_name(images, targets, _first(folder, WEIGHT_FOLDERS), log, files_in)
+    if suffixes is None and (stacks := _stacks(folder)):
         return stacks
     found = ", ".join(sorted(printable(entry.name, 40) for entry in folder.iterdir())[:6]) or "nothing"
     raise UserError(
@@ -142,11 +168,16 @@ def natural(name: str) -> tuple:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the images and arrays in a folder, not in its subfolders, in natural order."""
-    known = {*Image.registered_extensions(), ".npy"}
-    files = [file for file in folder.iterdir() if file.suffix.lower() in known and not file.name.startswith(".")]
+def image_files(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:
+    """Return the files in a folder, not in its subfolders, in natural order: images and arrays, or these suffixes."""
+    known = tuple(suffixes or {*Image.registered_extensions(), ".npy"})
+    files = [file for file in folder.iterdir() if file.name.lower().endswith(known) and not file.name.startswith(".")]
     return sorted(files, key=lambda file: natural(file.name))
+
+
+def stem_of(file: Path) -> str:
+    """Return the name of a file without its suffix, of which `.nii.gz` is one."""
+    return Path(file.stem).stem if file.suffix.lower() == ".gz" else file.stem
 
 
 def group_channels(files: Iterable[Path]) -> dict[str, tuple[Source, ...]]:
@@ -156,8 +187,8 @@ def group_channels(files: Iterable[Path]) -> dict[str, tuple[Source, ...]]:
     """
     found: dict[str, dict[int, Path]] = {}
     for file in files:
-        channel = CHANNEL.fullmatch(file.stem)
-        name, number = (channel[1], int(channel[2])) if channel else (file.stem, 0)
+        channel = CHANNEL.fullmatch(stem := stem_of(file))
+        name, number = (channel[1], int(channel[2])) if channel else (stem, 0)
         _refuse_twins(file, found.setdefault(name, {}).setdefault(number, file))
     for name, channels in found.items():
         if missing := set(range(len(channels))) - channels.keys():
@@ -169,7 +200,7 @@ def _by_stem(files: Iterable[Path]) -> dict[str, Path]:
     """Return files by their names without suffix. Raise UserError if two have the same."""
     found: dict[str, Path] = {}
     for file in files:
-        _refuse_twins(file, found.setdefault(file.stem, file))
+        _refuse_twins(file, found.setdefault(stem_of(file), file))
     return found
 
 
@@ -182,16 +213,24 @@ def _first(folder: Path, names: Iterable[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
-def _by_name(images: Path, targets: Path, weights: Path | None, log: Callable[[str], None]) -> list[Pair]:
-    named = _by_stem(image_files(targets))
-    files = image_files(images)
+def _by_name(
+    images: Path,
+    targets: Path,
+    weights: Path | None,
+    log: Callable[[str], None],
+    files_in: Callable[[Path], list[Path]],
+) -> list[Pair]:
+    named = _by_stem(files_in(targets))
+    files = files_in(images)
     # Only channels belong to one target; nuclei_0001 and nuclei_0002 with targets of their own are two images.
-    separate = {file.stem for file in files} & named.keys()
-    grouped = group_channels(file for file in files if file.stem not in separate)
-    alone = _by_stem(file for file in files if file.stem in separate)
+    separate = set(map(stem_of, files)) & named.keys()
+    grouped = group_channels(file for file in files if stem_of(file) not in separate)
+    alone = _by_stem(file for file in files if stem_of(file) in separate)
     grouped |= {name: (Source(str(file)),) for name, file in alone.items()}
-    weighted = {name: Source(str(file)) for name, file in _by_stem(image_files(weights) if weights else ()).items()}
+    weighted = {name: Source(str(file)) for name, file in _by_stem(files_in(weights) if weights else ()).items()}
     paired = sorted(grouped.keys() & named.keys(), key=natural)
+    if not paired and not files and any(file.name.endswith(VOLUMES) for file in images.iterdir()):
+        raise UserError(f"data.path: {images} has volumes; set unet.dims 3 to train on them")
     if not paired:
         examples = [next(iter(names), "none") for names in (grouped, named)]
         raise UserError(
@@ -223,7 +262,7 @@ def _by_metadata(folder: Path) -> list[Pair]:
         images = tuple(_inside(folder, name, file, number) for name in names)
         weight = line.get("weight")
         target = _inside(folder, line["target"], file, number)
-        name = Path(images[0].path).stem
+        name = stem_of(Path(images[0].path))
         pairs.append(Pair(name, images, target, weight and _inside(folder, weight, file, number)))
     if repeated := [name for name, number in Counter(pair.name for pair in pairs).items() if number > 1]:
         raise UserError(f"{file}: two lines have an image called {repeated[0]}; rename one")

@@ -38,11 +38,11 @@ class PredictedCase:
 
     case: Case
     output: Tensor
-    """(K, H, W): probabilities of the classes, or numbers."""
+    """(K, *S): probabilities of the classes, or numbers."""
     has_probabilities: bool = True
     """False: the class of each place has the probability 1, which is no statement about its certainty."""
     segments: np.ndarray | None = None
-    """(H, W) predicted instances; None: the connected parts of the objects."""
+    """(*S) predicted instances; None: the connected parts of the objects."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Judge:
     borders: bool
     data_range: float
     references: Mapping[str, Reference]
+    in_millimeters: bool = False
+    """Whether distances are in the unit of the cases' spacing, which all have; else in pixels."""
 
     @classmethod
     def of(cls, cases: Cases, labels: Labels | None, scored: Sequence[int], fitted: Sequence[int]) -> "Judge":
@@ -62,15 +64,17 @@ class Judge:
         if labels is None:
             data_range = range_of(cases[index].target for index in scored)
             return cls(None, False, data_range, number_references(some))
-        two_classes = len(labels.codes) == 2 and not labels.instances
-        borders = two_classes and has_borders([cases[index].target.numpy() for index in evenly_spaced(scored)])
-        return cls(labels, borders, 0.0, class_references(some, len(labels.codes)))
+        planar = len(cases[scored[0]].size) == 2
+        borders = planar and len(labels.codes) == 2 and not labels.instances
+        borders = borders and has_borders([cases[index].target.numpy() for index in evenly_spaced(scored)])
+        spaced = all(cases[index].spacing is not None for index in scored)
+        return cls(labels, borders, 0.0, class_references(some, len(labels.codes)), spaced)
 
     def scores_of(self, prediction: PredictedCase) -> CaseScores:
         """Return the scores of a prediction. Raise UserError unless it is as large as the target."""
         case, output = prediction.case, prediction.output
-        if output.shape[-2:] != case.target.shape[-2:]:
-            sizes = ["×".join(map(str, part.shape[-2:])) for part in (output, case.target)]
+        if tuple(output.shape[1:]) != case.size:
+            sizes = ["×".join(map(str, size)) for size in (output.shape[1:], case.size)]
             raise UserError(f"{case.name}: the prediction has {sizes[0]} pixels, its target {sizes[1]}; scale one")
         if self.labels is None:
             return number_scores(output, case.target, self.data_range)
@@ -82,6 +86,8 @@ class Judge:
             borders=self.borders,
             instances=None if case.instances is None else case.instances.numpy(),
             segments=prediction.segments,
+            spacing=case.spacing if self.in_millimeters else None,
+            regions=self.labels.regions,
         )
 
     @property
@@ -90,7 +96,8 @@ class Judge:
         if self.labels is None:
             return {"data_range": self.data_range, "ergas_ratio": ERGAS_RATIO}
         objects = "instances" if self.labels.instances else "connected parts of all classes but the first"
-        return {"distances_in": "pixels", "boundary_tolerance": TOLERANCE, "borders": self.borders, "objects": objects}
+        unit = "millimeters" if self.in_millimeters else "pixels"
+        return {"distances_in": unit, "boundary_tolerance": TOLERANCE, "borders": self.borders, "objects": objects}
 
 
 class Comparison:
@@ -178,7 +185,8 @@ def format_comparison(record: Mapping[str, Any]) -> str:
     for name, row in record["counts"].items():
         beside = "".join(f"{row['references'][reference]:>12,}" for reference in references)
         lines.append(f"{name.replace('_', ' '):34}{row['value']:>11,} {'':10}{beside}")
-    distances = "distances in pixels; " if record["counts"] else ""
+    unit = record["definitions"].get("distances_in")
+    distances = f"distances in {unit}; " if unit else ""
     return "\n".join([*lines, "", f"{distances}references fitted on {record['references_fitted_on']}"])
 
 

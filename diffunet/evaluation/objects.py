@@ -6,6 +6,7 @@ Objects are instances, or else the connected parts of all classes but the first.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from torch import Tensor
@@ -142,7 +143,7 @@ def box_sides(segments: np.ndarray) -> np.ndarray:
 
 
 def widths_of(segments: np.ndarray) -> np.ndarray:
-    """Return the width of each segment 1, 2, ..., (H, W): four times the mean distance of its places to its
+    """Return the width of each segment 1, 2, ..., (*S): four times the mean distance of its places to its
     edge; that is the width of a long band, and two thirds of the diameter of a disk.
     """
     from scipy.ndimage import distance_transform_edt, maximum_filter, mean, minimum_filter
@@ -154,7 +155,7 @@ def widths_of(segments: np.ndarray) -> np.ndarray:
 
 
 def contrast_of(image: Tensor, region: np.ndarray, rest: np.ndarray) -> float:
-    """Return the contrast of a region (H, W) with the rest, in the channel of an image (C, H, W) where it is greatest.
+    """Return the contrast of a region (*S) with the rest, in the channel of an image (C, *S) where it is greatest.
 
     It is mean |h_in - h_out| over the bins of the two normalized histograms (Loos et al. 2024, recommender tool), from
     0 to 2 / BINS; NaN without either. His bins divide 0 to 256, ours the values of the channel, so that dark images and
@@ -171,13 +172,14 @@ def contrast_of(image: Tensor, region: np.ndarray, rest: np.ndarray) -> float:
 
 
 def touching_share(instances: Sequence[np.ndarray]) -> float:
-    """Return the share of all instances, (H, W) each, that have a place next to another one, also by a corner."""
+    """Return the share of all instances, (*S) each, that have a place next to another one, also by a corner."""
     total = touching = 0
     for each in instances:
         found = np.zeros(0, each.dtype)
-        for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-            first = each[: each.shape[0] - down, max(0, -right) : each.shape[1] - max(0, right)]
-            second = each[down:, max(0, right) : each.shape[1] + min(0, right)]
+        steps = [step for step in product((-1, 0, 1), repeat=each.ndim) if step > (0,) * each.ndim]  # each pair once
+        for step in steps:
+            first = each[tuple(slice(max(0, -n), side - max(0, n)) for n, side in zip(step, each.shape, strict=True))]
+            second = each[tuple(slice(max(0, n), side - max(0, -n)) for n, side in zip(step, each.shape, strict=True))]
             met = (first != second) & (first > 0) & (second > 0)
             found = np.concatenate([found, first[met], second[met]])
         touching += len(np.unique(found))
@@ -186,8 +188,10 @@ def touching_share(instances: Sequence[np.ndarray]) -> float:
 
 
 def windows_with(mask: np.ndarray, size: Sequence[int]) -> float:
-    """Return the share of all windows (height, width) in a mask (H, W) that have a true place."""
-    height, width = (min(side, whole) for side, whole in zip(size, mask.shape, strict=True))
-    total = np.pad(mask.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    inside = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    """Return the share of all windows of a size in a mask (*S) that have a true place."""
+    inside = mask.astype(np.int64)
+    for axis, (side, whole) in enumerate(zip(size, mask.shape, strict=True)):
+        side = min(side, whole)
+        total = np.insert(inside.cumsum(axis), 0, 0, axis)  # sums over windows along this axis are differences
+        inside = np.take(total, range(side, whole + 1), axis) - np.take(total, range(whole + 1 - side), axis)
     return float((inside > 0).mean())

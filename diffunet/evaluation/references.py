@@ -20,9 +20,9 @@ class Reference:
     """A prediction without a network."""
 
     predict: Callable[[Tensor], Tensor]
-    """From an image (C, H, W) to probabilities (K, H, W), or to numbers (C', H, W)."""
+    """From an image (C, *S) to probabilities (K, *S), or to numbers (C', *S)."""
     segment: Callable[[Tensor], np.ndarray] | None = None
-    """From such a prediction to instances (H, W); None: the connected parts of the second class."""
+    """From such a prediction to instances (*S); None: the connected parts of the second class."""
 
 
 FITTED = 50
@@ -68,7 +68,7 @@ def _divided(reference: Reference, cases: Sequence[Case]) -> Reference:
 
     def segment(depth: int, output: Tensor) -> np.ndarray:
         inside = (output[1] > 0.5).numpy()
-        distance = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+        distance = distance_transform_edt(np.pad(inside, 1))[(slice(1, -1),) * inside.ndim]
         return watershed_segments(inside, -distance, seed_below=-depth)
 
     predicted = [(reference.predict(case.image), case.instances) for case in cases]
@@ -112,7 +112,8 @@ def _rescaled(predict: Callable[[Tensor], Tensor], cases: Sequence[Case]) -> Cal
     offset = (mean_y[:, 0] - factor * mean_x[:, 0]).nan_to_num(0)
 
     def rescaled(image: Tensor) -> Tensor:
-        return (predict(image).double() * factor[:, None, None] + offset[:, None, None]).float()
+        shape = -1, *[1] * (image.ndim - 1)
+        return (predict(image).double() * factor.reshape(shape) + offset.reshape(shape)).float()
 
     return rescaled
 
@@ -148,7 +149,7 @@ def evenly_spaced(indices: Sequence[int], limit: int = FITTED) -> list[int]:
 
 
 def _classes_of(second: np.ndarray) -> Tensor:
-    """Return probabilities (2, H, W) of where the second class is, (H, W) bool."""
+    """Return probabilities (2, *S) of where the second class is, (*S) bool."""
     inside = torch.from_numpy(second)
     return torch.stack([~inside, inside]).float()
 
@@ -161,12 +162,12 @@ def _above_otsu(values: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(image: Tensor) -> np.ndarray:
-    """Return an image of one channel (1, H, W), smoothed, (H, W) fp64."""
+    """Return an image of one channel (1, *S), smoothed, (*S) fp64."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(image[0].double().numpy(), SMOOTHING)
 
 
 def _everywhere(values: Tensor, image: Tensor) -> Tensor:
-    """Return (K, H, W) of the values (K,), as large as the image (C, H, W)."""
-    return values[:, None, None].expand(-1, *image.shape[-2:])
+    """Return (K, *S) of the values (K,), as large as the image (C, *S)."""
+    return values.reshape(-1, *[1] * (image.ndim - 1)).expand(-1, *image.shape[1:])

@@ -28,11 +28,9 @@ from .overlap import (
 )
 
 TOLERANCE = 2.0
-"""Pixels by which a boundary may be displaced in `boundary_f1`."""
+"""Pixels, or millimeters with a spacing, by which a boundary may be displaced in `boundary_f1`."""
 ERGAS_RATIO = 4.0
 """Pixel size of the spectral image over that of the sharp one, in ERGAS."""
-SPACING = 1.0, 1.0
-"""All distances are in pixels."""
 JACKKNIFE_GROUPS = 200
 """Groups of origins, at most, of which each is left out in turn; one origin each where there are no more."""
 FINEST, FEWEST_PARTS = 0.5, 2
@@ -66,27 +64,24 @@ def class_scores(
     borders: bool = False,
     instances: np.ndarray | None = None,
     segments: np.ndarray | None = None,
+    spacing: Sequence[float] | None = None,
+    regions: Mapping[str, Sequence[int]] = {},
 ) -> CaseScores:
-    """Return the scores of predicted classes (H, W) of one case.
+    """Return the scores of predicted classes (*S) of one case.
 
     Objects are the instances, or else the connected parts of all classes but the first. One is missed, or invented, if
     its IoU with none exceeds 0.5.
 
-    truth: (H, W) classes, UNKNOWN where there is none. names: of all classes. probabilities: (K, H, W), for the
-    calibration. borders: the first class divides the parts of the second, see `has_borders`. instances: (H, W) of the
-    truth, 0 for the background. segments: (H, W) predicted objects, by default the connected parts.
+    truth: (*S) classes, UNKNOWN where there is none. names: of all classes. probabilities: (K, *S), for the calibration.
+    borders: the first class divides the parts of the second, see `has_borders`. instances: (*S) of the truth, 0 for the
+    background. segments: (*S) predicted objects, by default the connected parts. spacing: in millimeters along each
+    axis, in which distances then are; None: they are in pixels. regions: unions of classes, scored as these are, and in
+    no mean over classes.
     """
+    spacing = spacing or (1.0,) * truth.ndim
     known = truth != UNKNOWN
     counts = confusion(classes, truth, len(names), known)
-    surfaces = surface_scores(classes, truth, len(names), SPACING, known)
-    f1 = [boundary_f1((classes == k) & known, (truth == k) & known, TOLERANCE, SPACING) for k in range(len(names))]
-    by_class = {
-        "dice": dice(counts),
-        "iou": iou(counts),
-        "hausdorff95": surfaces["hausdorff95"],
-        "average_surface_distance": surfaces["average_surface_distance"],
-        "boundary_f1": np.array(f1),
-    }
+    by_class, surfaces = _scores_by_class(classes, truth, counts, known, spacing)
     scores = {name: mean_present(values)[0] for name, values in by_class.items()}
     scores["pixel_error"] = pixel_error(counts)
     if probabilities is not None:
@@ -105,6 +100,10 @@ def class_scores(
         wrong = int((warp(true_cells, cells) != cells).sum())
         scores["warping_error"] = wrong / int(known.sum()) if known.any() else float("nan")
     scores |= {f"{score}/{name}": float(x) for score, xs in by_class.items() for name, x in zip(names, xs, strict=True)}
+    for name, members in regions.items():
+        masks = [np.isin(labels, members).astype(np.int16) for labels in (classes, truth)]
+        of_region, _ = _scores_by_class(*masks, confusion(*masks, 2, known), known, spacing)
+        scores |= {f"{score}/{name}": float(values[1]) for score, values in of_region.items()}
     return CaseScores(
         scores,
         {
@@ -118,8 +117,18 @@ def class_scores(
     )
 
 
+def _scores_by_class(
+    classes: np.ndarray, truth: np.ndarray, counts: np.ndarray, known: np.ndarray, spacing: Sequence[float]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the scores of each class, (K,) each, and `surface_scores`. counts: their confusion."""
+    surfaces = surface_scores(classes, truth, len(counts), spacing, known)
+    f1 = [boundary_f1((classes == k) & known, (truth == k) & known, TOLERANCE, spacing) for k in range(len(counts))]
+    distances = {name: surfaces[name] for name in ("hausdorff95", "average_surface_distance")}
+    return {"dice": dice(counts), "iou": iou(counts), **distances, "boundary_f1": np.array(f1)}, surfaces
+
+
 def _parts(classes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return the connected parts of each class but the first, numbered from 1, (H, W)."""
+    """Return the connected parts of each class but the first, numbered from 1, (*S)."""
     return segments_of(np.where(known, classes, 0))
 
 
@@ -145,12 +154,12 @@ def has_borders(truths: Sequence[np.ndarray]) -> bool:
 
 
 def number_scores(prediction: Tensor, truth: Tensor, data_range: float) -> CaseScores:
-    """Return the scores of predicted numbers (C, H, W) of one case, at the places with a truth in all channels.
+    """Return the scores of predicted numbers (C, *S) of one case, at the places with a truth in all channels.
 
     psnr is NaN for a perfect prediction, where it is infinite, and ssim for a case with unknown places, whose windows
     are incomplete; sam and ergas are those of several channels.
 
-    truth: (C, H, W), NaN where unknown. data_range: the span of the truth's values, for psnr and ssim.
+    truth: (C, *S), NaN where unknown. data_range: the span of the truth's values, for psnr and ssim.
     """
     known = ~truth.isnan().any(0)
     if not known.any():

@@ -16,14 +16,12 @@ class TargetDenoiser(Normalized):
     units of its file is target_mean + target_scale x_0.
     """
 
-    input_mean: Tensor
-    input_std: Tensor
     target_mean: Tensor
     target_scale: Tensor
 
-    def __init__(self, unet: UNet):
+    def __init__(self, unet: UNet, window: tuple[float, float] | None = None):
         """unet: with a vector for the time, and one plane for each channel of the image."""
-        super().__init__(unet)
+        super().__init__(unet, window)
         config = unet.config
         self.time = TimeEmbedding(config.vector_dim, config.levels[0].channels)
         for name, channels in (("input_mean", config.plane_channels), ("target_mean", config.out_channels)):
@@ -43,8 +41,7 @@ class TargetDenoiser(Normalized):
 
     def forward(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
         """Return the prediction, in the shape of x_t, (B, K, *S). t: (B,) or one number; image: (B, C, *S)."""
-        planes = (image.float() - by_channel(self.input_mean, image)) / by_channel(self.input_std, image)
-        return self.unet(x_t, self.time(t) + Conditioning(planes=planes))
+        return self.unet(x_t, self.time(t) + Conditioning(planes=self.standardize(image)))
 
     def target_of(self, clean: Tensor) -> Tensor:
         """Return the target, in the units of its file, of x_0, both (B, K, *S)."""

@@ -13,17 +13,32 @@ from .unet import UNet
 
 
 class Normalized(nn.Module):
-    """A U-Net with statistics of its training set, buffers that are part of its weights."""
+    """A U-Net with statistics of its training set, buffers that are part of its weights.
 
-    def __init__(self, unet: UNet):
+    With a window, (low, high), images are clipped to it before all else; it is part of the weights, too.
+    """
+
+    input_mean: Tensor
+    input_std: Tensor
+
+    def __init__(self, unet: UNet, window: tuple[float, float] | None = None):
         super().__init__()
         self.unet = unet
+        if window:
+            self.register_buffer("input_window", torch.tensor(window))
 
     def normalized(self, **statistics: Tensor) -> Self:
         """Return itself with other values of some buffers by their names."""
         for name, values in statistics.items():
             getattr(self, name).copy_(values)
         return self
+
+    def standardize(self, image: Tensor) -> Tensor:
+        """Return (image - input_mean) / input_std, by channel, of an image clipped to the window, fp32."""
+        image = image.float()
+        if (window := getattr(self, "input_window", None)) is not None:
+            image = image.clamp(window[0], window[1])
+        return (image - by_channel(self.input_mean, image)) / by_channel(self.input_std, image)
 
 
 class Predictor(Normalized):
@@ -36,14 +51,12 @@ class Predictor(Normalized):
     which is 0 unless set. S' is smaller than S with valid borders.
     """
 
-    input_mean: Tensor
-    input_std: Tensor
     output_mean: Tensor
     output_std: Tensor
     linear: Tensor
 
-    def __init__(self, unet: UNet):
-        super().__init__(unet)
+    def __init__(self, unet: UNet, window: tuple[float, float] | None = None):
+        super().__init__(unet, window)
         for side, channels in (("input", unet.config.in_channels), ("output", unet.config.out_channels)):
             self.register_buffer(f"{side}_mean", torch.zeros(channels))
             self.register_buffer(f"{side}_std", torch.ones(channels))
@@ -55,8 +68,7 @@ class Predictor(Normalized):
 
     def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """Return the prediction for (B, C, *S), in fp32. Raise ValueError for an image that is too small."""
-        inputs = (image.float() - by_channel(self.input_mean, image)) / by_channel(self.input_std, image)
-        output = self.unet(inputs, cond).float()
+        output = self.unet(self.standardize(image), cond).float()
         with full_precision(image.device):  # differences from it are learned in fp32
             base = torch.einsum("kc,bc...->bk...", self.linear, center_crop(image.float(), output))
         return by_channel(self.output_mean, output) + base + by_channel(self.output_std, output) * output

@@ -15,14 +15,17 @@ from ..core.settings import Settings
 from ..core.storage import atomic_write, sha256_of_file
 from ..data.cases import Cached, Case, Cases
 from ..data.decoding import UNREADABLE, inspect, reason_of
+from ..data.grids import Grid, Volume, affine_of
 from ..data.labels import UNKNOWN, Labels, count_codes, read_codes, survey
-from ..data.paired import load_pairs, read_numbers
+from ..data.pair_files import read_numbers
+from ..data.paired import load_pairs
 from ..data.pairs import Pair, PairConfig, Source, find_pairs, origin_of, split_fold
 from ..evaluation.comparison import Comparison, Judge, PredictedCase, title_of
 from ..models.saving import WEIGHTS
 from .figures import save_comparison
 from .painting import comparison_rows
-from .predict import ImagePredictor
+from .predict import ImagePredictor, Prediction
+from .predicted_volumes import predict_volume
 from .prediction import PredictConfig, PredictionConfig
 from .run import Run
 
@@ -65,8 +68,10 @@ def evaluate_predictor(
             f"{run.folder}: trained on all of its cases; score others with --data.path, or these with --data.fold null"
         )
     data = data or own.data
+    if own.unet.dims == 3:  # scored on the grid of the files
+        data = data.model_copy(update={"spacing": "files"})
     predictor = ImagePredictor([run], predict)
-    pairs = load_pairs(data, own.kind, log=log)
+    pairs = load_pairs(data, own.kind, log=log, dims=own.unet.dims)
     outputs, found = own.unet.out_channels, len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
     if found != outputs:
         kind = "classes" if pairs.labels else "channels"
@@ -109,11 +114,17 @@ class _Annotated:
 
 def _predicted(predictor: ImagePredictor, case: Case) -> PredictedCase:
     try:
-        prediction = predictor(case.image)
+        prediction = _prediction_of(predictor, case)
         objects = predictor.objects(prediction.classes, prediction.mean[1]) if predictor.labels else None
         return PredictedCase(case, prediction.mean, segments=objects)
     except (UserError, ValueError) as mistake:
         raise UserError(f"{case.name}: {mistake}") from None
+
+
+def _prediction_of(predictor: ImagePredictor, case: Case) -> Prediction:
+    if case.spacing is None:
+        return predictor(case.image)
+    return predict_volume(predictor, Volume(case.image, Grid(affine_of(case.spacing))))
 
 
 # ── a folder ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,9 +1,10 @@
 """Predictions drawn: classes as colors, numbers as gray, errors in red, beside or on the image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.storage import atomic_write
@@ -78,30 +79,93 @@ def save_predictions(folder: Path, step: int, predicted: Sequence[tuple[Case, Te
 
 
 def comparison_rows(predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None) -> list[tuple[str, Tensor, int]]:
-    """Return the rows image, target, prediction and error of `save_comparison`; column i is case i.
+    """Return the rows image, target, prediction and error of `save_comparison`.
 
-    A prediction is (K, H, W): of classes, scores of which the greatest counts.
+    Column i is case i, or of volumes three columns are its planes across z, y and x. A prediction is (K, *S): of
+    classes, scores of which the greatest counts.
     """
-    side = [min(SHOWN_SIDE, *(case.size[axis] for case, _ in predicted)) for axis in (0, 1)]
     rows: dict[str, list[Tensor]] = {"image": [], "target": [], "prediction": [], "error": []}
+    side = [min(SHOWN_SIDE, *(case.size[axis] for case, _ in predicted)) for axis in (-2, -1)]
     for case, output in predicted:
-        top, left = ((whole - shown) // 2 for whole, shown in zip(case.size, side, strict=True))
-        view = (..., slice(top, top + side[0]), slice(left, left + side[1]))
-        rows["image"].append(paint_numbers(case.image[view], case.image))
-        if labels:
-            classes, palette = output.argmax(0), palette_of(labels)
-            wrong = (classes != case.target) & (case.target != UNKNOWN)
-            rows["target"].append(paint_classes(case.target[view], palette))
-            rows["prediction"].append(paint_classes(classes[view], palette))
-            rows["error"].append(paint_errors(case.image[view], wrong[view]))
+        if len(case.size) == 2:
+            views = [_center(case.size, side)]
         else:
-            rows["target"].append(paint_numbers(case.target[view], case.target))
-            rows["prediction"].append(paint_numbers(output[view], case.target))
-            rows["error"].append(paint_numbers((output - case.target).abs()[view], case.target - case.target.nanmean()))
-    return [(name, torch.stack(parts), 8) for name, parts in rows.items()]
+            views = planes_of(case.size, case.target if labels else None, case.spacing)
+        for view in views:
+            image = view(case.image)
+            rows["image"].append(paint_numbers(image, case.image))
+            if labels:
+                classes, target, palette = view(output.argmax(0)), view(case.target), palette_of(labels)
+                rows["target"].append(paint_classes(target, palette))
+                rows["prediction"].append(paint_classes(classes, palette))
+                rows["error"].append(paint_errors(image, (classes != target) & (target != UNKNOWN)))
+            else:
+                found, target = view(output), view(case.target)
+                rows["target"].append(paint_numbers(target, case.target))
+                rows["prediction"].append(paint_numbers(found, case.target))
+                rows["error"].append(paint_numbers((found - target).abs(), case.target - case.target.nanmean()))
+    return [(name, _stacked(parts), 8) for name, parts in rows.items()]
+
+
+View = Callable[[Tensor], Tensor]
+"""From an image or volume (..., *S) to what is drawn of it, (..., H, W)."""
+
+
+def _center(size: Sequence[int], side: Sequence[int]) -> View:
+    """Return the view of the center of an image."""
+    top, left = ((whole - shown) // 2 for whole, shown in zip(size, side, strict=True))
+    return lambda values: values[..., top : top + side[0], left : left + side[1]]
+
+
+def planes_of(size: Sequence[int], classes: Tensor | None, spacing: Sequence[float] | None) -> list[View]:
+    """Return the views of three planes across z, y and x, through the middle of all classes but the first.
+
+    classes: (D, H, W); None: through the middle of the volume. With a spacing, voxels are drawn in their proportions,
+    and y and z rise upwards, as the directions to the front and up that they then have.
+    """
+    inside = None if classes is None else (classes > 0).nonzero().double()
+    center = inside.mean(0) if inside is not None and len(inside) else torch.tensor([(n - 1) / 2 for n in size])
+    places = [int(place) for place in center.round()]
+
+    def plane(axis: int) -> View:
+        others = [other for other in range(3) if other != axis]
+        factors = [1.0, 1.0] if spacing is None else [spacing[other] / min(spacing) for other in others]
+
+        def view(values: Tensor) -> Tensor:
+            values = values.select(values.ndim - 3 + axis, places[axis])
+            for number, factor in enumerate(factors):
+                shown = max(round(values.shape[number - 2] * factor), 1)
+                index = (torch.arange(shown) / factor).long().clamp(max=values.shape[number - 2] - 1)
+                values = values.index_select(values.ndim + number - 2, index)
+            return values if spacing is None else values.flip(-2)
+
+        return view
+
+    return [plane(axis) for axis in range(3)]
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Return images (C, H, W) as (N, C, H, W), smaller ones on black."""
+    height, width = (max(part.shape[axis] for part in parts) for axis in (-2, -1))
+    return torch.stack([F.pad(part, _margins(part, height, width)) for part in parts])
+
+
+def _margins(part: Tensor, height: int, width: int) -> list[int]:
+    spare = width - part.shape[-1], height - part.shape[-2]
+    return [side for extra in spare for side in (extra // 2, extra - extra // 2)]
 
 
 def save_overlay(path: Path, image: Tensor, labels: Tensor, palette: Sequence[Color]) -> None:
     """Write the image with its classes or objects on it as one PNG."""
     with atomic_write(path) as file:
         to_pil(overlay(image, labels, palette), 8).save(file, format="PNG")
+
+
+def save_volume_overlay(
+    path: Path, values: Tensor, labels: Tensor, palette: Sequence[Color], spacing: Sequence[float] | None
+) -> None:
+    """Write three planes of a volume, (C, D, H, W), with its classes or objects, (D, H, W), as one PNG."""
+    views = planes_of(labels.shape, labels, spacing)
+    drawn = _stacked([overlay(view(values), view(labels), palette) for view in views])
+    with atomic_write(path) as file:
+        to_pil(torch.cat(list(drawn), dim=-1), 8).save(file, format="PNG")

@@ -173,7 +173,7 @@ def choose_patch(
 
     It is smaller where a step on a single one does not fit into memory.
     """
-    old, least = config.data.patch_size, [min(case.size[axis] for case in cases) for axis in (0, 1)]
+    old, least = config.patch_size, [min(case.size[axis] for case in cases) for axis in (0, 1)]
     sides = [_side(config.unet, side, whole, needed) for side, whole in zip(old, least, strict=True)]
     size, left = f"{'×'.join(map(str, least))} pixels", output_side(config.unet, min(old))
     if min(old) < needed:
@@ -217,7 +217,7 @@ def choose_batch(
 ) -> Choice:
     """Return the batch size: that of the configuration, unless memory or the size of the training set limits it."""
     wanted, parts = config.train.batch_size, config.train.gradient_accumulation_steps
-    patch, pixels = config.data.patch_size, trained * float(np.mean([math.prod(case.size) for case in cases]))
+    patch, pixels = config.patch_size, trained * float(np.mean([math.prod(case.size) for case in cases]))
     area, fitting = math.prod(patch), max(1, int(parts * patches_that_fit(config, pairs, patch, memory)))
     given = fitting if wanted == "auto" else wanted
     kept = wanted != "auto" and given <= fitting and given * area <= max(MOST_OF_SET * pixels, 2 * area)
@@ -240,7 +240,7 @@ def choose_balanced(config: PredictionConfig, cases: Sequence[Case], names: Sequ
     places = [sum(int((case.target == index).sum()) for case in cases) for index in range(len(names))]
     present = [index for index, number in enumerate(places) if number]
     rarest = min(present, key=lambda index: places[index])
-    output = [side - border for side, border in zip(config.data.patch_size, config.border, strict=True)]
+    output = [side - border for side, border in zip(config.patch_size, config.border, strict=True)]
     having = [case.target.numpy() for case in cases if (case.target == rarest).any()]
     by_chance = np.array([windows_with(target == rarest, output) for target in having])
     drawn = np.array([1 / len(np.unique(target[target >= 0])) for target in having])  # given that a class is drawn

@@ -1,5 +1,6 @@
-"""Predict images of any size with runs: classes or numbers of each place, and the objects among them."""
+"""Predict images and volumes of any size with runs: classes or numbers of each place, and the objects among them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.runtime import default_device
+from ..data.intensity import standardized
 from ..data.labels import labels_of
 from ..evaluation.instances import segments_of, watershed_segments
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
@@ -20,27 +22,33 @@ from .run import Run
 
 STRIP_BYTES = 2**28
 """Memory of the predictions of one strip of an image, about; an image has one strip or several."""
+COMMON = (
+    *(("data", name) for name in ("class_names", "channels", "spacing", "intensity")),
+    ("objective", "type"),
+    ("unet", "dims"),
+)
+"""Settings in which runs of an ensemble agree."""
 COPIES = 6
 """Arrays as large as a prediction that are in memory at once: sums, members, their mean and deviation."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction of one image."""
+    """The prediction of one image, of the sides S: (H, W), or (D, H, W)."""
 
     mean: Tensor
-    """(K, H, W) fp32: probabilities of the classes, or numbers in the units of the targets."""
+    """(K, *S) fp32: probabilities of the classes, or numbers in the units of the targets."""
     std: Tensor
-    """(K, H, W): the deviation between members, of an ensemble or views; 0 of one member."""
+    """(K, *S): the deviation between members, of an ensemble or views; 0 of one member."""
 
     @property
     def classes(self) -> Tensor:
-        """The most probable class of each place, (H, W) int64."""
+        """The most probable class of each place, (*S) int64."""
         return self.mean.argmax(0)
 
 
 class ImagePredictor:
-    """Predicts whole images of any size with one or several runs, tile by tile.
+    """Predicts whole images or volumes of any size with one or several runs, tile by tile.
 
     Raise UserError for runs that do not belong together, and for a tile that the network cannot take.
     """
@@ -49,7 +57,7 @@ class ImagePredictor:
         configs = [run.config(PredictionConfig) for run in runs]
         self.own, self.settings = configs[0], config or configs[0].predict
         for run, other in zip(runs, configs, strict=True):
-            for key, kept in (("data", "class_names"), ("data", "channels"), ("objective", "type")):
+            for key, kept in COMMON:
                 found, expected = (getattr(getattr(one, key), kept) for one in (other, self.own))
                 if found != expected:
                     raise UserError(f"{run.folder}: {key}.{kept} is {found}, that of {runs[0].folder} {expected}")
@@ -70,42 +78,57 @@ class ImagePredictor:
             return own.target_samples(model, self.settings)
         if self.labels:
             model = Probabilities(model)
-        return Averaged(model, turned=tile[0] == tile[1]) if self.settings.average else Ensemble([model])
+        if not self.settings.average:
+            return Ensemble([model])
+        return Averaged(model, axes=range(-own.unet.dims, 0), turned=len(tile) == 2 and tile[0] == tile[1])
 
-    def _tile(self, own: PredictionConfig, predictor) -> tuple[int, int]:
+    def _tile(self, own: PredictionConfig, predictor) -> tuple[int, ...]:
         """Return the tile of a network: what is configured, or its patch."""
-        if not (side := self.settings.tile):
-            return own.data.patch_size
-        fitting = valid_tile_sizes(predictor.unet, 1, side + 2 * own.unet.max_stride)
-        if side not in fitting:
-            near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
-            listed = " or ".join(map(str, near))
-            raise UserError(f"--tile: some level would not halve {side} evenly; use {listed}")
-        return side, side
+        if not (given := self.settings.tile):
+            return own.patch_size
+        sides = (given,) * own.unet.dims if isinstance(given, int) else given
+        if len(sides) != own.unet.dims:
+            raise UserError(f"--tile: {len(sides)} sides for {own.unet.dims} axes; give one side, or {own.unet.dims}")
+        for axis, side in enumerate(sides):
+            fitting = valid_tile_sizes(predictor.unet, 1, side + 2 * own.unet.max_stride, axis)
+            if side not in fitting:
+                near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
+                listed = " or ".join(map(str, near))
+                raise UserError(f"--tile: some level would not halve {side} evenly; use {listed}")
+        return sides
 
     @property
     def channels(self) -> int:
         """Classes, or numbers of each place."""
         return self.own.unet.out_channels
 
-    @torch.no_grad()
     def __call__(
         self, image: Tensor, box: Box | None = None, watch: Callable[[Tensor], None] | None = None
     ) -> Prediction:
-        """Return the prediction of an image, (C, H, W), in the units of its file; of a box, what is inside it.
+        """Return the prediction of an image, (C, *S), in the units of its file; of a box, what is inside it.
 
-        `watch` gets each prediction behind the mean, (K, H, W).
+        `watch` gets each prediction behind the mean, (K, *S).
         """
+        return self._predicted(self._prepared(image), box, watch)
+
+    def _prepared(self, image: Tensor) -> Tensor:
+        """Return an image as those of the training. Raise UserError for other channels or axes."""
+        if image.ndim != self.own.unet.dims + 1:
+            raise UserError(f"the image has {image.ndim - 1} axes, and the run was trained on {self.own.unet.dims}")
         if len(image) != (expected := self.own.data.channels):
             raise UserError(f"the image has {len(image)} channels, and the run was trained on {expected}")
+        return standardized(image) if self.own.data.intensity == "case" else image
+
+    @torch.no_grad()
+    def _predicted(self, image: Tensor, box: Box | None, watch: Callable[[Tensor], None] | None) -> Prediction:
         members = (member.float() for member in self.model.members(image[None], box))
         mean, std = mean_and_std(_watched(members, watch) if watch else members)
         return Prediction(mean[0], std[0])
 
     def objects(self, classes: Tensor, second: Tensor) -> np.ndarray:
-        """Return the objects of a prediction, numbered from 1, (H, W): the parts of all classes but the first.
+        """Return the objects of a prediction, numbered from 1, (*S): the parts of all classes but the first.
 
-        classes: (H, W). second: the probability of the second class, (H, W), by which a watershed divides two classes.
+        classes: (*S). second: the probability of the second class, (*S), by which a watershed divides two classes.
         """
         if self.settings.watershed is None or self.channels > 2:
             return segments_of(classes)
@@ -115,16 +138,19 @@ class ImagePredictor:
     def strips(
         self, image: Tensor, watch: Callable[[Tensor], None] | None = None
     ) -> Iterator[tuple[slice, Prediction]]:
-        """Yield the prediction of an image strip by strip: rows, and what is predicted for them.
+        """Yield the prediction of an image strip by strip: rows, or planes, and what is predicted for them.
 
         The parts are those of the whole prediction, in bounded memory beside the image. There is one strip for samples,
-        which are of whole images, and for `watch`, which gets each prediction behind the mean, (K, H, W).
+        which are of whole images, and for `watch`, which gets each prediction behind the mean, (K, *S).
         """
-        height, width = image.shape[-2:]
-        rows = height if self.samples or watch else max(STRIP_BYTES // (COPIES * 4 * self.channels * width), 1)
-        for start in range(0, height, rows):
-            stop = min(start + rows, height)
-            yield slice(start, stop), self(image, [(start, stop), (0, width)], watch)
+        image = self._prepared(image)
+        first, *others = image.shape[1:]
+        row = COPIES * 4 * self.channels * math.prod(others)
+        rows = first if self.samples or watch else max(STRIP_BYTES // row, 1)
+        for start in range(0, first, rows):
+            stop = min(start + rows, first)
+            box = [(start, stop), *((0, side) for side in others)]
+            yield slice(start, stop), self._predicted(image, box, watch)
 
 
 def _watched(members: Iterator[Tensor], watch: Callable[[Tensor], None]) -> Iterator[Tensor]:

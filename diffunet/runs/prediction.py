@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, ClassVar, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, Strict
 from torch import Tensor
 
 from ..core.errors import UserError
@@ -13,8 +13,9 @@ from ..core.progress import no_progress
 from ..core.settings import Settings
 from ..core.storage import check_state_dict, load_tensors
 from ..data.borders import WeightConfig
-from ..data.paired import Kind, PairedData, load_pairs
-from ..data.pairs import PairConfig
+from ..data.pair_files import Kind
+from ..data.paired import PairedData, load_pairs
+from ..data.pairs import PairConfig, Patch
 from ..data.phantoms import PHANTOMS
 from ..data.warping import WarpingConfig
 from ..models.config import LevelConfig, UNetConfig
@@ -33,8 +34,8 @@ from ..training.config import TrainConfig
 from .config import RunConfig
 from .run import Run
 
-MAX_PATCH = 256
-"""Side of a patch for larger images, if none is given."""
+MAX_PATCH = {2: 256, 3: 64}
+"""Side of a patch of larger images, and of larger volumes, if none is given."""
 LEAST = 1e-4
 """Share of a target's standard deviation below which an error is rounding, and no unit of what is left to learn."""
 LEVELS = tuple(LevelConfig(channels=channels, blocks=1) for channels in (32, 64, 128, 256))
@@ -56,10 +57,11 @@ class PredictorFinetuneConfig(Settings):
 class PredictConfig(Settings):
     """How to predict images."""
 
-    tile: int | None = Field(None, ge=1, le=65_536)
-    """Side of a tile of the network's input; null: the patch, or as near as the network takes."""
+    tile: Patch | Annotated[tuple[Patch, ...], Field(min_length=2, max_length=3), Strict(False)] | None = None
+    """Side of a tile of the network's input, or one for each axis; null: the patch."""
     average: bool = False
-    """Average the predictions of the mirrored image, and with square tiles of the turned one; eight times the work."""
+    """Average the predictions of the mirrored image, and with square tiles of the turned one: eight times the work, as
+    for volumes, which are only mirrored."""
     watershed: float | None = Field(0.9, gt=0.5, lt=1)
     """Of two classes: probability of the second above which the seeds of objects lie, from which a watershed grows each
     until it meets the next, so that weak bridges join none; null: objects are connected parts."""
@@ -100,11 +102,19 @@ class PredictionConfig(RunConfig):
             targets = "numbers" if PHANTOMS[self.data.path].kind == "values" else "classes"
         return "regression" if targets == "numbers" else "segmentation"
 
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Sides of a patch of a resolved config."""
+        patch = self.data.patch
+        return patch if isinstance(patch, tuple) else (patch or 0,) * self.unet.dims
+
     def load(self, log: Callable[[str], None] = print, progress: Callable = no_progress) -> PairedData:
         """Return the images and targets, and log what was found. Raise UserError for those that cannot be used."""
-        if self.unet.dims != 2:
-            raise UserError(f"unet.dims: predictors of images need 2 (got {self.unet.dims})")
-        return load_pairs(self.data, self.kind, self.weights, log, progress)
+        if (dims := self.unet.dims) == 1:
+            raise UserError("unet.dims: predictors need 2, for images, or 3, for volumes (got 1)")
+        if isinstance(self.data.patch, tuple) and len(self.data.patch) != dims:
+            raise UserError(f"data.patch: {len(self.data.patch)} sides for {dims} axes; give one side, or {dims}")
+        return load_pairs(self.data, self.kind, self.weights, log, progress, dims)
 
     def resolve(self, pairs: PairedData) -> Self:
         """Return the config completed from the data: channels, classes, and the size of a patch.
@@ -131,24 +141,26 @@ class PredictionConfig(RunConfig):
             resolved = resolved.replace(objective={"targets": "classes" if pairs.labels else "numbers"})
         return resolved.replace(data={"patch": resolved._patch(pairs)})
 
-    def _patch(self, pairs: PairedData) -> tuple[int, int]:
-        """Return (height, width) that every level of the network halves evenly."""
-        least = tuple(min(pairs.cases[i].size[axis] for i in range(min(len(pairs.names), 20))) for axis in (0, 1))
-        wanted = self.data.patch_size if self.data.patch else tuple(min(side, MAX_PATCH) for side in least)
+    def _patch(self, pairs: PairedData) -> tuple[int, ...]:
+        """Return sides that every level of the network halves evenly."""
+        some, most = range(min(len(pairs.names), 20)), MAX_PATCH[self.unet.dims]
+        least = [min(pairs.cases[i].size[axis] for i in some) for axis in range(self.unet.dims)]
+        wanted = self.patch_size if self.data.patch else tuple(min(side, most) for side in least)
         sides = []
-        for side in wanted:
-            fitting = fitting_sides(self.unet, side)
+        for axis, side in enumerate(wanted):
+            fitting = fitting_sides(self.unet, side, axis)
             if self.data.patch and side not in fitting:
                 near = sorted(sorted(fitting, key=lambda other: abs(other - side))[:2])
                 raise UserError(
                     f"data.patch: some level would not halve {side} evenly; use {' or '.join(map(str, near))}"
                 )
             sides.append(max([other for other in fitting if other <= side], default=fitting[0]))
-        return sides[0], sides[1]
+        return tuple(sides)
 
     def build_predictor(self) -> Predictor | TargetDenoiser:
         """Return the network with fresh weights, of a resolved config."""
-        return (TargetDenoiser if isinstance(self.objective, PosteriorConfig) else Predictor)(UNet(self.unet))
+        kind = TargetDenoiser if isinstance(self.objective, PosteriorConfig) else Predictor
+        return kind(UNet(self.unet), self.data.window)
 
     def build_objective(self, pairs: PairedData) -> Supervised | Posterior:
         """Return the training objective of a resolved config."""
@@ -156,7 +168,7 @@ class PredictionConfig(RunConfig):
             return Posterior(self.objective, *self._target_statistics(pairs))
         if isinstance(self.objective, RegressionConfig):
             return Regression(self.objective, pairs.target.std.tolist())
-        return Segmentation(self.objective)
+        return Segmentation(self.objective, list(pairs.labels.regions.values()) if pairs.labels else ())
 
     def statistics(self, pairs: PairedData) -> dict[str, Tensor]:
         """Return the buffers of the network that come from the data, by name."""
@@ -183,24 +195,23 @@ class PredictionConfig(RunConfig):
         """Return the samples that a denoiser, in tiles or not, makes for an image. Raise UserError for the settings."""
         if settings.average:
             raise UserError("average: the mean of samples is one already; leave it out, and raise samples")
-        size, classes = self.data.patch_size, self.kind == "segmentation"
+        size, classes = self.patch_size, self.kind == "segmentation"
         counts = settings.samples, settings.steps, settings.seed
         return TargetSamples(denoiser, self.objective.build_process(), size, classes, *counts)
 
     @property
-    def border(self) -> tuple[int, int]:
-        """By how much the output of a patch is smaller than it, (height, width)."""
+    def border(self) -> tuple[int, ...]:
+        """By how much the output of a patch is smaller than it along each axis."""
         with on_meta():
-            output = UNet(self.unet).output_size(*self.data.patch_size)
-        height, width = (side - left for side, left in zip(self.data.patch_size, output, strict=True))
-        return height, width
+            output = UNet(self.unet).output_size(*self.patch_size)
+        return tuple(side - left for side, left in zip(self.patch_size, output, strict=True))
 
 
-def fitting_sides(unet: UNetConfig, side: int) -> list[int]:
+def fitting_sides(unet: UNetConfig, side: int, axis: int = -1) -> list[int]:
     """Return the sides of an input that every level halves evenly, in rising order, up to some above `side`."""
     with on_meta():
         network = UNet(unet)
-    return valid_tile_sizes(network, 1, max(side, network.min_input_size) + 2 * unet.max_stride)
+    return valid_tile_sizes(network, 1, max(side, network.min_input_sizes[axis]) + 2 * unet.strides[axis], axis)
 
 
 def model_file(config: PredictionConfig) -> dict[str, bytes]:

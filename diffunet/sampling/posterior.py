@@ -29,13 +29,13 @@ class TargetSamples(Ensemble):
         self,
         denoiser: TargetDenoiser,
         process: Objective,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         classes: bool,
         samples: int,
         steps: int,
         seed: int = 0,
     ):
-        """size: (height, width) of the patches of the training, which decides at which noise samples start.
+        """size: sides of the patches of the training, which decides at which noise samples start.
 
         Raise UserError for a number of network calls, `steps`, that the process does not have.
         """

@@ -81,7 +81,7 @@ def _predictor(name: str, size: Sequence[int] | None, flags: Mapping[str, str], 
     if any(key.startswith("data.") for key in flags):
         pairs = config.load(log)
         plan, config = make_plan(pairs, config), config.resolve(pairs)
-    default = config.data.patch_size if config.data.patch else (MAX_PATCH, MAX_PATCH)
+    default = config.patch_size if config.data.patch else (MAX_PATCH[config.unet.dims],)
     return Network(ModelConfig(unet=config.unet), _sides(size or default, config.unet), predicts=True, plan=plan)
 
 

@@ -57,7 +57,7 @@ def prediction(config: PredictionConfig, source: Source | None = None) -> Task:
     initial = run.folder / INITIAL_WEIGHTS
     if config.finetune.pretrained or config.finetune.encoder:
         weights = source(config, log) if source else load_tensors(initial)
-    size, border = config.data.patch_size, config.border
+    size, border = config.patch_size, config.border
     statistics = pairs.image.mean.tolist(), pairs.image.std.tolist()
     patches = Patches(
         cases=pairs.cases,
@@ -84,8 +84,9 @@ def prediction(config: PredictionConfig, source: Source | None = None) -> Task:
         run.publish(ema)
         plot_curves(run.folder)
 
-    output = f"patches of {size[0]}×{size[1]}"
-    output += f" -> {size[0] - border[0]}×{size[1] - border[1]}" if any(border) else ""
+    output = f"patches of {'×'.join(map(str, size))}"
+    if any(border):
+        output += f" -> {'×'.join(str(side - edge) for side, edge in zip(size, border, strict=True))}"
     return Task(
         config=config,
         accelerator=accelerator,
@@ -114,7 +115,7 @@ class PredictionPreview:
 
     def __call__(self, step: int, ema: Any) -> dict[str, float]:
         """Return val_loss and train_eval_loss, and the Dice coefficient of held-out cases, if targets are classes."""
-        predictor = ema.tiled(self.config.data.patch_size)
+        predictor = ema.tiled(self.config.patch_size)
         trained = [self._predict(predictor, index) for index in evenly_spaced(self.trained, VALIDATED)]
         held_out = [self._predict(predictor, index) for index in evenly_spaced(self.held_out, VALIDATED)]
         save_predictions(self.run.folder / "samples", step, (held_out or trained)[:SHOWN], self.pairs.labels)
@@ -147,7 +148,7 @@ class SamplesPreview(PredictionPreview):
 
     def __call__(self, step: int, ema: Any) -> dict[str, float]:
         """Return val_loss and train_eval_loss, and the Dice coefficient of held-out samples, if targets are classes."""
-        denoiser = ema.tiled(self.config.data.patch_size)
+        denoiser = ema.tiled(self.config.patch_size)
         one = self.config.predict.model_copy(update={"samples": 1, "average": False})
         shown = evenly_spaced(self.held_out or self.trained, SHOWN)
         sampled = [self._predict(self.config.target_samples(denoiser, one), index) for index in shown]

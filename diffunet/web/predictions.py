@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ..core.errors import UserError, printable
 from ..data.decoding import UNREADABLE, reason_of
-from ..data.paired import read_image
+from ..data.pair_files import read_image
 from ..models.tiling import Tiled
 from ..runs.predict import ImagePredictor, Prediction
-from ..runs.predicted_files import Extras, inputs_of, save_prediction
+from ..runs.predicted_arrays import Extras
+from ..runs.predicted_files import inputs_of
+from ..runs.predicted_images import save_prediction
 from ..runs.prediction import PredictConfig
 from .predict_form import PredictForm
 from .prediction_view import view_of

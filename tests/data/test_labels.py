@@ -8,7 +8,7 @@ from PIL import Image
 from diffunet.core.errors import UserError
 from diffunet.data.labels import COLOR, UNKNOWN, count_codes, labels_of, read_codes, survey, value_of
 from diffunet.data.pairs import PairConfig, Source
-from diffunet.runs.predicted_files import save_labels
+from diffunet.runs.predicted_images import save_labels
 
 CLASSES = np.random.default_rng(0).integers(0, 3, (6, 7))
 RED, BLACK, WHITE = COLOR + 0xFF0000, COLOR, COLOR + 0xFFFFFF

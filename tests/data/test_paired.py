@@ -10,7 +10,8 @@ from PIL import Image
 from diffunet.core.errors import UserError
 from diffunet.data.borders import WeightConfig
 from diffunet.data.labels import UNKNOWN
-from diffunet.data.paired import load_pairs, read_image
+from diffunet.data.pair_files import read_image
+from diffunet.data.paired import load_pairs
 from diffunet.data.pairs import PairConfig, Source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 10), dtype=np.uint8)

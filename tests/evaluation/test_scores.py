@@ -333,3 +333,19 @@ def test_references_of_a_sharp_image_beside_coarse_bands():
     error = {name: (reference.predict(image) - target / 10).square().mean() for name, reference in found.items()}
     assert error["brovey"] < error["bicubic"] < error["constant"]
     assert error["linear"] < error["bicubic"]
+
+
+def test_a_region_is_scored_as_one_class_of_its_classes():
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 4, (2, 9, 8, 7)).astype(np.int16)
+    truth[rng.random(truth.shape) < 0.1] = -1
+    names, spacing = ("a", "b", "c", "d"), (3.0, 1.0, 0.5)
+    found = class_scores(predicted, truth, names, spacing=spacing, regions={"core": (1, 3)})
+    masks = [np.where(labels < 0, -1, np.isin(labels, (1, 3))).astype(np.int16) for labels in (predicted, truth)]
+    alone = class_scores(*masks, ("rest", "core"), spacing=spacing)
+    for score in ("dice", "iou", "hausdorff95", "average_surface_distance", "boundary_f1"):
+        assert found.scores[f"{score}/core"] == pytest.approx(alone.scores[f"{score}/core"])
+    plain = class_scores(predicted, truth, names, spacing=spacing)
+    assert {name: found.scores[name] for name in plain.scores} == pytest.approx(plain.scores)
+    in_pixels = class_scores(predicted, truth, names)
+    assert in_pixels.scores["hausdorff95"] != pytest.approx(plain.scores["hausdorff95"])

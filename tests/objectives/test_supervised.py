@@ -48,6 +48,26 @@ def numbers() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 # ── segmentation ──────────────────────────────────────────────────────────────────────────────────
 
 
+def test_overlaps_of_regions_are_those_of_their_summed_probabilities():
+    """Each region against the rest is a case of two classes, whose second overlap counts."""
+    logits, target, _ = a_batch(classes=4)
+    regions = {"whole": [1, 2, 3], "core": [2, 3], "last": [3]}
+    config = SegmentationConfig(cross_entropy=0, dice=1, jaccard=0)
+    found = Segmentation(config, list(regions.values())).loss(lambda image: image, logits, target)["loss"]
+    for example in range(4):
+        terms = []
+        for members in regions.values():
+            known = target[example] != UNKNOWN
+            p = logits[example].softmax(0)[members].sum(0)[known]
+            y = torch.isin(target[example][known], torch.tensor(members)).float()
+            if y.any():
+                terms.append(1 - (2 * (p * y).sum() + SMOOTH) / ((p + y).sum() + SMOOTH))
+        expected = torch.stack(terms).mean() if terms else torch.tensor(0.0)
+        torch.testing.assert_close(found[example], expected)
+    alone = Segmentation(config, [[0], [1], [2], [3]]).loss(lambda image: image, logits, target)["loss"]
+    torch.testing.assert_close(alone, Segmentation(config).loss(lambda image: image, logits, target)["loss"])
+
+
 def test_cross_entropy_equals_torch_with_ignore_index():
     logits, target, _ = a_batch()
     found = segmentation(cross_entropy=1.0).loss(lambda image: image, logits, target)["loss"]

@@ -15,7 +15,8 @@ from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.objectives.regression import RegressionConfig
 from diffunet.runs.evaluate_prediction import evaluate_files, evaluate_predictor, save_predictor_evaluation
 from diffunet.runs.predict import ImagePredictor, Prediction
-from diffunet.runs.predicted_files import Extras, inputs_of, predict_files
+from diffunet.runs.predicted_arrays import Extras
+from diffunet.runs.predicted_files import inputs_of, predict_files
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, model_file
 from diffunet.runs.run import Run
 

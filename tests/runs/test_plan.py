@@ -159,7 +159,7 @@ def test_valid_borders_leave_half_of_a_patch(in_a_new_folder):
     assert "valid borders leave 36 of 96 pixels" in choices["data.patch"].reason
     better = settings_from(config, PredictionConfig, plan.flags)
     resolved = better.resolve(better.load(quiet))
-    assert 2 * resolved.border[0] <= resolved.data.patch_size[0] <= 96 + resolved.border[0]
+    assert 2 * resolved.border[0] <= resolved.patch_size[0] <= 96 + resolved.border[0]
     assert planned(better)[2]["data.patch"].kept
 
 

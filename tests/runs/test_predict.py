@@ -13,12 +13,13 @@ from PIL import Image
 
 from diffunet.core.errors import UserError
 from diffunet.data.labels import read_codes
-from diffunet.data.paired import read_image
+from diffunet.data.pair_files import read_image
 from diffunet.data.pairs import Source
 from diffunet.evaluation.instances import segments_of, watershed_segments
 from diffunet.runs.painting import COLORS, overlay, paint_numbers
 from diffunet.runs.predict import ImagePredictor
-from diffunet.runs.predicted_files import inputs_of, save_objects
+from diffunet.runs.predicted_files import inputs_of
+from diffunet.runs.predicted_images import save_objects
 from diffunet.runs.prediction import PredictConfig, PredictionConfig, load_predictor
 from diffunet.runs.run import Run
 from stress.program import program

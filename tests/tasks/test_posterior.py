@@ -12,7 +12,8 @@ from PIL import Image
 
 from diffunet.core.settings import settings_from
 from diffunet.core.storage import load_tensors
-from diffunet.data.paired import load_pairs, read_image
+from diffunet.data.pair_files import read_image
+from diffunet.data.paired import load_pairs
 from diffunet.data.pairs import PairConfig, Source
 from diffunet.runs.config import Config
 from diffunet.runs.predict import ImagePredictor
