@@ -25,6 +25,7 @@ from pydantic import Field, Strict, field_validator
 from ..core.errors import UserError, did_you_mean, printable
 from ..core.settings import Settings
 from .arrays import MAX_CHANNELS
+from .volumes import stem_of
 
 IMAGE_FOLDERS = "images", "image", "imagesTr"
 TARGET_FOLDERS = "labels", "label", "masks", "mask", "targets", "target", "labelsTr"
@@ -53,7 +54,7 @@ class PairConfig(Settings):
     """The value, or the color as "#rrggbb", of each class, in order; null: as found, in rising order."""
     class_names: Annotated[tuple[str, ...], Strict(False)] | None = None
     """The names of the classes; null: their values."""
-    regions: dict[str, Annotated[tuple[int | str, ...], Strict(False)]] = {}
+    regions: dict[str, Annotated[tuple[int | str, ...], Strict(False)]] = Field({})
     """Unions of classes by the values of these, as {whole: [1, 2, 3], core: [1, 3]} of a tumor and its parts: overlap
     in the loss is theirs instead of the classes', and they are scored, too."""
     ignore: int | str | None = None
@@ -173,11 +174,6 @@ def image_files(folder: Path, suffixes: Collection[str] | None = None) -> list[P
     known = tuple(suffixes or {*Image.registered_extensions(), ".npy"})
     files = [file for file in folder.iterdir() if file.name.lower().endswith(known) and not file.name.startswith(".")]
     return sorted(files, key=lambda file: natural(file.name))
-
-
-def stem_of(file: Path) -> str:
-    """Return the name of a file without its suffix, of which `.nii.gz` is one."""
-    return Path(file.stem).stem if file.suffix.lower() == ".gz" else file.stem
 
 
 def group_channels(files: Iterable[Path]) -> dict[str, tuple[Source, ...]]:

@@ -14,6 +14,7 @@ from .grids import Grid, Volume, grid_distance
 from .pair_files import digest_of
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
 from .resampling import resample
+from .volume_layouts import find_published, names_in
 from .volumes import FORMATS, inspect_volume, read_volume
 
 ALIKE = 0.01
@@ -23,8 +24,10 @@ SAME_PLACE = 1e-3
 
 
 def find_volume_pairs(config: PairConfig, log: Callable[[str], None]) -> list[Pair]:
-    """Return the cases of a folder of volumes, as `find_pairs` does for images."""
-    return find_pairs(config, log, FORMATS)
+    """Return the cases of a folder of volumes, also in the layouts of BRATS and SLIVER07."""
+    folder = Path(config.path).expanduser()
+    published = find_published(folder, log) if config.targets is None and folder.is_dir() else []
+    return published or find_pairs(config, log, FORMATS)
 
 
 class VolumeFolder:
@@ -36,7 +39,9 @@ class VolumeFolder:
         found = {source.path: _inspect(source) for pair in pairs for source in pair.image}
         self.grids = [found[pair.image[0].path][1] for pair in pairs]
         trained, _ = split_fold(self.names, config)
-        self.config = config.model_copy(update={"spacing": _settled(config, [self.grids[i] for i in trained])})
+        names = names_in(Path(config.path).expanduser()) if config.class_names is None else None
+        update = {"spacing": _settled(config, [self.grids[i] for i in trained]), "class_names": names}
+        self.config = config.model_copy(update={key: value for key, value in update.items() if value is not None})
         self.changed = [os.stat(source.path).st_mtime_ns for pair in pairs for source in (*pair.image, pair.target)]
 
     def image(self, index: int) -> Tensor:

@@ -72,7 +72,7 @@ def class_scores(
     Objects are the instances, or else the connected parts of all classes but the first. One is missed, or invented, if
     its IoU with none exceeds 0.5.
 
-    truth: (*S) classes, UNKNOWN where there is none. names: of all classes. probabilities: (K, *S), for the calibration.
+    truth: (*S) classes, UNKNOWN where there is none. names: of all classes. probabilities: (K, *S), for calibration.
     borders: the first class divides the parts of the second, see `has_borders`. instances: (*S) of the truth, 0 for the
     background. segments: (*S) predicted objects, by default the connected parts. spacing: in millimeters along each
     axis, in which distances then are; None: they are in pixels. regions: unions of classes, scored as these are, and in

@@ -51,7 +51,7 @@ class UNetConfig(Settings):
     preset: str | None = Field(default=None, exclude=True)
     """A published network to start from (unet2015, unet3d, ternaus11, ddpm_cifar10, adm_64); other keys override it."""
     levels: Annotated[tuple[LevelConfig, ...], Field(max_length=16), Strict(False)] = ()
-    """Finest level first; each further one has half the resolution, or less. [] in a run's config: chosen by image size."""
+    """Finest level first; each further level has half the resolution. [] in a run's config: chosen by image size."""
     in_channels: int = Field(default=3, ge=1, le=MAX_CHANNELS)
     """Channels of the input, without planes."""
     out_channels: int = Field(default=3, ge=1, le=MAX_CHANNELS)

@@ -58,7 +58,7 @@ class Segmentation(Supervised):
 def _overlaps(
     logits: Tensor, target: Tensor, known: Tensor, regions: Sequence[list[int]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return by example and class, or region, (B, K): sum of p y, sum of p + y, and whether it occurs, at known places."""
+    """Return (B, K) by example and class or region: sums of p y and of p + y at known places, and whether it occurs."""
     classes = logits.shape[1]
     inside = known[:, None].float()
     probability = torch.softmax(logits.float(), dim=1) * inside

@@ -16,10 +16,11 @@ from ..core.storage import atomic_write, sha256_of_file
 from ..data.cases import Cached, Case, Cases
 from ..data.decoding import UNREADABLE, inspect, reason_of
 from ..data.grids import Grid, Volume, affine_of
-from ..data.labels import UNKNOWN, Labels, count_codes, read_codes, survey
-from ..data.pair_files import read_numbers
+from ..data.labels import UNKNOWN, Labels, count_codes, survey
+from ..data.pair_files import ImageFolder, PairFiles
 from ..data.paired import load_pairs
-from ..data.pairs import Pair, PairConfig, Source, find_pairs, origin_of, split_fold
+from ..data.pairs import VOLUMES, Pair, PairConfig, find_pairs, origin_of, split_fold
+from ..data.volume_pairs import VolumeFolder, find_volume_pairs
 from ..evaluation.comparison import Comparison, Judge, PredictedCase, title_of
 from ..models.saving import WEIGHTS
 from .figures import save_comparison
@@ -141,21 +142,43 @@ def evaluate_files(
 
     Raise UserError for a folder without a name in common, and for a prediction of another size than its target.
     """
-    pairs = find_pairs(data.model_copy(update={"path": str(folder)}), log)
-    labels = None
-    if not _has_numbers(pairs[0].image[0]):
-        labels = survey((count_codes(read_codes(pair.target)) for pair in pairs), data)
-    cases = Cached(lambda index: _target_of(pairs[index], labels), len(pairs), keep_all=False)
-    everything = range(len(pairs))
+    data = data.model_copy(update={"path": str(folder), "spacing": "files", "fold": None})
+    truth, found = _both(data, log)
+    names, labels = truth.names, None
+    if not _has_numbers(found):
+        labels = survey((count_codes(truth.codes(index)) for index in range(len(names))), data)
+    cases = Cached(lambda index: _target_of(truth, index, labels), len(names), keep_all=False)
+    everything = range(len(names))
     comparison = Comparison(Judge.of(cases, labels, everything, everything))
     for index in progress(everything):
-        comparison.add(_read(pairs[index], cases[index], labels), origin_of(pairs[index].name, data.group))
+        comparison.add(_read(found, index, cases[index], labels), origin_of(names[index], data.group))
     about = {"path": Path(data.targets or folder).name, "fold": None, "folds": None, "trained_on": 0}
     return PredictionEvaluation(comparison.record({"folder": folder.name}, about, "the scored cases"), comparison)
 
 
-def _has_numbers(source: Source) -> bool:
-    """Return whether a prediction has fractions rather than classes. Raise UserError if it cannot be read."""
+def _both(
+    data: PairConfig, log: Callable[[str], None]
+) -> tuple[ImageFolder | VolumeFolder, ImageFolder | VolumeFolder]:
+    """Return the targets, and the predictions as targets of the same cases. Raise UserError for several of one case."""
+    is_volume = any(file.name.endswith(VOLUMES) for file in Path(data.path).iterdir())
+    pairs = (find_volume_pairs if is_volume else find_pairs)(data, log)
+    for pair in pairs:
+        if len(pair.image) > 1:
+            raise UserError(f"{pair.name}: has {len(pair.image)} predictions ({pair.image[0]}, ...); leave one")
+    kind = VolumeFolder if is_volume else ImageFolder
+    swapped = [Pair(pair.name, (pair.target,), pair.image[0]) for pair in pairs]
+    return kind(data, pairs), kind(data, swapped)
+
+
+def _has_numbers(found: ImageFolder | VolumeFolder) -> bool:
+    """Return whether the first prediction has numbers rather than classes. Raise UserError if it cannot be read.
+
+    Floats are numbers, but classes in volumes are often stored as such.
+    """
+    if isinstance(found, VolumeFolder):
+        values = found.values(0)
+        return bool((values != values.floor()).any())
+    source = found.pairs[0].target
     try:
         kind = inspect({"bytes": None, "path": source.path, "page": source.page}).name
     except UNREADABLE as error:
@@ -163,36 +186,35 @@ def _has_numbers(source: Source) -> bool:
     return kind.startswith("float") or kind == "F"
 
 
-def _target_of(pair: Pair, labels: Labels | None) -> Case:
+def _target_of(truth: PairFiles, index: int, labels: Labels | None) -> Case:
     """Return a case with a target, and an image without channels."""
+    name, spacing = truth.names[index], truth.spacing(index)
     if labels is None:
-        target = read_numbers(pair.target)
-        return Case(pair.name, torch.empty(0, *target.shape[1:]), target)
-    codes = read_codes(pair.target)
-    classes = torch.from_numpy(labels.classes_of(codes, pair.target))
+        target = truth.values(index)
+        return Case(name, torch.empty(0, *target.shape[1:]), target, spacing=spacing)
+    codes = truth.codes(index)
+    classes = torch.from_numpy(labels.classes_of(codes, truth.place(index)))
     instances = torch.from_numpy(np.where(codes == labels.ignore, 0, codes)) if labels.instances else None
-    return Case(pair.name, torch.empty(0, *classes.shape), classes, instances=instances)
+    return Case(name, torch.empty(0, *classes.shape), classes, instances=instances, spacing=spacing)
 
 
-def _read(pair: Pair, case: Case, labels: Labels | None) -> PredictedCase:
+def _read(found: PairFiles, index: int, case: Case, labels: Labels | None) -> PredictedCase:
     """Return the prediction in a file. Values where the target has none are free."""
-    if len(pair.image) > 1:
-        raise UserError(f"{pair.name}: has {len(pair.image)} predictions ({pair.image[0]}, ...); leave one")
     if labels is None:
-        numbers = read_numbers(pair.image[0])
+        numbers = found.values(index)
         if len(numbers) != len(case.target):
             counts = len(numbers), len(case.target)
             raise UserError(
                 f"{case.name}: the prediction has {counts[0]} channels, its target {counts[1]}; choose others"
             )
         return PredictedCase(case, numbers)
-    codes = read_codes(pair.image[0])
-    if codes.shape != tuple(case.target.shape):
-        sizes = ["×".join(map(str, shape)) for shape in (codes.shape, case.target.shape)]
+    codes = found.codes(index)
+    if codes.shape != case.size:
+        sizes = ["×".join(map(str, shape)) for shape in (codes.shape, case.size)]
         raise UserError(f"{case.name}: the prediction has {sizes[0]} pixels, its target {sizes[1]}; crop or scale one")
     codes = np.where(case.target == UNKNOWN, labels.codes[0], codes)
-    classes = torch.from_numpy(replace(labels, ignore=None).classes_of(codes, pair.image[0])).long()
-    output = torch.nn.functional.one_hot(classes, len(labels.codes)).permute(2, 0, 1).float()
+    classes = torch.from_numpy(replace(labels, ignore=None).classes_of(codes, found.place(index))).long()
+    output = torch.nn.functional.one_hot(classes, len(labels.codes)).movedim(-1, 0).float()
     return PredictedCase(case, output, has_probabilities=False, segments=codes if labels.instances else None)
 
 

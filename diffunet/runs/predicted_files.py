@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean, printable
 from ..core.progress import no_progress
-from ..data.pairs import STACK, Source, group_channels, image_files, natural, number_of_pages, stem_of
-from ..data.volumes import FORMATS
+from ..data.pairs import STACK, Source, group_channels, image_files, natural, number_of_pages
+from ..data.volumes import FORMATS, stem_of
 from .predict import ImagePredictor
 from .predicted_arrays import Extras
 from .predicted_images import save_image
@@ -17,7 +17,8 @@ def inputs_of(words: Sequence[str], channels: int | None, dims: int = 2) -> dict
     """Return the images, or with three axes volumes, of files and folders by the names of their predictions.
 
     A folder has images, or files NAME_0000, NAME_0001, ... for the channels of one image. Each page of a stack is an
-    image, and all are one volume. Raise UserError for a word that is neither, an empty folder, or two images of one name.
+    image; together they are one volume. Raise UserError for a word that is neither, an empty folder, or two images of
+    one name.
     """
     found: dict[str, tuple[Source, ...]] = {}
     for word in words:

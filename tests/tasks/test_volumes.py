@@ -118,6 +118,18 @@ def test_distances_are_in_millimeters(volumes, capsys):
         assert case["hausdorff95/1"] == pytest.approx(float(distance), rel=1e-4)
 
 
+def test_files_of_predictions_have_the_scores_of_the_run(volumes, capsys):
+    train("--train.steps", 40)
+    assert run("evaluate", "run") == 0
+    record = json.loads(next(Path("run/evaluations").rglob("evaluation.json")).read_text())
+    names = [case["name"] for case in record["per_case"]]
+    assert run("predict", "run", *(f"volumes/images/{name}.nii.gz" for name in names), "--output", "out") == 0
+    assert run("evaluate", "out", "--targets", "volumes/labels", "--output", "scores") == 0
+    again = json.loads(Path("scores/evaluation.json").read_text())
+    for score in ("dice", "hausdorff95", "boundary_f1/1"):
+        assert again["scores"][score]["value"] == pytest.approx(record["scores"][score]["value"], rel=1e-6)
+
+
 def test_a_resumed_training_of_volumes_equals_an_uninterrupted_one(volumes):
     train("--train.output", "whole", "--train.keep_checkpoints", 9)
     shutil.copytree("whole", "run")
