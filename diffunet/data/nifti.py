@@ -66,7 +66,6 @@ def write_nifti(path: Path, values: np.ndarray, like: Path | None, affine: np.nd
             axes = min(len(model.shape), 3)
             kind, affine = type(model), model.affine
         header.set_data_dtype(data.dtype)
-        header.set_slope_inter(1, 0)
         header.set_data_offset(0)
         header["cal_min"] = header["cal_max"] = 0
         header.extensions.clear()

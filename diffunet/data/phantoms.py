@@ -1,9 +1,9 @@
-"""Built-in synthetic sets of images with exact targets, for segmentation and regression with nothing downloaded."""
+"""Built-in synthetic sets of images and volumes with exact targets: segmentation and regression without a download."""
 
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,16 +12,19 @@ from ..core.rng import seed_for
 from .lattice import defects
 from .micrographs import cells, grains, membranes, stain
 from .shapes import BANDS, bands, contours, shapes
+from .solids import BRAIN_CLASSES, lesions, liver, tubules
 
 SMALLEST = 64
-"""Least height and width of a case in pixels, where the objects of every set fit."""
+"""Least height and width of an image in pixels, where the objects of every set fit."""
+SMALLEST_SOLID = 16
+"""Least side of a volume in voxels."""
 
 
 class Phantom(NamedTuple):
-    """A synthetic image with its target."""
+    """A synthetic image with its target; volumes have (D, H, W) in place of (H, W)."""
 
     image: np.ndarray
-    """(C, H, W) uint8 or uint16."""
+    """(C, H, W) uint8, uint16 or int16."""
     target: np.ndarray
     """Classes (H, W) uint8, numbers of instances (H, W) uint16 with 0 outside, or values (C, H, W) float32."""
     names: tuple[str, ...]
@@ -36,24 +39,30 @@ class PhantomSet:
     description: str
     kind: Literal["classes", "instances", "values"]
     names: tuple[str, ...]
-    draw: Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
-    """From a generator and a size to an image and its target."""
+    draw: Callable[[np.random.Generator, Any], tuple[np.ndarray, np.ndarray]]
+    """From a generator and a size, of as many sides as `size`, to an image and its target."""
     cases: int = 40
     """Number of cases by default; `generate` has no limit."""
-    size: tuple[int, int] = (256, 256)
-    """Height and width in pixels."""
+    size: tuple[int, ...] = (256, 256)
+    """Height and width in pixels, or depth, height and width in voxels."""
 
-    def generate(self, index: int, size: tuple[int, int] | None = None, seed: int = 0) -> Phantom:
+    @property
+    def smallest(self) -> tuple[int, ...]:
+        """The least size of a case."""
+        return (SMALLEST if len(self.size) == 2 else SMALLEST_SOLID,) * len(self.size)
+
+    def generate(self, index: int, size: tuple[int, ...] | None = None, seed: int = 0) -> Phantom:
         """Return case `index`, from 0 on, of a size (default: the set's own).
 
         It is a function of the name of the set, the seed, the index and the size. Raise UserError if a side has fewer
-        than 64 pixels.
+        than 64 pixels, or 16 voxels, or if the number of sides is not that of the set.
         """
-        size = size or self.size
-        if min(size) < SMALLEST:
+        size = tuple(size or self.size)
+        if len(size) != len(self.size) or min(size) < self.smallest[0]:
+            least, got = ("x".join(map(str, sides)) for sides in (self.smallest, size))
+            unit = "pixels" if len(self.size) == 2 else "voxels"
             raise UserError(
-                f"{self.name}: built-in cases have at least {SMALLEST}x{SMALLEST} pixels (got {size[0]}x{size[1]}); "
-                "choose a larger size"
+                f"{self.name}: built-in cases have at least {least} {unit} (got {got}); choose a larger size"
             )
         rng = np.random.default_rng(seed_for(zlib.crc32(self.name.encode()), seed, index))
         return Phantom(*self.draw(rng, size), self.names)
@@ -68,6 +77,20 @@ _SETS = (
     PhantomSet("grains", "a polycrystal with faint boundaries", "classes", ("boundary", "grain"), grains),
     PhantomSet("defects", "vacancies of a crystal lattice", "classes", ("background", "vacancy"), defects),
     PhantomSet("bands", "a sharp panchromatic image and four coarse bands to four sharp ones", "values", BANDS, bands),
+    PhantomSet(
+        "tubules",
+        "volumes of branching tubules, as the kidney of the 3D U-Net (Çiçek 2016)",
+        "classes",
+        ("background", "wall", "inside"),
+        tubules,
+        size=(64, 64, 64),
+    ),
+    PhantomSet(
+        "lesions", "brains in four channels with tumors, as BRATS", "classes", BRAIN_CLASSES, lesions, size=(64, 64, 64)
+    ),
+    PhantomSet(
+        "liver", "abdomens in tomography, as SLIVER07", "classes", ("outside", "liver"), liver, size=(64, 64, 64)
+    ),
 )
 PHANTOMS = {each.name: each for each in _SETS}
 """The built-in sets by name."""

@@ -40,7 +40,7 @@ def read_volume(path: Path, channels: int | None = None) -> Volume:
     if the file cannot be read.
     """
     with _reasons():
-        kind = _format_of(path)
+        kind = _format_of(_regular(path))
         header = _checked(kind.inspect(path))
         if channels not in (None, header.shape[0]):
             raise ValueError(f"{header.shape[0]} channels instead of {channels}")
@@ -56,7 +56,7 @@ def inspect_volume(path: Path) -> tuple[tuple[int, int, int, int], Grid | None]:
     Raise ValueError with the reason if the file cannot be read.
     """
     with _reasons():
-        shape, _, affine = _checked(_format_of(path).inspect(path))
+        shape, _, affine = _checked(_format_of(_regular(path)).inspect(path))
         orientation = Orientation.of(affine)
         return orientation.shape(shape), None if affine is None else orientation.grid(affine, shape)
 
@@ -69,7 +69,7 @@ def write_volume(path: Path, values: np.ndarray, like: Path) -> None:
     Raise ValueError with the reason if `like` cannot be read, if it has another size, or for other suffixes.
     """
     with _reasons():
-        kind, model = _format_of(path), _format_of(like)
+        kind, model = _format_of(path), _format_of(_regular(like))
         if kind.write is None:
             raise ValueError("MetaImage is not written; use .nii.gz")
         shape, _, affine = _checked(model.inspect(like))
@@ -134,6 +134,13 @@ def _checked(header: Header) -> Header:
     if int(np.prod(header.shape, dtype=object)) > MAX_VOXELS:
         raise ValueError(f"{' × '.join(map(str, sides[::-1]))} voxels are too many")
     return header if header.affine is None else header._replace(affine=check_affine(header.affine))
+
+
+def _regular(path: Path) -> Path:
+    """Return a path. Raise ValueError for folders, and for pipes, which could block forever."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    return path
 
 
 @contextmanager

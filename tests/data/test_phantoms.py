@@ -12,6 +12,7 @@ from diffunet.data.lattice import draw_lattice
 from diffunet.data.phantoms import PHANTOMS
 from diffunet.data.random_fields import disk_distance, distance_to_border, smooth_noise, voronoi, warped_grid
 
+IMAGES = [name for name, one in PHANTOMS.items() if len(one.size) == 2]
 CROSS = ndimage.generate_binary_structure(2, 1)
 
 
@@ -24,7 +25,7 @@ def dice(a, b) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-@pytest.mark.parametrize("name", PHANTOMS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_a_case_is_a_function_of_seed_and_index(name):
     cases = {}
     for seed, index in [(0, 0), (0, 1), (1, 0), (1, 1)]:
@@ -38,7 +39,7 @@ def test_a_case_is_a_function_of_seed_and_index(name):
     assert len({case.target.tobytes() for case in cases.values()}) == 4
 
 
-@pytest.mark.parametrize("name", PHANTOMS)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("size", [(64, 64), (65, 130), None])
 def test_shapes_and_types(name, size):
     phantoms = PHANTOMS[name]
@@ -65,6 +66,10 @@ def test_shapes_and_types(name, size):
 def test_small_sizes_are_refused():
     with pytest.raises(UserError, match="at least 64x64 pixels"):
         PHANTOMS["shapes"].generate(0, (64, 63))
+    with pytest.raises(UserError, match="at least 16x16x16 voxels"):
+        PHANTOMS["liver"].generate(0, (16, 16, 15))
+    with pytest.raises(UserError, match="at least 64x64 pixels \\(got 64x64x64\\)"):
+        PHANTOMS["shapes"].generate(0, (64, 64, 64))
 
 
 def test_smooth_noise_is_standard_normal_at_each_pixel_and_correlated_over_its_scale():

@@ -1,6 +1,7 @@
 """Volumes as files, written and read by nibabel, tifffile and NumPy, and here."""
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -504,7 +505,11 @@ def broken_files(folder: Path) -> dict[str, str]:
     (folder / "missing.mhd").write_text(f"{mha}missing.raw\n")
     for name in ("scan.dcm", "scan.nrrd", "scan.jpg", "scan"):
         (folder / name).write_bytes(b"x")
+    (folder / "folder.nii").mkdir()
+    os.mkfifo(folder / "pipe.nii")
     return {
+        "folder.nii": "not a regular file",
+        "pipe.nii": "not a regular file",
         "cut.nii.gz": "ended before the end-of-stream marker",
         "cut.nii": "truncated: 9,811 bytes instead of 16,352",
         "checksum.nii.gz": "CRC check failed",
