@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.progress import no_progress
+from ..core.rng import seed_for
+from .annotation import keep_slices
 from .borders import WeightConfig, place_weights, separate_touching
 from .case_cache import Stored, cache_folder
 from .cases import Cached, Case, Cases
 from .intensity import clipped, foreground_window, standardized
-from .labels import Labels, count_codes, survey, value_of
+from .labels import UNKNOWN, Labels, count_codes, survey, value_of
 from .linear import LinearMap, fit_linear
 from .pair_files import BuiltIn, ImageFolder, Kind, PairFiles
 from .pairs import PairConfig, find_pairs, split_fold
@@ -22,6 +24,8 @@ from .phantoms import PHANTOMS
 from .quiet import quiet
 from .volume_pairs import VolumeFolder, find_volume_pairs
 
+SLICES = 5
+"""Stream of random numbers: of the slices with labels."""
 SURVEYED = 100
 """Training cases, at most, from which statistics are taken, evenly spaced."""
 
@@ -84,7 +88,9 @@ def load_pairs(
         labels = survey(_counted(files, counted, progress), files.config)
     counts = labels.total(counted) if labels else {}
     of_training = labels.total(counted[index] for index in trained) if labels else {}
-    decode = _Decoder(files, labels, weights, of_training)
+    if config.slices is not None and (dims == 2 or not labels):
+        raise UserError("data.slices: keeps labels of volumes; leave it out")
+    decode = _Decoder(files, labels, weights, of_training, frozenset(trained if config.slices is not None else ()))
     surveyed = np.unique(np.linspace(0, len(trained) - 1, min(SURVEYED, len(trained))).astype(int)).tolist()
     sample = [decode(trained[place]) for place in surveyed]
     gibibytes = sum(map(_bytes, sample)) / len(sample) * number / 2**30
@@ -94,7 +100,8 @@ def load_pairs(
     if dims == 3 and not in_memory:  # decompressing and resampling a volume for a patch takes seconds
         balance = of_training if weights.classes == "balanced" else None
         kept = files.config.spacing, files.config.intensity, files.config.channels
-        folder = cache_folder(fingerprint, files.changed, *kept, weights, balance)
+        sparse = (config.slices, sorted(decode.sparse)) if decode.sparse else None
+        folder = cache_folder(fingerprint, files.changed, *kept, weights, balance, sparse)
         cases = Stored(decode, number, folder)
         log(f"{gibibytes:.1f} GiB decoded, over data.memory_budget: kept in {folder}, which may be deleted")
     for index in progress(range(number)) if in_memory else ():  # a mistake is found before the training, not amid it
@@ -135,6 +142,8 @@ class _Decoder:
     labels: Labels | None
     weights: WeightConfig
     counts: Mapping[int, int]
+    sparse: frozenset[int] = frozenset()
+    """Cases of which only some slices have labels."""
 
     def __call__(self, index: int) -> Case:
         files, labels = self.files, self.labels
@@ -151,6 +160,8 @@ class _Decoder:
         if instances is not None:
             codes = np.where(codes == labels.ignore, codes, separate_touching(instances))
         target = labels.classes_of(codes, files.place(index))
+        if index in self.sparse:
+            target = keep_slices(target, np.random.default_rng(seed_for(index, SLICES)), files.config.slices)
         places = place_weights(target, instances, _class_counts(labels, self.counts), self.weights)
         if places is not None:
             weight = torch.from_numpy(places) * (1 if weight is None else weight)
@@ -223,6 +234,11 @@ def _summary(files: PairFiles, sample: list[Case], labels: Labels | None, counts
     classes = ", ".join(f"{name} {share:.1%}" for name, share in zip(labels.names, shares, strict=True))
     unknown = counts.get(labels.ignore, 0) / total if labels.ignore is not None else 0
     objects = f", {len(counts) - 1:,} objects or fewer an image" if labels.instances else ""
+    if files.config.slices is not None:
+        known = sum(int((case.target != UNKNOWN).sum()) for case in sample) / sum(
+            case.target.numel() for case in sample
+        )
+        objects += f"; {known:.1%} of the training's voxels keep their label"
     return f"{start} -> {classes}" + (f", {unknown:.1%} without a label" if unknown else "") + objects
 
 

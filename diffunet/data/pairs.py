@@ -36,6 +36,7 @@ STACK = {".tif", ".tiff"}
 VOLUMES = ".nii", ".nii.gz", ".mha", ".mhd", ".npz"
 """Suffixes of files that are no images."""
 Patch = Annotated[int, Field(ge=1, le=65_536)]
+Slices = Annotated[int, Field(ge=0, le=65_536)]
 Spacing = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -66,6 +67,9 @@ class PairConfig(Settings):
     """Units of the network's input. set: mean 0 and deviation 1 over the training set; case: over each image, whose
     gray values need no common scale, as of MRI; [low, high]: first clipped to this window, as of CT; foreground: to
     that of 99 % of the places of all classes but the first."""
+    slices: Slices | Annotated[tuple[Slices, Slices, Slices], Strict(False)] | None = None
+    """Slices of each training volume whose labels are known, along each axis, or along [z, y, x]: what a sparse
+    annotation would be worth; null: all."""
     patch: Patch | Annotated[tuple[Patch, ...], Field(min_length=2, max_length=3), Strict(False)] | None = None
     """Side of the network's input in training, or [height, width], of volumes [depth, height, width]; null: as large as
     the images, at most 256, of volumes 64."""

@@ -9,8 +9,6 @@ import numpy as np
 from .random_fields import to_uint8
 from .random_solids import Size, ellipsoid, places, smooth_field, tubes_depth
 
-UNLABELED = 255
-"""The value of voxels without a label."""
 WALL = 1.8
 """Thickness of the wall of a tubule in voxels."""
 
@@ -40,20 +38,6 @@ def tubules(rng: np.random.Generator, size: Size) -> tuple[np.ndarray, np.ndarra
     image *= np.exp(-0.3 * (places(size)[0] + 1) / 2)
     image += 0.05 * rng.standard_normal(size, np.float32)
     return to_uint8(image)[None], target
-
-
-def sparse(target: np.ndarray, rng: np.random.Generator, slices: int | tuple[int, int, int]) -> np.ndarray:
-    """Return a target (D, H, W) uint8 with labels on some orthogonal slices alone, and 255 elsewhere.
-
-    slices: how many along each of z, y and x, one at random in each of as many equal parts of the axis.
-    """
-    numbers = (slices,) * 3 if isinstance(slices, int) else slices
-    kept = np.zeros(target.shape, bool)
-    for axis, (number, length) in enumerate(zip(numbers, target.shape, strict=True)):
-        number = min(number, length)
-        index = ((np.arange(number) + rng.random(number)) * length / max(number, 1)).astype(int)
-        kept[(slice(None),) * axis + (index,)] = True
-    return np.where(kept, target, UNLABELED).astype(np.uint8)
 
 
 BRAIN_CHANNELS = ("t1", "t1ce", "t2", "flair")

@@ -83,6 +83,8 @@ def read_upload(form: PredictForm, file: str | Path | None) -> Upload:
     """Return an image as `diffunet predict` reads it. Raise UserError if it is too large, or not one image."""
     path, size = checked_upload("image", file)
     own, place = form.own, f"image: {printable(path.name, 60)}"
+    if own.unet.dims == 3:
+        raise UserError(f"{place}: the run predicts volumes; use diffunet predict {form.run.folder} FILE")
     check_prediction_size(place, size, own.unet.out_channels)
     try:
         found = inputs_of([str(path)], own.data.channels)

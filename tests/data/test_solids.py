@@ -9,7 +9,7 @@ from skimage.filters import threshold_multiotsu
 
 from diffunet.data.phantoms import PHANTOMS, Phantom
 from diffunet.data.random_solids import ball_distance, ellipsoid, places, rotation, smooth_field, tubes_depth
-from diffunet.data.solids import BRAIN_CHANNELS, UNLABELED, sparse
+from diffunet.data.solids import BRAIN_CHANNELS
 
 SOLIDS = [name for name, one in PHANTOMS.items() if len(one.size) == 3]
 
@@ -97,25 +97,6 @@ def test_tubules_are_long_and_branch():
         largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
         faces = [largest.take(edge, axis).any() for axis in range(3) for edge in (0, -1)]
         assert sum(faces) >= 2
-
-
-@pytest.mark.parametrize("slices", [1, 3, (2, 0, 1), (0, 0, 0), 100])
-def test_sparse_targets_have_whole_slices_and_nothing_else(slices):
-    _, target, _ = PHANTOMS["tubules"].generate(0, (24, 32, 20))
-    found = sparse(target, np.random.default_rng(0), slices)
-    assert found.dtype == np.uint8
-    labeled = found != UNLABELED
-    assert np.array_equal(found[labeled], target[labeled])
-    numbers = (slices,) * 3 if isinstance(slices, int) else slices
-    expected = np.zeros(target.shape, bool)
-    for axis, number in enumerate(numbers):
-        others = tuple(other for other in range(3) if other != axis)
-        full = labeled.all(axis=others)
-        assert full.sum() == min(number, target.shape[axis])
-        if 1 < number < target.shape[axis]:  # in each part of the axis
-            assert np.diff(np.flatnonzero(full)).max() < 2 * target.shape[axis] / number
-        expected |= np.expand_dims(full, others)
-    assert np.array_equal(labeled, expected)
 
 
 def test_tumors_are_nested_in_the_brain():

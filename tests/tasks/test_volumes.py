@@ -178,6 +178,26 @@ def test_voxels_without_a_label_change_no_weight(volumes):
     assert kept[0] == kept[1]
 
 
+def test_labels_beyond_some_slices_change_no_weight(volumes, capsys):
+    """Those of the training alone: held-out volumes keep all of theirs."""
+    flags = "--data.slices", "[1, 0, 1]", "--data.fold_by", "order"
+    train(*flags, "--train.output", "first")
+    share = float(capsys.readouterr().out.split("%")[-2].split()[-1])
+    assert 10 < share < 18  # a plane of 12, and one of 18 to 25
+    pairs = Run("first").config(PredictionConfig).load(lambda line: None)
+    trained, held_out = pairs.split_fold()
+    assert all((pairs.cases[index].target == -1).any() for index in trained)
+    assert not any((pairs.cases[index].target == -1).any() for index in held_out)
+    for index in trained:
+        file = f"volumes/labels/{pairs.names[index]}.nii.gz"
+        target = np.asanyarray(nibabel.load(file).dataobj)
+        unknown = np.flip((pairs.cases[index].target == -1).numpy().transpose(2, 1, 0), 0)  # x runs to the left
+        nibabel.save(nibabel.Nifti1Image(np.where(unknown, 1 - target, target), OBLIQUE), file)
+    train(*flags, "--train.output", "second")
+    kept = [(Path(folder) / "model" / WEIGHTS).read_bytes() for folder in ("first", "second")]
+    assert kept[0] == kept[1]
+
+
 def test_intensities_of_a_case_need_no_common_scale(volumes):
     """The same weights and predictions for images times a factor of their own, with case alone."""
     train("--data.intensity", "case", "--train.output", "plain")
