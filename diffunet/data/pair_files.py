@@ -15,7 +15,7 @@ from .decoding import UNREADABLE, finite, inspect, read_values, reason_of
 from .labels import read_codes
 from .pairs import Pair, PairConfig, Source
 from .pansharpening import enlarged
-from .phantoms import PHANTOMS
+from .phantoms.registry import PHANTOMS
 from .sources import length_and_head
 
 Kind = Literal["segmentation", "regression"]

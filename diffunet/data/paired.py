@@ -20,7 +20,7 @@ from .labels import UNKNOWN, Labels, count_codes, survey, value_of
 from .linear import LinearMap, fit_linear
 from .pair_files import BuiltIn, ImageFolder, Kind, PairFiles
 from .pairs import PairConfig, find_pairs, split_fold
-from .phantoms import PHANTOMS
+from .phantoms.registry import PHANTOMS
 from .quiet import quiet
 from .volume_pairs import VolumeFolder, find_volume_pairs
 

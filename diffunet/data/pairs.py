@@ -25,7 +25,7 @@ from pydantic import Field, Strict, field_validator
 from ..core.errors import UserError, did_you_mean, printable
 from ..core.settings import Settings
 from .arrays import MAX_CHANNELS
-from .volumes import stem_of
+from .volumes.files import stem_of
 
 IMAGE_FOLDERS = "images", "image", "imagesTr"
 TARGET_FOLDERS = "labels", "label", "masks", "mask", "targets", "target", "labelsTr"

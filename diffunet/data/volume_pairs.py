@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from .decoding import UNREADABLE, finite, reason_of
-from .grids import Grid, Volume, grid_distance
 from .pair_files import digest_of
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
-from .resampling import resample
-from .volume_layouts import find_published, names_in
-from .volumes import FORMATS, inspect_volume, read_volume
+from .volumes.files import FORMATS, inspect_volume, read_volume
+from .volumes.grids import Grid, Volume, grid_distance
+from .volumes.layouts import find_published, names_in
+from .volumes.resampling import resample
 
 ALIKE = 0.01
 """Relative difference of spacings below which a volume is left as it is."""

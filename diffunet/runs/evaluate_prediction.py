@@ -15,12 +15,12 @@ from ..core.settings import Settings
 from ..core.storage import atomic_write, sha256_of_file
 from ..data.cases import Cached, Case, Cases
 from ..data.decoding import UNREADABLE, inspect, reason_of
-from ..data.grids import Grid, Volume, affine_of
 from ..data.labels import UNKNOWN, Labels, count_codes, survey
 from ..data.pair_files import ImageFolder, PairFiles
 from ..data.paired import load_pairs
 from ..data.pairs import VOLUMES, Pair, PairConfig, find_pairs, origin_of, split_fold
 from ..data.volume_pairs import VolumeFolder, find_volume_pairs
+from ..data.volumes.grids import Grid, Volume, affine_of
 from ..evaluation.comparison import Comparison, Judge, PredictedCase, title_of
 from ..models.saving import WEIGHTS
 from .figures import save_comparison

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..core.errors import UserError, did_you_mean, printable
 from ..core.progress import no_progress
 from ..data.pairs import STACK, Source, group_channels, image_files, natural, number_of_pages
-from ..data.volumes import FORMATS, stem_of
+from ..data.volumes.files import FORMATS, stem_of
 from .predict import ImagePredictor
 from .predicted_arrays import Extras
 from .predicted_images import save_image

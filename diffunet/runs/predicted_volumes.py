@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..data.grids import Volume
 from ..data.labels import COLOR, Labels
 from ..data.pairs import Source
-from ..data.resampling import resample_back
 from ..data.volume_pairs import at_spacing, read_volumes
-from ..data.volumes import suffix_of, write_volume
+from ..data.volumes.files import suffix_of, write_volume
+from ..data.volumes.grids import Volume
+from ..data.volumes.resampling import resample_back
 from .painting import COLORS, overlay_palette, palette_of, save_volume_overlay
 from .predict import ImagePredictor, Prediction
 from .predicted_arrays import Extras, gather_arrays

@@ -16,7 +16,7 @@ from ..data.borders import WeightConfig
 from ..data.pair_files import Kind
 from ..data.paired import PairedData, load_pairs
 from ..data.pairs import PairConfig, Patch
-from ..data.phantoms import PHANTOMS
+from ..data.phantoms.registry import PHANTOMS
 from ..data.warping import WarpingConfig
 from ..models.config import LevelConfig, UNetConfig
 from ..models.meta import on_meta

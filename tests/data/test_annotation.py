@@ -5,7 +5,7 @@ import pytest
 
 from diffunet.data.annotation import keep_slices
 from diffunet.data.labels import UNKNOWN
-from diffunet.data.phantoms import PHANTOMS
+from diffunet.data.phantoms.registry import PHANTOMS
 
 
 @pytest.mark.parametrize("slices", [1, 3, (2, 0, 1), (0, 0, 0), 100])

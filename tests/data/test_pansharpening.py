@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffunet.data.pansharpening import brovey, degraded, enlarged, wald_pair
-from diffunet.data.phantoms import PHANTOMS
+from diffunet.data.phantoms.registry import PHANTOMS
 
 
 def ramp(height: int, width: int) -> torch.Tensor:

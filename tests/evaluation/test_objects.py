@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffunet.data.cases import Case
-from diffunet.data.phantoms import PHANTOMS
+from diffunet.data.phantoms.registry import PHANTOMS
 from diffunet.evaluation.objects import (
     SMALL_FIELD,
     box_sides,

@@ -9,7 +9,7 @@ import torch
 from diffunet.data.cases import Case
 from diffunet.data.labels import UNKNOWN, Labels
 from diffunet.data.pansharpening import wald_pair
-from diffunet.data.phantoms import PHANTOMS
+from diffunet.data.phantoms.registry import PHANTOMS
 from diffunet.evaluation.comparison import Comparison, Judge, PredictedCase, format_comparison
 from diffunet.evaluation.instances import average_precision, segments_of
 from diffunet.evaluation.references import best_threshold, class_references, number_references

@@ -24,6 +24,7 @@ FLOORS = [
 FILES = sorted(PACKAGE.glob("*/**/*.py"))
 MAX_LINES = 400
 SLOW = {"accelerate", "datasets", "diffusers", "huggingface_hub", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn"}
+SLOW |= {"nibabel", "tifffile", "skimage", "gemmi", "monai"}
 SLOW |= {"gradio", "tensorboard", "torch_fidelity", "tokenizers", "torchvision", "transformers"}
 
 

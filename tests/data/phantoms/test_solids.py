@@ -7,9 +7,9 @@ import pytest
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
-from diffunet.data.phantoms import PHANTOMS, Phantom
-from diffunet.data.random_solids import ball_distance, ellipsoid, places, rotation, smooth_field, tubes_depth
-from diffunet.data.solids import BRAIN_CHANNELS
+from diffunet.data.phantoms.random_solids import ball_distance, ellipsoid, places, rotation, smooth_field, tubes_depth
+from diffunet.data.phantoms.registry import PHANTOMS, Phantom
+from diffunet.data.phantoms.solids import BRAIN_CHANNELS
 
 SOLIDS = [name for name, one in PHANTOMS.items() if len(one.size) == 3]
 

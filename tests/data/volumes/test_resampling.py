@@ -7,8 +7,8 @@ import torch
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from diffunet.data.grids import Grid, affine_of, grid_distance
-from diffunet.data.resampling import resample, resample_back, resized_grid
+from diffunet.data.volumes.grids import Grid, affine_of, grid_distance
+from diffunet.data.volumes.resampling import resample, resample_back, resized_grid
 
 SPACINGS = [(1, 1, 1), (2.5, 1, 1), (0.7, 1.3, 0.4), (3, 2, 1.6)]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.storage import atomic_write
+from ...core.storage import atomic_write
 from .grids import Header
 
 GZIP = b"\x1f\x8b"

@@ -12,8 +12,8 @@ import tifffile
 from nibabel.affines import voxel_sizes
 from PIL import Image
 
-from diffunet.data.grids import Grid, Orientation, affine_of, grid_distance
-from diffunet.data.volumes import inspect_volume, read_volume, stem_of, suffix_of, write_volume
+from diffunet.data.volumes.files import inspect_volume, read_volume, stem_of, suffix_of, write_volume
+from diffunet.data.volumes.grids import Grid, Orientation, affine_of, grid_distance
 
 SHAPE = (6, 7, 5)
 """Along x, y and z."""

@@ -8,9 +8,9 @@ from scipy.spatial import cKDTree
 from diffunet.core.errors import UserError
 from diffunet.core.rng import seed_for
 from diffunet.data import shapes as shapes_module
-from diffunet.data.lattice import draw_lattice
-from diffunet.data.phantoms import PHANTOMS
-from diffunet.data.random_fields import disk_distance, distance_to_border, smooth_noise, voronoi, warped_grid
+from diffunet.data.phantoms.lattice import draw_lattice
+from diffunet.data.phantoms.random_fields import disk_distance, distance_to_border, smooth_noise, voronoi, warped_grid
+from diffunet.data.phantoms.registry import PHANTOMS
 
 IMAGES = [name for name, one in PHANTOMS.items() if len(one.size) == 2]
 CROSS = ndimage.generate_binary_structure(2, 1)

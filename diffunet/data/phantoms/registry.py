@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..core.errors import UserError
-from ..core.rng import seed_for
+from ...core.errors import UserError
+from ...core.rng import seed_for
 from .lattice import defects
 from .micrographs import cells, grains, membranes, stain
 from .shapes import BANDS, bands, contours, shapes

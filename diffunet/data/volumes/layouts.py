@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..core.errors import UserError, printable
-from .pairs import Pair, Source, natural
-from .volumes import FORMATS, stem_of, suffix_of
+from ...core.errors import UserError, printable
+from ..pairs import Pair, Source, natural
+from .files import FORMATS, stem_of, suffix_of
 
 BRATS = (("t1", "t1ce", "t2", "flair"), ("t1n", "t1c", "t2w", "t2f"))
 """The channels of a case by the ends of their names: until 2021, and from 2023 on."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffunet.core.errors import UserError
-from diffunet.data.volume_layouts import find_published, names_in
+from diffunet.data.volumes.layouts import find_published, names_in
 
 
 def touch(folder, *names):

@@ -8,7 +8,7 @@ the receptive field has to reach the contour from everywhere inside.
 import numpy as np
 import torch
 
-from .pansharpening import wald_pair
+from ..pansharpening import wald_pair
 from .random_fields import disk_distance, smooth_noise, to_uint8, voronoi, warped_grid
 
 BACKGROUND, INK, NOISE = 0.4, 0.25, 0.05

@@ -13,9 +13,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from ..core.storage import atomic_write
-from .arrays import MAX_CHANNELS, NPY
-from .decoding import reason_of
+from ...core.storage import atomic_write
+from ..arrays import MAX_CHANNELS, NPY
+from ..decoding import reason_of
 from .grids import Grid, Header, Orientation, Volume, affine_of, check_affine
 from .metaimage import inspect_metaimage, read_metaimage
 from .nifti import inspect_nifti, read_nifti, write_nifti

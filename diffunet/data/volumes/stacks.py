@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..core.storage import atomic_write
+from ...core.storage import atomic_write
 from .grids import MILLIMETERS, Header, affine_of
 
 PLANE = "YX"

@@ -1,0 +1,1 @@
+"""Built-in synthetic images and volumes with exact targets, a function of a name, a seed and an index."""
