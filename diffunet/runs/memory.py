@@ -16,7 +16,7 @@ COPIES = 2
 
 
 def patches_that_fit(config: PredictionConfig, pairs: PairedData, size: Sequence[int], memory: int) -> float:
-    """Return how many patches (height, width) of a step fit into free memory, in fp32; mixed precision needs less."""
+    """Return how many patches of these sides of a step fit into free memory, in fp32; mixed precision needs less."""
     with on_meta():
         weights = sum(parameter.nbytes for parameter in config.build_predictor().parameters())
     free = memory - COPIES * weights
@@ -24,7 +24,7 @@ def patches_that_fit(config: PredictionConfig, pairs: PairedData, size: Sequence
 
 
 def bytes_per_patch(config: PredictionConfig, pairs: PairedData, size: Sequence[int]) -> float:
-    """Return the bytes that a training step in fp32 stores for each patch (height, width), of a resolved config.
+    """Return the bytes that a training step in fp32 stores for each patch of these sides, of a resolved config.
 
     Network and loss run on the meta device, which has all sizes and no values.
     """

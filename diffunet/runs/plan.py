@@ -107,9 +107,9 @@ def make_plan(pairs: PairedData, config: PredictionConfig, memory: int | None = 
 
 
 def _facts(cases: Sequence[Case], trained: int, classes: Sequence[ClassObjects], need: Need) -> list[str]:
-    height, width = (np.median([case.size[axis] for case in cases]) for axis in (0, 1))
+    median = [f"{side:.0f}" for side in np.median([case.size for case in cases], axis=0)]
     low, high = min(float(case.image.min()) for case in cases), max(float(case.image.max()) for case in cases)
-    size = f"median size {height:.0f}×{width:.0f}, values {low:g} to {high:g}"
+    size = f"median size {'×'.join(median)}, values {low:g} to {high:g}"
     lines = [f"measured: {len(cases)} of {trained:,} training cases, {size}"]
     for each in classes:
         counts, sides = each.counts, each.sides
@@ -168,13 +168,14 @@ def _shallower(levels: tuple[LevelConfig, ...]) -> tuple[LevelConfig, ...]:
 
 def choose_patch(
     config: PredictionConfig, pairs: PairedData, needed: int, cases: Sequence[Case], memory: int
-) -> tuple[Choice, tuple[int, int]]:
-    """Return the patch, (height, width), that every level halves evenly: at least the needed field, at most the images.
+) -> tuple[Choice, tuple[int, ...]]:
+    """Return the patch that every level halves evenly along each axis: at least the needed field, at most the images.
 
     It is smaller where a step on a single one does not fit into memory.
     """
-    old, least = config.patch_size, [min(case.size[axis] for case in cases) for axis in (0, 1)]
-    sides = [_side(config.unet, side, whole, needed) for side, whole in zip(old, least, strict=True)]
+    old, axes = config.patch_size, range(config.unet.dims)
+    least = [min(case.size[axis] for case in cases) for axis in axes]
+    sides = [_side(config.unet, old[axis], least[axis], needed, axis) for axis in axes]
     size, left = f"{'×'.join(map(str, least))} pixels", output_side(config.unet, min(old))
     if min(old) < needed:
         reason = f"{min(old)} pixels are less than the {needed} that are needed; images have {size} or more"
@@ -183,29 +184,29 @@ def choose_patch(
     else:
         reason = f"the smallest image has {size}, and each of {len(config.unet.levels)} levels halves it evenly"
     if (fits := patches_that_fit(config, pairs, sides, memory)) < 1:
-        most = [int(math.sqrt(max(fits, 0)) * side) for side in sides]
-        sides = [_largest(fitting_sides(config.unet, side), side) for side in most]
+        most = [int(max(fits, 0) ** (1 / len(sides)) * side) for side in sides]
+        sides = [_largest(fitting_sides(config.unet, side, axis), side) for axis, side in enumerate(most)]
         reason = f"the largest of which one fits into {memory / 2**30:.2g} GiB"
     if kept := tuple(sides) == old:
         reason = f"as large as the {needed} that are needed, and " * (needed > 0) + f"no larger than the images, {size}"
     value = str(sides[0]) if len(set(sides)) == 1 else to_yaml(sides)
-    return Choice("data.patch", value, reason, kept), (sides[0], sides[1])
+    return Choice("data.patch", value, reason, kept), tuple(sides)
 
 
-def _side(unet: UNetConfig, side: int, whole: int, needed: int) -> int:
-    """Return the side of a patch of images whose shortest is `whole`: the given one, if it is good.
+def _side(unet: UNetConfig, side: int, whole: int, needed: int, axis: int) -> int:
+    """Return the side of a patch along an axis, of images whose shortest is `whole`: the given one, if it is good.
 
     With valid borders an input may be larger than an image by what its output is smaller, and the output keeps at least
     half of the input.
     """
-    smallest = fitting_sides(unet, 1)[0]
-    border = smallest - output_side(unet, smallest)
+    smallest = fitting_sides(unet, 1, axis)[0]
+    border = smallest - output_side(unet, smallest, axis)
     most, wanted = whole + border, max(needed, 2 * border)
-    fitting = fitting_sides(unet, max(most, wanted, side))
+    fitting = fitting_sides(unet, max(most, wanted, side), axis)
     least = min(next(other for other in fitting if other >= wanted), _largest(fitting, most))
     if side in fitting and least <= side <= next(other for other in fitting if other >= most):
         return side
-    return max(least, _largest(fitting, min(most, MAX_PATCH)))
+    return max(least, _largest(fitting, min(most, MAX_PATCH[unet.dims])))
 
 
 def _largest(fitting: Sequence[int], most: int) -> int:
