@@ -9,9 +9,11 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.rng import seed_for
+from ..core.water_fat import MAPS
 from .lattice import defects
 from .micrographs import cells, grains, membranes, stain
 from .shapes import BANDS, bands, contours, shapes
+from .water_fat import fat_fraction_of, undersampled, water_fat
 
 SMALLEST = 64
 """Least height and width of a case in pixels, where the objects of every set fit."""
@@ -21,9 +23,10 @@ class Phantom(NamedTuple):
     """A synthetic image with its target."""
 
     image: np.ndarray
-    """(C, H, W) uint8 or uint16."""
+    """(C, H, W) uint8 or uint16, or float32 of signals with a sign."""
     target: np.ndarray
-    """Classes (H, W) uint8, numbers of instances (H, W) uint16 with 0 outside, or values (C, H, W) float32."""
+    """Classes (H, W) uint8, numbers of instances (H, W) uint16 with 0 outside, or values (C, H, W) float32,
+    NaN where unknown."""
     names: tuple[str, ...]
     """Of the classes, or of the channels of the values; of instances: what is outside and what an instance is."""
 
@@ -68,6 +71,14 @@ _SETS = (
     PhantomSet("grains", "a polycrystal with faint boundaries", "classes", ("boundary", "grain"), grains),
     PhantomSet("defects", "vacancies of a crystal lattice", "classes", ("background", "vacancy"), defects),
     PhantomSet("bands", "a sharp panchromatic image and four coarse bands to four sharp ones", "values", BANDS, bands),
+    *(
+        PhantomSet(
+            f"water-fat-{number}", f"gradient echoes: {number}, to the fraction of fat", "values", ("fat_fraction",), draw
+        )
+        for number, draw in ((number, fat_fraction_of(number)) for number in range(1, 6))
+    ),
+    PhantomSet("water-fat-maps", "five gradient echoes to water, fat, field and R2*", "values", MAPS, water_fat),
+    PhantomSet("undersampled", "lines of k-space to a complex image", "values", ("real", "imag"), undersampled),
 )
 PHANTOMS = {each.name: each for each in _SETS}
 """The built-in sets by name."""
