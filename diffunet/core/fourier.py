@@ -1,6 +1,7 @@
 """Cartesian magnetic resonance: the Fourier transform, sampled lines of k-space, and receiver coils."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,20 +111,23 @@ class Cartesian:
         share = 1.0 if math.isinf(weight) else weight / (1 + weight)
         if self.sensitivities is None:
             return image + share * self.adjoint(kspace - self.apply(image))
-        residual = (kspace - self.apply(image)) * self._keep
-        if math.isinf(weight):  # z = x + A^H m with A A^H m = y - A x
-            return image + self.adjoint(_solve(lambda m: self.apply(self.adjoint(m)), residual, iterations))
-        system = lambda z: z + weight * self.adjoint(self.apply(z))  # noqa: E731
-        return image + _solve(system, weight * self.adjoint(residual), iterations)
+        seen = lambda z: self.adjoint(self.apply(z))  # noqa: E731
+        system, factor = (seen, 1.0) if math.isinf(weight) else ((lambda z: z + weight * seen(z)), weight)
+        goal = factor * self.adjoint(kspace)
+        return image + _solve(system, goal - factor * seen(image), _square(goal), iterations)
 
 
-def _solve(system, values: Tensor, iterations: int) -> Tensor:
-    """Return z with system(z) = values, of a positive semidefinite system, by conjugate gradients for each example."""
+def _solve(system: Callable[[Tensor], Tensor], values: Tensor, unit: Tensor, iterations: int) -> Tensor:
+    """Return the shortest z with system(z) = values, by conjugate gradients for each example.
+
+    The system is positive semidefinite and the values are in its range. A squared residual that is rounding beside
+    `unit`, (B, 1, ...), ends the example, since rounding leaves the range.
+    """
     z, residual, direction = torch.zeros_like(values), values, values
-    norm = goal = _square(residual)
-    floor = (torch.finfo(goal.dtype).eps * 10) ** 2
+    norm = _square(residual)
+    floor = unit * (10 * torch.finfo(norm.dtype).eps) ** 2
     for _ in range(iterations):
-        running = norm > floor * goal
+        running = norm > floor
         if not running.any():
             break
         product = system(direction)

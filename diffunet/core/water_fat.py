@@ -81,9 +81,7 @@ def signal(
     return (water[:, None] + fat[:, None] * phasor) * torch.polar(decay, turns)
 
 
-def signal_of_maps(
-    maps: Tensor, echo_times: Times, field_strength: Strength, fat_model: FatModel = HAMILTON
-) -> Tensor:
+def signal_of_maps(maps: Tensor, echo_times: Times, field_strength: Strength, fat_model: FatModel = HAMILTON) -> Tensor:
     """Return the echoes (B, E, *S), complex, of the maps MAPS, (B, 6, *S); times and strength as in `signal`."""
     water, fat = torch.complex(maps[:, 0], maps[:, 1]), torch.complex(maps[:, 2], maps[:, 3])
     return signal(water, fat, maps[:, 4], maps[:, 5], echo_times, field_strength, fat_model)

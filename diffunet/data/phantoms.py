@@ -73,7 +73,11 @@ _SETS = (
     PhantomSet("bands", "a sharp panchromatic image and four coarse bands to four sharp ones", "values", BANDS, bands),
     *(
         PhantomSet(
-            f"water-fat-{number}", f"gradient echoes: {number}, to the fraction of fat", "values", ("fat_fraction",), draw
+            f"water-fat-{number}",
+            f"gradient echoes: {number}, to the fraction of fat",
+            "values",
+            ("fat_fraction",),
+            draw,
         )
         for number, draw in ((number, fat_fraction_of(number)) for number in range(1, 6))
     ),

@@ -45,7 +45,9 @@ def water_fat(
         inside = depth > 0
     density = inside * (0.9 + 0.12 * smooth_noise(rng, size, 6)) * np.exp(0.25 * smooth_noise(rng, size, min(size) / 2))
     # The point spread of the scanner mixes neighbors: partial volume of fat, water and air.
-    fat, water = (gaussian_filter(np.clip(density, 0.1 * inside, None) * part, 0.7) for part in (fraction, 1 - fraction))
+    fat, water = (
+        gaussian_filter(np.clip(density, 0.1 * inside, None) * part, 0.7) for part in (fraction, 1 - fraction)
+    )
     phase = np.exp(1j * (rng.uniform(-np.pi, np.pi) + 0.6 * smooth_noise(rng, size, min(size) / 2)))
     r2star = np.clip((20 + 15 * np.clip(smooth_noise(rng, size, 12) + 1, 0, None)) * np.exp(1.6 * iron), *R2STAR)
     field = _field(rng, size, depth, gas, field_strength)
@@ -146,4 +148,3 @@ def _field(
     around = gaussian_filter(gas, 0.05 * side)
     ppm = shim + rng.choice([-1, 1]) * rng.uniform(1, 2.2) * near + rng.uniform(-2, 2) * around
     return larmor * gaussian_filter(ppm, 1)
-

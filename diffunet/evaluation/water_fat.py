@@ -51,15 +51,17 @@ def separate(
     fat_model: FatModel = HAMILTON,
     field_range: float | None = None,
     max_r2star: float | None = None,
-    smoothness: float = 0.02,
+    smoothness: float = 0.1,
     sweeps: int = 20,
 ) -> np.ndarray:
     """Return the maps `core.water_fat.MAPS` of complex echoes (E, *S), float64 (6, *S), in 1 to 3 dimensions.
 
     echo_times: seconds. field_strength: tesla. field_range: largest field in Hz of either sign; None: half the
-    `field_period`, beyond which evenly spaced echoes repeat; then the field is modulo the period. max_r2star: in 1/s;
-    None: 500 of four echoes or more, 0 of fewer, which cannot tell R2* from the rest. smoothness: factor of the squared
-    difference of the phase between neighbors and two echoes, in units of the signal's power. sweeps: over all axes.
+    `field_period`, beyond which evenly spaced echoes repeat: the field is then one of many a period apart, with the
+    phases of W and F that belong to it. max_r2star: in 1/s;
+    None: 500 of four echoes or more, 200 of three, which have no more numbers than maps do. smoothness: factor of the
+    squared difference of the phase between neighbors and two echoes, in units of the signal's power. sweeps: over all
+    axes, at most.
     Raise UserError for fewer than three echoes, or times that do not fit.
     """
     signal = as_array(echoes)
@@ -78,10 +80,12 @@ def separate(
     circular = even and field_range is None
     number = max(math.ceil(2 * reach * (times[-1] - times[0]) * POINTS), 8)
     grid = np.linspace(-reach, reach, number, endpoint=False)
-    limit = (500.0 if len(times) > 3 else 0.0) if max_r2star is None else max_r2star
+    limit = (500.0 if len(times) > 3 else 200.0) if max_r2star is None else max_r2star
     decays = np.array([r for r in R2STAR_GRID if r <= limit])
 
-    found = [_candidates(voxels, slice(i, i + BLOCK), grid, decays, circular) for i in range(0, len(voxels.values), BLOCK)]
+    found = [
+        _candidates(voxels, slice(i, i + BLOCK), grid, decays, circular) for i in range(0, len(voxels.values), BLOCK)
+    ]
     cost, field, decay = (np.concatenate(parts).reshape(*size, CANDIDATES) for parts in zip(*found, strict=True))
     strength = (np.abs(signal) ** 2).mean(0) / max(power, 1e-30)
     radians = 2 * np.pi * float(np.diff(times).min())
@@ -89,8 +93,6 @@ def separate(
     chosen = _smooth_choice(cost / max(power, 1e-30), radians * field, strength, smoothness, turn, sweeps)
     start = (np.take_along_axis(part, chosen[..., None], -1).reshape(-1) for part in (field, decay))
     maps = _refine(voxels, *start, limit, step=2 * reach / number)
-    if circular:
-        maps[4] = (maps[4] + reach) % period - reach
     return maps.reshape(6, *size)
 
 
@@ -139,7 +141,7 @@ def _smooth_choice(
     """Return the candidate of each voxel, (*S), with the least sum of costs and squared differences of neighbors.
 
     cost, radians: (*S, K). An edge has the weight smoothness times the lesser strength (*S) of its two voxels;
-    differences are modulo `turn`. Beliefs pass along whole lines of one axis at once, so each sweep is exact for a line.
+    differences are modulo `turn`. Beliefs pass along the lines of one axis at once, so each sweep is exact for a line.
     """
     cost, axes = cost.astype(np.float32), range(strength.ndim)
     pair = [_pairwise(np.moveaxis(radians, a, 0), np.moveaxis(strength, a, 0) * smoothness, turn) for a in axes]
@@ -232,7 +234,9 @@ def _refine(voxels: _Echoes, field: np.ndarray, decay: np.ndarray, max_decay: fl
         better = new_power < power
         if not better.any():
             break
-        field, decay, power = (np.where(better, *two) for two in ((new_field, field), (new_decay, decay), (new_power, power)))
+        field, decay, power = (
+            np.where(better, *two) for two in ((new_field, field), (new_decay, decay), (new_power, power))
+        )
         parts, residual, direction = (
             np.where(better[:, None], *two) for two in zip(fitted, (parts, residual, direction), strict=True)
         )
