@@ -37,7 +37,7 @@ def water_fat(
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
     apart = _body(rng, size)
-    depth = distance_transform_edt(apart < 1).astype(np.float32)
+    depth = np.asarray(distance_transform_edt(apart < 1), np.float32)
     fraction, iron = _tissue(rng, depth, size)
     gas = _blobs(rng, size, depth, number=int(rng.integers(0, 3)), radius=(0.03, 0.09))
     inside = (depth > 0) & (gas < 0.5)
@@ -52,8 +52,8 @@ def water_fat(
     r2star = np.clip((20 + 15 * np.clip(smooth_noise(rng, size, 12) + 1, 0, None)) * np.exp(1.6 * iron), *R2STAR)
     field = _field(rng, size, depth, gas, field_strength)
 
-    maps = np.stack([(water * phase).real, (water * phase).imag, (fat * phase).real, (fat * phase).imag, field, r2star])
-    maps = maps.astype(np.float32)
+    parts = [part(species * phase) for species in (water, fat) for part in (np.real, np.imag)]
+    maps = np.stack([*parts, field, r2star]).astype(np.float32)
     echoes = signal_of_maps(torch.from_numpy(maps[None]).double(), echo_times, field_strength)
     image = to_channels(echoes)[0].numpy()
     if snr is not None:

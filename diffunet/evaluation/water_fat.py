@@ -58,11 +58,9 @@ def separate(
 
     echo_times: seconds. field_strength: tesla. field_range: largest field in Hz of either sign; None: half the
     `field_period`, beyond which evenly spaced echoes repeat: the field is then one of many a period apart, with the
-    phases of W and F that belong to it. max_r2star: in 1/s;
-    None: 500 of four echoes or more, 200 of three, which have no more numbers than maps do. smoothness: factor of the
-    squared difference of the phase between neighbors and two echoes, in units of the signal's power. sweeps: over all
-    axes, at most.
-    Raise UserError for fewer than three echoes, or times that do not fit.
+    phases of W and F that belong to it. max_r2star: in 1/s; None: 500 of four echoes or more, 200 of three, which have
+    no more numbers than maps do. smoothness: factor of the squared difference of the phase between neighbors and two
+    echoes, in units of the signal's power. sweeps: over all axes, at most. Raise UserError for fewer than three echoes, or times that do not fit.
     """
     signal = as_array(echoes)
     times = np.asarray(echo_times, np.float64)
@@ -91,8 +89,8 @@ def separate(
     radians = 2 * np.pi * float(np.diff(times).min())
     turn = radians * period if circular else math.inf
     chosen = _smooth_choice(cost / max(power, 1e-30), radians * field, strength, smoothness, turn, sweeps)
-    start = (np.take_along_axis(part, chosen[..., None], -1).reshape(-1) for part in (field, decay))
-    maps = _refine(voxels, *start, limit, step=2 * reach / number)
+    start, rate = (np.take_along_axis(part, chosen[..., None], -1).reshape(-1) for part in (field, decay))
+    maps = _refine(voxels, start, rate, limit, step=2 * reach / number)
     return maps.reshape(6, *size)
 
 
@@ -241,7 +239,8 @@ def _refine(voxels: _Echoes, field: np.ndarray, decay: np.ndarray, max_decay: fl
             np.where(better[:, None], *two) for two in zip(fitted, (parts, residual, direction), strict=True)
         )
         damping = np.where(better, np.minimum(2 * damping, 1), damping / 2)
-    return np.stack([parts[:, 0].real, parts[:, 0].imag, parts[:, 1].real, parts[:, 1].imag, field, decay])
+    real, imag = np.real(parts), np.imag(parts)
+    return np.stack([real[:, 0], imag[:, 0], real[:, 1], imag[:, 1], field, decay])
 
 
 # ── scores ────────────────────────────────────────────────────────────────────────────────────────

@@ -33,7 +33,7 @@ def test_a_case_is_a_function_of_seed_and_index(name):
     for (seed, index), case in reversed(cases.items()):
         again = PHANTOMS[name].generate(index, (64, 96), seed)
         assert np.array_equal(case.image, again.image)
-        assert np.array_equal(case.target, again.target)
+        assert case.target.tobytes() == again.target.tobytes()  # NaN is unknown
     assert len({case.image.tobytes() for case in cases.values()}) == 4
     assert len({case.target.tobytes() for case in cases.values()}) == 4
 
