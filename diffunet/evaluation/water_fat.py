@@ -60,7 +60,8 @@ def separate(
     `field_period`, beyond which evenly spaced echoes repeat: the field is then one of many a period apart, with the
     phases of W and F that belong to it. max_r2star: in 1/s; None: 500 of four echoes or more, 200 of three, which have
     no more numbers than maps do. smoothness: factor of the squared difference of the phase between neighbors and two
-    echoes, in units of the signal's power. sweeps: over all axes, at most. Raise UserError for fewer than three echoes, or times that do not fit.
+    echoes, in units of the signal's power. sweeps: over all axes, at most. Raise UserError for fewer than three echoes,
+    or times that do not fit.
     """
     signal = as_array(echoes)
     times = np.asarray(echo_times, np.float64)

@@ -71,7 +71,7 @@ def test_noise_of_the_fraction_is_that_of_cramer_and_rao():
 
     def channels(maps: np.ndarray) -> np.ndarray:
         echoes = signal_of_maps(torch.from_numpy(maps)[None, :, None], SIX, 3.0)[0, :, 0].numpy()
-        return np.concatenate([echoes.real, echoes.imag])
+        return np.concatenate([np.real(echoes), np.imag(echoes)])
 
     steps = np.array([1e-5, 1e-5, 1e-5, 1e-5, 1e-3, 1e-3])
     jacobian = np.stack([(channels(truth + h) - channels(truth - h)) / (2 * h.sum()) for h in np.diag(steps)], axis=1)

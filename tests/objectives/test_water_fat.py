@@ -104,10 +104,12 @@ def test_cases_may_have_their_own_times_and_strength():
     times, strengths = torch.tensor([TIMES[:3], (2e-3, 4e-3, 6e-3)], dtype=torch.float64), torch.tensor([1.5, 3.0])
     echoes = to_channels(signal_of_maps(maps, times, strengths))
     objective = Signal(SignalConfig(smoothness=0.1, field_range=400.0))
-    given = {"echo_times": times, "field_strength": strengths}
-    assert objective.loss(lambda image: maps, echoes, **given)["loss_residual"].max() < 1e-20
-    swapped = {name: values.flip(0) for name, values in given.items()}
-    assert objective.loss(lambda image: maps, echoes, **swapped)["loss_residual"].min() > 1e-3
+    assert (
+        objective.loss(lambda image: maps, echoes, echo_times=times, field_strength=strengths)["loss_residual"].max()
+        < 1e-20
+    )
+    swapped = objective.loss(lambda image: maps, echoes, echo_times=times.flip(0), field_strength=strengths.flip(0))
+    assert swapped["loss_residual"].min() > 1e-3
     with pytest.raises(UserError, match="neither the config nor the case"):
         objective.loss(lambda image: maps, echoes)
 
