@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .complex_channels import to_channels, to_complex
 from .errors import UserError
 from .rng import seed_for
 
@@ -115,6 +116,17 @@ class Cartesian:
         system, factor = (seen, 1.0) if math.isinf(weight) else ((lambda z: z + weight * seen(z)), weight)
         goal = factor * self.adjoint(kspace)
         return image + _solve(system, goal - factor * seen(image), _square(goal), iterations)
+
+
+def zero_filled(image: Tensor, mask: Tensor) -> Tensor:
+    """Return what is known of real channels (B, 2E, *S) from the places of k-space in mask (B, *S) bool, of one coil.
+
+    The channels of the zero-filled reconstruction and, last, the mask, (B, 2E + 1, *S): the input of
+    `models.data_consistency.DataConsistency`.
+    """
+    operator = Cartesian(mask, dims=image.ndim - 2)
+    known = to_channels(operator.adjoint(operator.apply(to_complex(image))))
+    return torch.cat([known, mask[:, None].to(known)], dim=1)
 
 
 def _solve(system: Callable[[Tensor], Tensor], values: Tensor, unit: Tensor, iterations: int) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..core.complex_channels import to_channels
-from ..core.fourier import Cartesian, sampled_lines
+from ..core.fourier import sampled_lines, zero_filled
 from ..core.water_fat import GAMMA, fat_fraction, signal_of_maps
 from .random_fields import disk_distance, smooth_noise
 
@@ -86,11 +86,7 @@ def undersampled(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.nd
     """
     image, _ = water_fat(rng, size, ECHO_TIMES[:1])
     lines = sampled_lines(size[1], rng.uniform(*ACCELERATION), seed=int(rng.integers(2**31)))
-    whole = torch.from_numpy(image)
-    operator = Cartesian(lines.expand(size))
-    complex_image = torch.complex(whole[0], whole[1])[None, None]
-    zero_filled = to_channels(operator.adjoint(operator.apply(complex_image)))[0]
-    return torch.cat([zero_filled, lines.expand(1, *size).float()]).numpy(), image
+    return zero_filled(torch.from_numpy(image)[None], lines.expand(1, *size))[0].numpy(), image
 
 
 # ── anatomy ───────────────────────────────────────────────────────────────────────────────────────
