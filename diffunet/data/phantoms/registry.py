@@ -9,10 +9,12 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.rng import seed_for
+from ...core.water_fat import MAPS
 from .lattice import defects
 from .micrographs import cells, grains, membranes, stain
 from .shapes import BANDS, bands, contours, shapes
 from .solids import BRAIN_CLASSES, lesions, liver, tubules
+from .water_fat import fat_fraction_of, undersampled, water_fat
 
 SMALLEST = 64
 """Least height and width of an image in pixels, where the objects of every set fit."""
@@ -24,9 +26,10 @@ class Phantom(NamedTuple):
     """A synthetic image with its target; volumes have (D, H, W) in place of (H, W)."""
 
     image: np.ndarray
-    """(C, H, W) uint8, uint16 or int16."""
+    """(C, H, W) uint8, uint16 or int16, or float32 of signals with a sign."""
     target: np.ndarray
-    """Classes (H, W) uint8, numbers of instances (H, W) uint16 with 0 outside, or values (C, H, W) float32."""
+    """Classes (H, W) uint8, numbers of instances (H, W) uint16 with 0 outside, or values (C, H, W) float32,
+    NaN where unknown."""
     names: tuple[str, ...]
     """Of the classes, or of the channels of the values; of instances: what is outside and what an instance is."""
 
@@ -91,6 +94,18 @@ _SETS = (
     PhantomSet(
         "liver", "abdomens in tomography, as SLIVER07", "classes", ("outside", "liver"), liver, size=(64, 64, 64)
     ),
+    *(
+        PhantomSet(
+            f"water-fat-{number}",
+            f"gradient echoes: {number}, to the fraction of fat",
+            "values",
+            ("fat_fraction",),
+            draw,
+        )
+        for number, draw in ((number, fat_fraction_of(number)) for number in range(1, 6))
+    ),
+    PhantomSet("water-fat-maps", "five gradient echoes to water, fat, field and R2*", "values", MAPS, water_fat),
+    PhantomSet("undersampled", "lines of k-space to a complex image", "values", ("real", "imag"), undersampled),
 )
 PHANTOMS = {each.name: each for each in _SETS}
 """The built-in sets by name."""
