@@ -51,7 +51,8 @@ def sparse(target: np.ndarray, rng: np.random.Generator, slices: int | tuple[int
     kept = np.zeros(target.shape, bool)
     for axis, (number, length) in enumerate(zip(numbers, target.shape, strict=True)):
         number = min(number, length)
-        index = ((np.arange(number) + rng.random(number)) * length / max(number, 1)).astype(int)
+        edges = np.arange(number + 1) * length // max(number, 1)
+        index = rng.integers(edges[:-1], edges[1:])
         kept[(slice(None),) * axis + (index,)] = True
     return np.where(kept, target, UNLABELED).astype(np.uint8)
 
