@@ -14,6 +14,7 @@ def keep_slices(target: np.ndarray, rng: np.random.Generator, slices: int | tupl
     kept = np.zeros(target.shape, bool)
     for axis, (number, length) in enumerate(zip(numbers, target.shape, strict=True)):
         number = min(number, length)
-        index = ((np.arange(number) + rng.random(number)) * length / max(number, 1)).astype(int)
+        edges = np.arange(number + 1) * length // max(number, 1)
+        index = rng.integers(edges[:-1], edges[1:])
         kept[(slice(None),) * axis + (index,)] = True
     return np.where(kept, target, UNKNOWN).astype(target.dtype)

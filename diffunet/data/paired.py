@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from .annotation import keep_slices
 from .borders import WeightConfig, place_weights, separate_touching
 from .case_cache import Stored, cache_folder
 from .cases import Cached, Case, Cases
+from .complex_pairs import ComplexFolder, has_molecules
 from .intensity import clipped, foreground_window, standardized
 from .labels import UNKNOWN, Labels, count_codes, survey, value_of
 from .linear import LinearMap, fit_linear
@@ -129,6 +131,8 @@ def load_pairs(
 def _files_of(config: PairConfig, kind: Kind, dims: int, log: Callable[[str], None]) -> PairFiles:
     if config.path in PHANTOMS:
         return BuiltIn(config, kind, dims)
+    if dims == 3 and has_molecules(Path(config.path).expanduser()):
+        return ComplexFolder(config)
     if dims == 3:
         return VolumeFolder(config, find_volume_pairs(config, log))
     return ImageFolder(config, find_pairs(config, log))

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..data.molecules import Atoms
-from ..data.occupancy import Grid, radii_of, scaled_distance
+from ..data.molecules.atoms import Atoms
+from ..data.molecules.occupancy import radii_of, scaled_distance
+from ..data.volumes.grids import Grid
 from .pockets import MIN_VOLUME, Pocket, extract_pockets, mask_center, voxel_volume
 
 PROBE = 1.4

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.storage import atomic_write
-from ..data.occupancy import Grid, world_of
+from ..data.molecules.occupancy import world_of
+from ..data.volumes.grids import Grid
 from .overlap import Array, as_array, check_shapes
 
 THRESHOLD = 0.5

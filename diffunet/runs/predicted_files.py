@@ -5,11 +5,14 @@ from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean, printable
 from ..core.progress import no_progress
+from ..data.complex_pairs import SUFFIXES as MOLECULES
+from ..data.complex_pairs import is_molecule
 from ..data.pairs import STACK, Source, group_channels, image_files, natural, number_of_pages
 from ..data.volumes.files import FORMATS, stem_of
 from .predict import ImagePredictor
 from .predicted_arrays import Extras
 from .predicted_images import save_image
+from .predicted_molecules import save_pockets
 from .predicted_volumes import save_volume
 
 
@@ -24,7 +27,7 @@ def inputs_of(words: Sequence[str], channels: int | None, dims: int = 2) -> dict
     for word in words:
         path = Path(word)
         if path.is_dir():
-            files = image_files(path, FORMATS if dims == 3 else None)
+            files = image_files(path, (*FORMATS, *MOLECULES) if dims == 3 else None)
             if not files:
                 raise UserError(f"{printable(word)}: contains no {'volumes' if dims == 3 else 'images'}")
             several = (channels or 1) > 1 and any(stem_of(file).endswith("_0001") for file in files)
@@ -57,11 +60,18 @@ def predict_files(
     progress: Callable = no_progress,
 ) -> int:
     """Write the prediction of each image, and return how many could not be read, which are reported and left out."""
-    save, skipped = save_volume if predictor.own.unet.dims == 3 else save_image, 0
+    skipped = 0
     for name, sources in progress(inputs.items()):
         try:
-            save(predictor, sources, folder / name, extras)
+            _saver_of(predictor, sources)(predictor, sources, folder / name, extras)
         except (UserError, ValueError) as mistake:
             print(f"skipped {name}: {mistake}")
             skipped += 1
     return skipped
+
+
+def _saver_of(predictor: ImagePredictor, sources: tuple[Source, ...]) -> Callable:
+    """Return the function that writes the prediction of what is in the files."""
+    if predictor.own.unet.dims == 2:
+        return save_image
+    return save_pockets if is_molecule(Path(sources[0].path)) else save_volume

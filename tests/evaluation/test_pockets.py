@@ -13,7 +13,8 @@ from scipy import ndimage
 from skimage import measure, morphology
 
 from diffunet.core.errors import UserError
-from diffunet.data.occupancy import ROTATIONS, Grid, box, cube, ligand_target, rotate_points, rotate_volume
+from diffunet.data.molecules.occupancy import ROTATIONS, box, cube, ligand_target, rotate_points, rotate_volume
+from diffunet.data.volumes.grids import Grid
 from diffunet.evaluation.pockets import (
     COLUMNS,
     Pocket,

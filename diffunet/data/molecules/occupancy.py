@@ -5,15 +5,16 @@ Values have axes (C, z, y, x); a grid maps indices (x, y, z) of a voxel's center
 
 import itertools
 import math
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
+from ...core.errors import UserError
+from ..volumes.grids import Grid, Volume
+from .atoms import Atoms
 from .chemistry import BOND_TOLERANCE, CHANNELS, CHARACTER, COVALENT, DEFAULT_RADIUS, LETTERS, METALS, RADII
-from .molecules import Atoms
 
 RESOLUTION = 2.0
 """Side of a voxel in Å, as Kalasanty (Stepniewska-Dziubinska et al. 2020), whose 36³ voxels hold most chains whole.
@@ -34,21 +35,6 @@ CHUNK = 2**20
 """Pairs of an atom and a voxel computed at once."""
 
 Values = TypeVar("Values", np.ndarray, Tensor)
-
-
-class Grid(NamedTuple):
-    """Where voxels are."""
-
-    affine: np.ndarray
-    """(4, 4) float64, from indices (x, y, z) of a voxel, values[..., z, y, x], to world coordinates in Å."""
-
-
-class Volume(NamedTuple):
-    """Values on a grid."""
-
-    values: Tensor
-    """(C, D, H, W), with axes (C, z, y, x)."""
-    grid: Grid | None
 
 
 # ── grids ─────────────────────────────────────────────────────────────────────────────────────────

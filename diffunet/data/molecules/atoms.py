@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import UserError, describe_oserror, printable
+from ...core.errors import UserError, describe_oserror, printable
 from .chemistry import BUFFERS, GLYCANS, IONS, METALS, ORDER, POLYMER, WATERS
 
 LIGAND = "LIG"

@@ -7,11 +7,10 @@ from scipy.spatial.distance import cdist
 
 from diffunet.core.errors import UserError
 from diffunet.data import occupancy
-from diffunet.data.chemistry import CHANNELS, CHARACTER, RADII, SIDE_CHAINS
-from diffunet.data.molecules import Atoms
-from diffunet.data.occupancy import (
+from diffunet.data.molecules.atoms import Atoms
+from diffunet.data.molecules.chemistry import CHANNELS, CHARACTER, RADII, SIDE_CHAINS
+from diffunet.data.molecules.occupancy import (
     ROTATIONS,
-    Grid,
     box,
     character,
     cube,
@@ -25,6 +24,7 @@ from diffunet.data.occupancy import (
     voxelize,
     world_of,
 )
+from diffunet.data.volumes.grids import Grid
 
 NAMES = sorted(CHARACTER)
 

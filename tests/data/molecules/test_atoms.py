@@ -8,8 +8,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from diffunet.core.errors import UserError
-from diffunet.data.complexes import find_complexes
-from diffunet.data.molecules import Atoms, joined, ligand_of, protein_of, read_atoms, read_points
+from diffunet.data.molecules.atoms import Atoms, joined, ligand_of, protein_of, read_atoms, read_points
+from diffunet.data.molecules.complexes import find_complexes
 
 
 def pdb_line(serial, name, residue, chain, number, xyz, *, record="ATOM", altloc=" ", occupancy=1.0, element="C"):

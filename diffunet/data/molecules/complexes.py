@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..core.errors import UserError, printable
+from ...core.errors import UserError, printable
+from .atoms import Atoms, ligand_of, protein_of, read_atoms, read_points
 from .chemistry import BUFFERS
-from .molecules import Atoms, ligand_of, protein_of, read_atoms, read_points
 
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif")
 LAYOUTS = """NAME/protein.mol2 with ligand.mol2 (scPDB), NAME_protein.pdb with NAME_ligand.mol2 or .pdb (PDBbind), \

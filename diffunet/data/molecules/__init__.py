@@ -1,0 +1,1 @@
+"""Molecules: atoms in files, their chemistry, and volumes of both."""
