@@ -34,7 +34,8 @@ class WarpingConfig(Settings):
     mirror: Literal["all", "none"] | Annotated[tuple[Literal["x", "y", "z"], ...], Strict(False)] = "all"
     """Axes along which half of the patches are mirrored: all, none, or names such as [x]; x is the last axis."""
     rotate: Literal["quarters"] | Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Greatest angle in degrees, 0 to 180, of a rotation in the x-y plane; quarters: exact multiples of 90 degrees."""
+    """Greatest angle in degrees, 0 to 180, of a rotation in the x-y plane; quarters: exact multiples of 90 degrees, of
+    cubic patches in all directions: the 24 rotations of a cube."""
     scale: float = Field(0.0, ge=0, le=3)
     """Range of a random scale: the factor is between 1 / (1 + scale) and 1 + scale, uniform in its logarithm."""
     elastic: float = Field(0.0, ge=0, le=1000)
@@ -82,6 +83,10 @@ class Warping:
         return tuple(1 + max(1, round(intervals * side / max(self.size))) for side in self.size)
 
     @property
+    def _is_cube(self) -> bool:
+        return len(self.size) == 3 and len(set(self.size)) == 1
+
+    @property
     def margin(self) -> tuple[int, ...]:
         """Pixels on each side of the patch that a crop has beyond it, in the order of `size`.
 
@@ -111,8 +116,8 @@ class Warping:
         else:
             parts = [_sample(image, grid), *_sample_target(target, weight, grid)]
         if self.config.rotate == "quarters":
-            turns = (4 * rng.uniform_like(image)).long()
-            parts = [_turn(part, turns) for part in parts]
+            number = ((24 if self._is_cube else 4) * rng.uniform_like(image)).long()
+            parts = [_turn(_faced(part, number // 4) if self._is_cube else part, number % 4) for part in parts]
         for axis in self.mirrored:
             mirrored = rng.uniform_like(image) < 0.5
             parts = [torch.where(_beside(mirrored, part), part.flip(axis), part) for part in parts]
@@ -208,6 +213,13 @@ def _turn(x: Tensor, turns: Tensor) -> Tensor:
     """Return x (B, ..., H, W) rotated by multiples of 90 degrees, (B,) from 0 to 3."""
     x = torch.where(_beside(turns >= 2, x), x.flip(-1, -2), x)
     return torch.where(_beside(turns % 2 == 1, x), x.rot90(1, (-2, -1)), x)
+
+
+def _faced(x: Tensor, face: Tensor) -> Tensor:
+    """Return x (B, ..., D, H, W) with one of the six faces of its cubes in place of the first, (B,) from 0 to 5."""
+    for number, (turns, axes) in enumerate((*((n, (-3, -2)) for n in (1, 2, 3)), (1, (-3, -1)), (3, (-3, -1))), 1):
+        x = torch.where(_beside(face == number, x), x.rot90(turns, axes), x)
+    return x
 
 
 def _sample(x: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
 
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
@@ -82,6 +83,22 @@ def test_quarters_and_mirrors_permute_pixels():
     counts = [int((image[:, 0] == s).flatten(1).all(1).sum()) for s in symmetries]
     assert sum(counts) == 400
     assert min(counts) > 25
+
+
+def test_quarters_turn_cubes_by_all_of_their_rotations():
+    """Those of scipy's octahedral group, about equally often, and the same for image, target and weight."""
+    group = Rotation.create_group("O").as_matrix().round().astype(int)
+    cube = torch.randn(3, 3, 3)
+    index = np.stack(np.meshgrid(*[np.arange(3) - 1] * 3, indexing="ij"), -1)
+    expected = {cube.numpy()[tuple(np.moveaxis(index @ turn + 1, -1, 0))].tobytes() for turn in group}
+    number = 2400
+    batch = cube.expand(number, 3, 3, 3).contiguous()
+    warp = warping((3, 3, 3), rotate="quarters")
+    image, target, weight = warp(batch[:, None], batch[:, None], batch.abs() + 1, rng())
+    found = [each.numpy().tobytes() for each in image[:, 0].contiguous()]
+    assert set(found) == expected and len(expected) == 24
+    assert min(found.count(turned) for turned in expected) > 60
+    assert torch.equal(image, target) and torch.equal(weight, image[:, 0].abs() + 1)
 
 
 def test_quarters_turn_volumes_in_the_x_y_plane():
