@@ -19,6 +19,7 @@ from ..runs.evaluate_prediction import (
     evaluate_predictor,
     save_predictor_evaluation,
 )
+from ..runs.pocket_scores import format_pockets
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from ..runs.samples import next_folder
@@ -115,6 +116,8 @@ def _evaluate_prediction(argv: list[str]) -> int:
             check_writable(folder)
         evaluation = evaluate_files(run.folder, data, _bar)
     print(format_comparison(evaluation.record))
+    if "pockets" in evaluation.record:
+        print(format_pockets(evaluation.record["pockets"]))
     if folder:
         save_predictor_evaluation(evaluation, folder)
         print(f"{folder}: evaluation.json; worst.png, the worst cases")

@@ -44,7 +44,8 @@ class PairConfig(Settings):
     """The images, their targets, and the part that is held out."""
 
     path: str = "membranes"
-    """A folder of pairs, or a built-in set: membranes, cells, shapes, contours, grains, defects, stain, bands."""
+    """A folder of pairs, or a built-in set: membranes, cells, shapes, contours, grains, defects; for regression stain,
+    bands, water-fat-1 to water-fat-5; of volumes tubules, lesions, liver, globules."""
     targets: str | None = None
     """Folder of the targets, if path has only the images; null: found in path."""
     channels: int | None = Field(None, ge=1, le=MAX_CHANNELS)

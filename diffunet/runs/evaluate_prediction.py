@@ -14,6 +14,7 @@ from ..core.progress import no_progress
 from ..core.settings import Settings
 from ..core.storage import atomic_write, sha256_of_file
 from ..data.cases import Cached, Case, Cases
+from ..data.complex_pairs import has_molecules
 from ..data.decoding import UNREADABLE, inspect, reason_of
 from ..data.labels import UNKNOWN, Labels, count_codes, survey
 from ..data.pair_files import ImageFolder, PairFiles
@@ -25,6 +26,7 @@ from ..evaluation.comparison import Comparison, Judge, PredictedCase, title_of
 from ..models.saving import WEIGHTS
 from .figures import save_comparison
 from .painting import comparison_rows
+from .pocket_scores import score_pockets
 from .predict import ImagePredictor, Prediction
 from .predicted_volumes import predict_volume
 from .prediction import PredictConfig, PredictionConfig
@@ -69,7 +71,7 @@ def evaluate_predictor(
             f"{run.folder}: trained on all of its cases; score others with --data.path, or these with --data.fold null"
         )
     data = data or own.data
-    if own.unet.dims == 3:  # scored on the grid of the files
+    if own.unet.dims == 3 and not has_molecules(Path(data.path).expanduser()):  # scored on the grid of the files
         data = data.model_copy(update={"spacing": "files"})
     predictor = ImagePredictor([run], predict)
     pairs = load_pairs(data, own.kind, log=log, dims=own.unet.dims)
@@ -93,7 +95,10 @@ def evaluate_predictor(
     trained_on = sum(pairs.names[index] in trained for index in scored)
     about = {"path": data.path, "fold": data.fold, "folds": data.folds, "trained_on": trained_on}
     fitted_on = f"{len(others):,} other cases" if held_out else "the scored cases"
-    return PredictionEvaluation(comparison.record(predictions, about, fitted_on), comparison)
+    record = comparison.record(predictions, about, fitted_on)
+    if own.unet.dims == 3 and has_molecules(Path(data.path).expanduser()):
+        record["pockets"] = score_pockets(predictor, data, scored, progress)
+    return PredictionEvaluation(record, comparison)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from diffunet.data.globules import globule
-from diffunet.data.molecules import Atoms
-from diffunet.data.occupancy import box, cube, radii_of, rotate_points, rotate_volume, world_of
+from diffunet.data.molecules.atoms import Atoms
+from diffunet.data.molecules.occupancy import box, cube, radii_of, rotate_points, rotate_volume, world_of
+from diffunet.data.phantoms.globules import globule
 from diffunet.evaluation.cavities import (
     DIRECTIONS,
     LINE,

@@ -10,6 +10,7 @@ import numpy as np
 from ...core.errors import UserError
 from ...core.rng import seed_for
 from ...core.water_fat import MAPS
+from .globules import SIDE, pockets
 from .lattice import defects
 from .micrographs import cells, grains, membranes, stain
 from .shapes import BANDS, bands, contours, shapes
@@ -93,6 +94,14 @@ _SETS = (
     ),
     PhantomSet(
         "liver", "abdomens in tomography, as SLIVER07", "classes", ("outside", "liver"), liver, size=(64, 64, 64)
+    ),
+    PhantomSet(
+        "globules",
+        "proteins with a pocket that geometry alone does not find",
+        "classes",
+        ("elsewhere", "pocket"),
+        pockets,
+        size=(SIDE, SIDE, SIDE),
     ),
     *(
         PhantomSet(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .molecules import Atoms
+from ..molecules.atoms import Atoms
+from ..molecules.occupancy import RESOLUTION, cube, ligand_target, rasterize
 
 RADIUS = 15.0, 18.0
 """Range of the mean radius of a globule in Å: 700 to 2,000 atoms, about 1,200."""
@@ -149,3 +150,18 @@ def _atoms(xyz: np.ndarray, kinds: np.ndarray) -> Atoms:
         hetero=np.zeros(size, bool),
         type=np.full(size, ""),
     )
+
+
+SIDE = 24
+"""Voxels of 2 Å along each axis of the box around a globule."""
+
+
+def pockets(rng: np.random.Generator, size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the channels of a globule on a grid, float32 (8, D, H, W), and 1 near its ligand, uint8 (D, H, W).
+
+    Voxels are `molecules.occupancy.RESOLUTION` wide; the globule is in the middle of `SIDE` of them.
+    """
+    atoms, ligand = globule(rng)
+    grid, _ = cube(atoms.xyz.mean(0), max(size), RESOLUTION)
+    image = rasterize(atoms, grid, size).numpy()
+    return image, ligand_target(ligand, grid, size).numpy()

@@ -4,10 +4,10 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from diffunet.data import globules
-from diffunet.data.chemistry import CHANNELS, CHARACTER
-from diffunet.data.globules import draw_globule, globule
-from diffunet.data.molecules import protein_of
-from diffunet.data.occupancy import box, character, ligand_target
+from diffunet.data.molecules.atoms import protein_of
+from diffunet.data.molecules.chemistry import CHANNELS, CHARACTER
+from diffunet.data.molecules.occupancy import box, character, ligand_target
+from diffunet.data.phantoms.globules import draw_globule, globule
 from diffunet.evaluation.cavities import cavities
 from diffunet.evaluation.pockets import dcc
 
