@@ -78,7 +78,8 @@ def grown(pocket: Pocket, grid: Grid, distance: float = GROWTH) -> Pocket:
     """Return a pocket with all voxels within a distance in Å; its probabilities and its mass stay those of its core."""
     from scipy.ndimage import distance_transform_edt
 
-    mask = distance_transform_edt(~pocket.mask, np.linalg.norm(grid.affine[:3, :3], axis=0)[::-1]) <= distance
+    steps = np.linalg.norm(grid.affine[:3, :3], axis=0)[::-1]
+    mask = np.asarray(distance_transform_edt(~pocket.mask, steps)) <= distance
     volume = float(mask.sum() * voxel_volume(grid))
     return replace(pocket, mask=mask, center=mask_center(mask, grid), volume=volume)
 

@@ -67,7 +67,8 @@ def extract_pockets(
     if not min_volume >= 0:
         raise UserError(f"min_volume: must not be negative (got {min_volume}); use {MIN_VOLUME:g}")
     above = ndimage.binary_closing(np.pad(values > threshold, 1))[1:-1, 1:-1, 1:-1]
-    labels, _ = ndimage.label(above, np.ones((3, 3, 3)))
+    labels = np.zeros(values.shape, np.int32)
+    ndimage.label(above, np.ones((3, 3, 3)), output=labels)
     voxel = voxel_volume(grid)
     pockets = []
     for label, window in enumerate(ndimage.find_objects(labels), start=1):
@@ -119,7 +120,7 @@ def write_pockets(path: Path, pockets: Sequence[Pocket]) -> None:
         if path.suffix == ".json":
             json.dump(rows, file, indent=1)
         else:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, list[str](COLUMNS))
             writer.writeheader()
             writer.writerows(rows)
 
@@ -144,7 +145,8 @@ def write_ccp4(path: Path, values: Array, grid: Grid) -> None:
     size = values.shape[::-1]
     start = grid.affine[:3, 3] / step
     whole = np.abs(start - np.rint(start)).max() < 1e-3
-    cell = gemmi.UnitCell(*(step * size), 90, 90, 90)
+    a, b, c = (step * size).tolist()
+    cell = gemmi.UnitCell(a, b, c, 90, 90, 90)
     ccp4 = gemmi.Ccp4Map()
     ccp4.grid = gemmi.FloatGrid(np.ascontiguousarray(values.transpose(2, 1, 0)), cell, gemmi.SpaceGroup("P 1"))
     ccp4.update_ccp4_header(2)

@@ -41,7 +41,7 @@ _FREQUENT = {
     "LYS": "CD NZ",
 }
 _FREQUENT |= {"ARG": "CZ NH1", "ASP": "OD1", "GLU": "OE1 CG", "SER": "OG", "THR": "OG1", "ASN": "ND2", "GLN": "OE1"}
-_FREQUENT |= {"PHE": "CZ", "TYR": "CE1", "HIS": "CE1", "MET": "SD"}
+_FREQUENT |= {"ILE": "CD1", "PHE": "CZ", "TYR": "CE1", "HIS": "CE1", "MET": "SD"}
 ANY = [f"{residue}:{name}" for residue, names in _FREQUENT.items() for name in names.split()]
 """Residue and name of the atoms of a globule, about as frequent as in proteins."""
 TRUE = ["PHE:CG", "PHE:CE1", "TYR:CD2", "TRP:CZ2", "ASP:OD1", "GLU:OE2"]
