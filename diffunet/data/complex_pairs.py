@@ -50,7 +50,7 @@ def resolution_of(config: PairConfig) -> float:
 class ComplexFolder:
     """Complexes of a protein with a ligand: their channels, and the class of each voxel, 1 near the ligand."""
 
-    weighted = False
+    weighted, unit = False, "Å"
 
     def __init__(self, config: PairConfig):
         if config.labels == "instances" or config.values is not None:

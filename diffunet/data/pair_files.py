@@ -28,6 +28,8 @@ class PairFiles(Protocol):
     names: list[str]
     weighted: bool
     """Whether any case has weights of its own; they are 1 in the others."""
+    unit: str
+    """Of spacings."""
     changed: object
     """When the files were changed last, where that matters."""
 
@@ -43,7 +45,7 @@ class PairFiles(Protocol):
 class ImageFolder:
     """Pairs of files."""
 
-    changed = None
+    unit, changed = "mm", None
 
     def __init__(self, config: PairConfig, pairs: list[Pair]):
         self.config, self.pairs = config, pairs
@@ -86,7 +88,7 @@ def digest_of(pairs: Sequence[Pair]) -> bytes:
 class BuiltIn:
     """A built-in set."""
 
-    weighted, changed = False, None
+    weighted, unit, changed = False, "mm", None
 
     def __init__(self, config: PairConfig, kind: Kind, dims: int):
         self.set = PHANTOMS[config.path]

@@ -230,7 +230,7 @@ def _summary(files: PairFiles, sample: list[Case], labels: Labels | None, counts
     unit = "pixels" if len(sizes[0]) == 2 else "voxels"
     start = f"{len(files.names):,} pairs of {size} {unit}, {channels} channel{'s' * (channels > 1)}"
     if files.config.spacing not in (None, "files"):
-        start += f", spaced {'×'.join(f'{side:.3g}' for side in files.config.spacing)} mm"
+        start += f", spaced {'×'.join(f'{side:.3g}' for side in files.config.spacing)} {files.unit}"
     if labels is None:
         return f"{start} -> {len(sample[0].target)} number{'s' * (len(sample[0].target) > 1)} for each place"
     total = sum(counts.values())

@@ -33,6 +33,8 @@ def find_volume_pairs(config: PairConfig, log: Callable[[str], None]) -> list[Pa
 class VolumeFolder:
     """Pairs of files with a volume each."""
 
+    unit = "mm"
+
     def __init__(self, config: PairConfig, pairs: list[Pair]):
         self.pairs, self.names = pairs, [pair.name for pair in pairs]
         self.weighted = any(pair.weight for pair in pairs)
