@@ -2,6 +2,7 @@
 
     pip install monai segmentation-models-pytorch
     python benchmarks/segmentation_peers.py --data EM --minutes 5 15 30 --folder runs/peers
+    python benchmarks/segmentation_peers.py --data EM --time 3 --folder runs/peers             first, if other work runs
     python benchmarks/segmentation_peers.py --tiny --folder runs/rehearsal                     built-in images
 
 EM has images/ and labels/ of ISBI 2012, whose last third is held out as a block (benchmarks/membranes.py); without it,
@@ -15,9 +16,10 @@ the built-in membranes. As many threads for each, one after the other:
 
 Only training counts. The first two decay their learning rate to the end, so each of the minutes is a training of its
 own; those of the libraries are constant, so that one training is scored at each of the minutes. *Took* is the clock,
-for the first two with start-up. All are scored in the same way, the most probable class as `diffunet evaluate` does;
+for the first two with start-up. `--time` measures the steps that each makes in a minute, in turn; later calls in the
+same FOLDER then train that many steps for each minute, so that other work on the machine is no one's loss. All are scored in the same way, the most probable class as `diffunet evaluate` does;
 *best threshold* is V_rand at the probability that is best on training slices. Interrupted, the same command continues.
-FOLDER gets rows.jsonl, peers.md and the probabilities of a cell in the held-out slices, fp16, as .npy.
+FOLDER gets rates.json, rows.jsonl, peers.md and the probabilities of a cell in the held-out slices, fp16, as .npy.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from records import table as markdown
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent / "baselines"))
-from segmentation import PEERS
+from segmentation import PEERS, Peer
 
 from diffunet.data.paired import PairedData, load_pairs
 from diffunet.data.pairs import PairConfig
@@ -61,6 +63,8 @@ THRESHOLDS = [n / 20 for n in range(2, 20)]
 """Of the probability of a cell."""
 FITTED = 10
 """Training slices, at most, on which the threshold is chosen."""
+TIMED = 40
+"""Steps by which a method's speed is measured."""
 Predict = Callable[[Tensor], Tensor]
 """From an image (1, H, W) to probabilities (2, H, W)."""
 
@@ -75,36 +79,65 @@ class Trained:
     predict: Predict
 
 
-def train_own(method: str, minutes: list[float], seed: int, args: argparse.Namespace) -> Iterator[Trained]:
-    """Train with diffunet, for each of the minutes anew."""
+def run_own(method: str, run: Run, seed: int, args: argparse.Namespace, *flags: str) -> list[dict]:
+    """Train with diffunet, and return the log."""
+    words = ["train", "--config", "configs/membranes.yaml", "--train.output", str(run.folder), "--overwrite"]
+    words += ["--train.seed", str(seed), "--train.preview_every", "1000000", "--train.checkpoint_every", "1000000"]
+    words += ["--data.path", args.data, "--data.class_names", "[membrane, cell]"]
+    words += ["--data.fold_by", "order", "--data.folds", "3", "--data.fold", "2"]
+    run_command([*words, *OWN[method], *flags])
+    return read_log(run.folder / "log.jsonl")
+
+
+def train_own(
+    method: str, minutes: list[float], seed: int, args: argparse.Namespace, rate: float | None
+) -> Iterator[Trained]:
+    """Train with diffunet, for each of the minutes anew. rate: steps for each minute; None: by the clock."""
     for each in minutes:
         run = Run(args.folder / f"{method}-{each:g}-{seed}")
-        words = ["train", "--config", "configs/membranes.yaml", "--train.output", str(run.folder), "--overwrite"]
-        words += ["--train.seed", str(seed), "--train.preview_every", "1000000", "--train.checkpoint_every", "1000000"]
-        words += ["--train.steps", "2"] if args.tiny else ["--train.minutes", str(each)]
-        words += ["--data.path", args.data, "--data.class_names", "[membrane, cell]"]
-        words += ["--data.fold_by", "order", "--data.folds", "3", "--data.fold", "2"]
+        length = ["--train.steps", str(round(rate * each))] if rate else ["--train.minutes", str(each)]
         started = perf_counter()
-        run_command([*words, *OWN[method]])
-        took, steps = perf_counter() - started, int(read_log(run.folder / "log.jsonl")[-1]["step"])
-        yield Trained(each, took, steps, predict_with(ImagePredictor([run])))
+        log = run_own(method, run, seed, args, *(["--train.steps", "2"] if args.tiny else length))
+        yield Trained(each, perf_counter() - started, int(log[-1]["step"]), predict_with(ImagePredictor([run])))
+
+
+def steps_per_minute(method: str, args: argparse.Namespace, pairs: PairedData) -> float:
+    """Return the steps that a method makes in a minute, once it is under way."""
+    if method in OWN:
+        flags = "--train.steps", str(TIMED), "--train.log_every", "5"
+        lines = run_own(method, Run(args.folder / f"{method}-timed"), 0, args, *flags)[1:]
+        size = 1 if method == "2015" else 8
+        return 60 / size * float(np.median([line["images_per_second"] for line in lines]))
+    peer = build_peer(method, 0, pairs)
+    times = []
+    for _ in range(TIMED):
+        started = perf_counter()
+        peer.step()
+        times.append(perf_counter() - started)
+    return 60 / float(np.median(times[5:]))
 
 
 def predict_with(predictor: ImagePredictor) -> Predict:
     return lambda image: predictor(image).mean
 
 
-def train_peer(method: str, minutes: list[float], seed: int, pairs: PairedData) -> Iterator[Trained]:
-    """Train with another library once, pausing the clock at each of the minutes."""
+def build_peer(method: str, seed: int, pairs: PairedData) -> Peer:
     trained, _ = pairs.split_fold()
-    peer = PEERS[method]([(pairs.cases[i].image, pairs.cases[i].target.long()) for i in trained], seed)
+    return PEERS[method]([(pairs.cases[i].image, pairs.cases[i].target.long()) for i in trained], seed)
+
+
+def train_peer(
+    method: str, minutes: list[float], seed: int, pairs: PairedData, rate: float | None
+) -> Iterator[Trained]:
+    """Train with another library once, pausing the clock at each of the minutes. rate: as for `train_own`."""
+    peer = build_peer(method, seed, pairs)
     seconds, steps = 0.0, 0
     for each in sorted(minutes):
         started = perf_counter() - seconds
-        while (seconds := perf_counter() - started) < 60 * each:
+        while (seconds := perf_counter() - started) < 60 * each if rate is None else steps < rate * each:
             peer.step()
             steps += 1
-        yield Trained(each, seconds, steps, peer.predict)
+        yield Trained(each, perf_counter() - started, steps, peer.predict)
 
 
 def score(predict: Predict, pairs: PairedData) -> tuple[dict[str, float], dict[str, dict], np.ndarray]:
@@ -154,6 +187,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[5, 15, 30])
     parser.add_argument("--methods", nargs="+", default=[*OWN, *PEERS], choices=[*OWN, *PEERS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--time", type=int, metavar="ROUNDS", help="measure the steps per minute, and end")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true", help="seconds for each method")
     add_record_flag(parser)
@@ -164,11 +198,20 @@ def main() -> None:
     file = args.folder / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     pairs = load_pairs(PairConfig.model_validate({"path": args.data, **BLOCK}), "segmentation")
+    timed = args.folder / "rates.json"
+    if args.time:
+        rounds = [[steps_per_minute(method, args, pairs) for method in args.methods] for _ in range(args.time)]
+        found = {"rates": dict(zip(args.methods, np.median(rounds, 0).tolist(), strict=True)), "rounds": rounds}
+        timed.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        return print(timed.read_text(encoding="utf-8"))
+    rates = json.loads(timed.read_text(encoding="utf-8"))["rates"] if timed.exists() else {}
     for seed in args.seeds:
         for method in args.methods:
             done = {row["minutes"] for row in rows if (row["method"], row["seed"]) == (method, seed)}
             left = [minutes for minutes in args.minutes if minutes not in done]
-            train = train_own(method, left, seed, args) if method in OWN else train_peer(method, left, seed, pairs)
+            rate = rates.get(method)
+            own = method in OWN
+            train = train_own(method, left, seed, args, rate) if own else train_peer(method, left, seed, pairs, rate)
             for trained in train if left else ():
                 scores, references, probabilities = score(trained.predict, pairs)
                 name = f"{method}-{trained.minutes:g}-{seed}.npy".replace(", ", "-").replace(" ", "-")
