@@ -15,6 +15,8 @@ from .figures import save_comparison, to_pil
 Color = tuple[int, int, int]
 SHOWN_SIDE = 256
 """Pixels, at most, of each side that a comparison shows: the center of a larger image."""
+GAP = 2
+"""Pixels between planes of a volume."""
 DARKEST, BRIGHTEST = 0.01, 0.99
 """Quantiles of an image that are drawn black and white."""
 COLORS = (
@@ -91,9 +93,10 @@ def comparison_rows(predicted: Sequence[tuple[Case, Tensor]], labels: Labels | N
             views = [_center(case.size, side)]
         else:
             views = planes_of(case.size, case.target if labels else None, case.spacing)
+        shown = case.image if len(case.size) == 2 else channels_shown(case.image)
         for view in views:
-            image = view(case.image)
-            rows["image"].append(paint_numbers(image, case.image))
+            image = view(shown)
+            rows["image"].append(paint_numbers(image, shown))
             if labels:
                 classes, target, palette = view(output.argmax(0)), view(case.target), palette_of(labels)
                 rows["target"].append(paint_classes(target, palette))
@@ -144,6 +147,11 @@ def planes_of(size: Sequence[int], classes: Tensor | None, spacing: Sequence[flo
     return [plane(axis) for axis in range(3)]
 
 
+def channels_shown(values: Tensor) -> Tensor:
+    """Return the channels of a volume (C, D, H, W) that are drawn: three as color, else the first, as a modality."""
+    return values if len(values) == 3 else values[:1]
+
+
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
     """Return images (C, H, W) as (N, C, H, W), smaller ones on black."""
     height, width = (max(part.shape[axis] for part in parts) for axis in (-2, -1))
@@ -166,6 +174,10 @@ def save_volume_overlay(
 ) -> None:
     """Write three planes of a volume, (C, D, H, W), with its classes or objects, (D, H, W), as one PNG."""
     views = planes_of(labels.shape, labels, spacing)
-    drawn = _stacked([overlay(view(values), view(labels), palette) for view in views])
+    shown = channels_shown(values)
+    drawn = _stacked([overlay(view(shown), view(labels), palette) for view in views])
+    factor = max(1, SHOWN_SIDE // max(drawn.shape[-2:]))
+    enlarged = drawn.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    beside = F.pad(enlarged, (0, GAP, 0, 0), value=255)  # a white line between planes
     with atomic_write(path) as file:
-        to_pil(torch.cat(list(drawn), dim=-1), 8).save(file, format="PNG")
+        to_pil(torch.cat(list(beside), dim=-1)[..., :-GAP], 8).save(file, format="PNG")
