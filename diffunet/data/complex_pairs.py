@@ -53,7 +53,7 @@ class ComplexFolder:
     weighted, unit = False, "Å"
 
     def __init__(self, config: PairConfig):
-        if config.labels == "instances" or config.values is not None:
+        if config.labels == "instances" or config.values not in (None, (0, 1)):
             raise UserError("data.labels: voxels of a pocket are a class; leave labels and values out")
         self.complexes: list[Complex] = find_complexes(Path(config.path).expanduser())
         self.names = [each.name for each in self.complexes]

@@ -230,8 +230,8 @@ def _by_name(
     grouped |= {name: (Source(str(file)),) for name, file in alone.items()}
     weighted = {name: Source(str(file)) for name, file in _by_stem(files_in(weights) if weights else ()).items()}
     paired = sorted(grouped.keys() & named.keys(), key=natural)
-    if not paired and not files and any(file.name.endswith(VOLUMES) for file in images.iterdir()):
-        raise UserError(f"data.path: {images} has volumes; set unet.dims 3 to train on them")
+    if not paired and not files:
+        _refuse_other_kind(images)
     if not paired:
         examples = [next(iter(names), "none") for names in (grouped, named)]
         raise UserError(
@@ -243,6 +243,16 @@ def _by_name(
             listed = ", ".join(printable(name, 40) for name in unpaired[:3]) + ", ..." * (len(unpaired) > 3)
             log(f"left out {len(unpaired)} {kind} in {folder} without a partner: {listed}")
     return [Pair(name, grouped[name], Source(str(named[name])), weighted.get(name)) for name in paired]
+
+
+def _refuse_other_kind(folder: Path) -> None:
+    """Raise UserError if the files have another number of axes than is configured."""
+    for kind, dims, found in (
+        ("volumes", 3, [file for file in folder.iterdir() if file.name.lower().endswith(VOLUMES)]),
+        ("images", 2, image_files(folder)),
+    ):
+        if found:
+            raise UserError(f"data.path: {folder} has {kind}; set unet.dims {dims} to train on them")
 
 
 def _by_metadata(folder: Path) -> list[Pair]:

@@ -58,7 +58,7 @@ class PredictConfig(Settings):
     """How to predict images."""
 
     tile: Patch | Annotated[tuple[Patch, ...], Field(min_length=2, max_length=3), Strict(False)] | None = None
-    """Side of a tile of the network's input, or one for each axis; null: the patch."""
+    """Side of a tile of the network's input, or one for each axis; null: the patch, or as near as the network takes."""
     average: bool = False
     """Average the predictions of the mirrored image, and with square tiles of the turned one: eight times the work, as
     for volumes, which are only mirrored."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ..core.errors import UserError
 from ..core.settings import Settings, docstrings_of, fields_of, settings_from, union_members
@@ -42,7 +42,8 @@ class PredictForm:
         flags = {key: word[:MAX_WORD] or "null" for key, word in words.items()}
         config = settings_from(self.own.predict, PredictConfig, flags)
         for key, most in MOST.items():
-            if key in self.settings and (found := getattr(config, key) or 0) > most:
+            found = getattr(config, key) or 0
+            if key in self.settings and (max(found) if isinstance(found, tuple) else found) > most:
                 raise UserError(
                     f"--{key}: more than the page makes (got {found}); use at most {most}, or diffunet predict"
                 )
@@ -68,10 +69,13 @@ def settings_fields(settings: Settings) -> dict[str, Field]:
     """
     fields = {}
     for key, info in fields_of(type(settings)).items():
-        kind, *others = sorted(union_members(info.annotation), key=lambda member: member is NoneType)
+        members = [
+            get_args(each)[0] if get_origin(each) is Annotated else each for each in union_members(info.annotation)
+        ]
+        kind, *others = sorted(members, key=lambda member: member is NoneType)
         about = docstrings_of(type(settings)).get(key, "").replace("null", "empty")
         label, value = key.replace("_", " ").capitalize(), getattr(settings, key)
-        if kind in (int, float) and others == [NoneType]:
+        if kind in (int, float) and NoneType in others:
             fields[key] = Field("word", label, "" if value is None else word_of(value), about)
         elif kind in (int, float) and not others:
             fields[key] = Field("number", label, value, about, whole=kind is int)

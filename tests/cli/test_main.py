@@ -257,7 +257,7 @@ def test_mistakes_of_planning_are_one_line(small_predictor, capsys):
         ("--data.path stain", "data.path: stain is no data set for segmentation; use "),
         ("--data.pathh pairs", "--data.pathh: unknown argument; did you mean --data.path?"),
         ("--data.fold 9", "data.fold: 9, but there are folds 0 to 4; choose one of them"),
-        ("--data.path pairs --unet.dims 3", "unet.dims: predictors of images need 2 (got 3)"),
+        ("--data.path pairs --unet.dims 3", "images has images; set unet.dims 2 to train on them"),
     ):
         assert expected in mistake(capsys, "describe", "predictor.yaml", *flags.split())
     assert "--data.path: unknown argument" in mistake(capsys, "describe", "unet2015", "--data.path", "pairs")

@@ -151,7 +151,8 @@ DATA = {
     "patch": (NOTHING, "--data.patch 17", "data.patch: some level would not halve 17 evenly; use 16 or 18"),
     "objective": (NOTHING, "--objective regresion", "objective: regresion is not one of .*; did you mean regression?"),
     "fractions as classes": (numbers, "", "pairs/labels/a0.npy: no label image: expected integers .*got float32"),
-    "3-D": (NOTHING, "--unet.dims 3", "unet.dims: predictors of images need 2 .got 3."),
+    "3-D": (NOTHING, "--unet.dims 3", "data.path: .*images has images; set unet.dims 2 to train on them"),
+    "1-D": (NOTHING, "--unet.dims 1", "unet.dims: predictors need 2, for images, or 3, for volumes .got 1."),
     "no loss": (
         NOTHING,
         "--objective.cross_entropy 0 --objective.dice 0",
@@ -162,7 +163,7 @@ DATA = {
         "--unet.vector_dim 8",
         "unet: a predictor has no vector, tokens or planes; set their widths",
     ),
-    "patch of many": (NOTHING, "--data.patch [16,16,16]", "--data.patch: "),
+    "patch of many": (NOTHING, "--data.patch [16,16,16]", "data.patch: 3 sides for 2 axes; give one side, or 2"),
     "classes of a regression": (NOTHING, "--objective regression --objective.dice 1", "objective.dice: unknown"),
     "other key": (NOTHING, "--sample.steps 9", "--sample.steps: unknown argument"),
     "value for a regression": (

@@ -64,9 +64,10 @@ def test_resampling_halves_and_doubles(dims):
         return convolution(dims, "same", *args, **kwargs)
 
     x = torch.rand(1, 4, *[8] * dims)
-    for down in (Downsample(4, conv), DownsampleEndPadded(4, dims)):
+    factors = (2,) * dims
+    for down in (Downsample(4, conv, factors), DownsampleEndPadded(4, factors)):
         assert down(x, UNCONDITIONAL).shape == (1, 4, *[4] * dims)
-        assert Upsample(4, 4, conv)(down(x, UNCONDITIONAL), UNCONDITIONAL).shape == x.shape
+        assert Upsample(4, 4, conv, factors)(down(x, UNCONDITIONAL), UNCONDITIONAL).shape == x.shape
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -75,7 +76,7 @@ def test_transposed_convolution_doubles_and_valid_omits_the_border(dims):
     along = {("same", 2): [1, 1, 1, 1, 1, 1], ("same", 3): [1, 2, 1, 2, 1, 1]}
     along |= {("valid", 2): [1, 1, 1, 1, 1, 1], ("valid", 3): [1, 2, 1, 2, 1]}
     for (padding, kernel_size), reached in along.items():
-        layer = transposed_convolution(dims, padding, 1, 1, kernel_size, bias=False)
+        layer = transposed_convolution((2,) * dims, padding, 1, 1, kernel_size, bias=False)
         torch.nn.init.ones_(layer.weight)
         expected = torch.tensor(reached, dtype=torch.float)
         for _ in range(dims - 1):
@@ -100,7 +101,7 @@ def test_kaiming_has_the_variance_of_he():
 
 
 def test_end_padding_starts_at_the_first_position():
-    down = DownsampleEndPadded(1, 1)
+    down = DownsampleEndPadded(1, (2,))
     torch.nn.init.ones_(down.conv.weight)
     assert down(torch.tensor([[[1.0, 2, 4, 8]]]), UNCONDITIONAL).flatten().tolist() == [7, 12]
 

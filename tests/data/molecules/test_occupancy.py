@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from diffunet.core.errors import UserError
-from diffunet.data import occupancy
+from diffunet.data.molecules import occupancy
 from diffunet.data.molecules.atoms import Atoms
 from diffunet.data.molecules.chemistry import CHANNELS, CHARACTER, RADII, SIDE_CHAINS
 from diffunet.data.molecules.occupancy import (
@@ -129,7 +129,8 @@ def test_channels_are_maxima_over_their_atoms_by_brute_force(monkeypatch, obliqu
 
 def test_voxelize_covers_the_atoms():
     atoms = random_atoms(2, 30, 10)
-    values, grid = voxelize(atoms, 1.0)
+    volume = voxelize(atoms, 1.0)
+    values, grid = volume.values, volume.grid
     assert values.shape[0] == len(CHANNELS) and values.dtype == torch.float32
     index = np.rint(voxel_of(atoms.xyz, grid)).astype(int)
     assert (values[0].numpy()[tuple(index.T[::-1])] > 0.99).all()

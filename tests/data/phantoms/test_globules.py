@@ -3,11 +3,12 @@
 import numpy as np
 from scipy.spatial import KDTree
 
-from diffunet.data import globules
 from diffunet.data.molecules.atoms import protein_of
 from diffunet.data.molecules.chemistry import CHANNELS, CHARACTER
 from diffunet.data.molecules.occupancy import box, character, ligand_target
+from diffunet.data.phantoms import globules
 from diffunet.data.phantoms.globules import draw_globule, globule
+from diffunet.data.phantoms.registry import PHANTOMS
 from diffunet.evaluation.cavities import cavities
 from diffunet.evaluation.pockets import dcc
 
@@ -72,3 +73,15 @@ def test_chemistry_reveals_the_pocket_and_geometry_does_not():
         top3.append(any(hits[:3]))
     assert np.mean(top) < 0.65  # a choice among three: 1/3 with a standard error of 0.1
     assert np.mean(top3) > 0.9  # the pockets are found, but not which
+
+
+def test_the_built_in_set_is_a_globule_on_a_grid():
+    """Where the ligand is, there is no heavy atom of the protein, and both lie inside of the box."""
+    for index in range(2):
+        image, target, names = PHANTOMS["globules"].generate(index)
+        assert image.shape == (8, 24, 24, 24) and image.dtype == np.float32
+        assert target.shape == (24, 24, 24) and names == ("elsewhere", "pocket")
+        assert 20 < target.sum() < 200
+        assert image[0][target == 1].mean() < 0.5 < image[0].max()
+        faces = [np.take(each, [0, -1], axis) for each in (image[0], target) for axis in range(3)]
+        assert max(face.max() for face in faces) < 0.5

@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 
 from diffunet.core.errors import UserError
 from diffunet.core.rng import seed_for
-from diffunet.data import shapes as shapes_module
+from diffunet.data.phantoms import shapes as shapes_module
 from diffunet.data.phantoms.lattice import draw_lattice
 from diffunet.data.phantoms.random_fields import disk_distance, distance_to_border, smooth_noise, voronoi, warped_grid
 from diffunet.data.phantoms.registry import PHANTOMS
@@ -100,7 +100,7 @@ def test_voronoi_finds_the_nearest_site():
 def test_voronoi_of_ellipses_does_not_depend_on_the_tiles(monkeypatch):
     grid = warped_grid(np.random.default_rng(1), (130, 100), 4, 20)
     tiled = voronoi(np.random.default_rng(3), grid, 20, size_spread=0.5, elongation=0.5)
-    monkeypatch.setattr("diffunet.data.random_fields.TILE", 200)
+    monkeypatch.setattr("diffunet.data.phantoms.random_fields.TILE", 200)
     whole = voronoi(np.random.default_rng(3), grid, 20, size_spread=0.5, elongation=0.5)
     assert (tiled != whole).mean() < 1e-3
 

@@ -11,7 +11,7 @@ from diffunet.data.phantoms.random_solids import ball_distance, ellipsoid, place
 from diffunet.data.phantoms.registry import PHANTOMS, Phantom
 from diffunet.data.phantoms.solids import BRAIN_CHANNELS
 
-SOLIDS = [name for name, one in PHANTOMS.items() if len(one.size) == 3]
+SOLIDS = [name for name, one in PHANTOMS.items() if len(one.size) == 3 and name != "globules"]
 
 
 @lru_cache
