@@ -17,8 +17,9 @@ the built-in membranes. As many threads for each, one after the other:
 Only training counts. The first two decay their learning rate to the end, so each of the minutes is a training of its
 own; those of the libraries are constant, so that one training is scored at each of the minutes. *Took* is the clock,
 for the first two with start-up. `--time` measures the steps that each makes in a minute, in turn; later calls in the
-same FOLDER then train that many steps for each minute, so that other work on the machine is no one's loss. All are scored in the same way, the most probable class as `diffunet evaluate` does;
-*best threshold* is V_rand at the probability that is best on training slices. Interrupted, the same command continues.
+same FOLDER then train that many steps for each minute, so that other work on the machine is no one's loss. All are
+scored in the same way, the most probable class as `diffunet evaluate` does; *best threshold* is V_rand at the
+probability that is best on training slices. Interrupted, the same command continues.
 FOLDER gets rates.json, rows.jsonl, peers.md and the probabilities of a cell in the held-out slices, fp16, as .npy.
 """
 
