@@ -18,8 +18,8 @@ Only training counts. The first two decay their learning rate to the end, so eac
 own; those of the libraries are constant, so that one training is scored at each of the minutes. *Took* is the clock,
 for the first two with start-up. `--time` measures the steps that each makes in a minute, in turn; later calls in the
 same FOLDER then train that many steps for each minute, so that other work on the machine is no one's loss. All are
-scored in the same way, the most probable class as `diffunet evaluate` does; *best threshold* is V_rand at the
-probability that is best on training slices. Interrupted, the same command continues.
+scored in the same way, by the most probable class; *watershed* is V_rand of the objects that `diffunet predict` makes
+of each method's probabilities, and *best threshold* that at the probability that is best on training slices. Interrupted, the same command continues.
 FOLDER gets rates.json, rows.jsonl, peers.md and the probabilities of a cell in the held-out slices, fp16, as .npy.
 """
 
@@ -44,9 +44,16 @@ from segmentation import PEERS, Peer
 from diffunet.data.paired import PairedData, load_pairs
 from diffunet.data.pairs import PairConfig
 from diffunet.evaluation.comparison import Comparison, Judge, PredictedCase
-from diffunet.evaluation.instances import scores_over_thresholds, segments_of
+from diffunet.evaluation.instances import (
+    rand_scores,
+    scores_over_thresholds,
+    segments_of,
+    thinned,
+    watershed_segments,
+)
 from diffunet.evaluation.references import evenly_spaced
 from diffunet.runs.predict import ImagePredictor
+from diffunet.runs.prediction import PredictConfig
 from diffunet.runs.run import Run
 from diffunet.training.log import read_log
 
@@ -150,19 +157,27 @@ def score(predict: Predict, pairs: PairedData) -> tuple[dict[str, float], dict[s
         truth = segments_of(case.target.numpy() == 1)
         curves.append(scores_over_thresholds(predict(case.image)[1].numpy(), truth, THRESHOLDS)["v_rand"])
     threshold = THRESHOLDS[int(np.mean(curves, axis=0).argmax())]
-    comparison, at_best, kept = Comparison(Judge.of(pairs.cases, pairs.labels, held_out, trained)), [], []
+    comparison, at_best, divided, kept = Comparison(Judge.of(pairs.cases, pairs.labels, held_out, trained)), [], [], []
     for index in held_out:
         case = pairs.cases[index]
         output = predict(case.image)
         comparison.add(PredictedCase(case, output))
         truth = segments_of(case.target.numpy() == 1)
         at_best.append(scores_over_thresholds(output[1].numpy(), truth, [threshold])["v_rand"][0])
+        divided.append(divided_v_rand(output[1].numpy(), truth))
         kept.append(output[1].numpy().astype(np.float16))
     rows = comparison.record({}, {}, "training slices")["scores"]
     found = {name: rows[score]["value"] for name, score in SCORES.items()}
+    found |= {"V_rand, watershed": float(np.mean(divided))}
     found |= {"V_rand, best threshold": float(np.mean(at_best)), "threshold": threshold}
     names = rows["pixel_error"]["references"]
     return found, {name: {s: rows[r]["references"][name] for s, r in SCORES.items()} for name in names}, np.stack(kept)
+
+
+def divided_v_rand(probability: np.ndarray, truth: np.ndarray) -> float:
+    """Return V_rand of the cells (H, W) that a watershed divides as `diffunet predict` does by default."""
+    segments = watershed_segments(probability, -probability, seed_below=-PredictConfig().watershed)
+    return rand_scores(thinned(segments), truth)["v_rand"]
 
 
 def table(rows: list[dict]) -> str:
