@@ -19,7 +19,8 @@ own; those of the libraries are constant, so that one training is scored at each
 for the first two with start-up. `--time` measures the steps that each makes in a minute, in turn; later calls in the
 same FOLDER then train that many steps for each minute, so that other work on the machine is no one's loss. All are
 scored in the same way, by the most probable class; *watershed* is V_rand of the objects that `diffunet predict` makes
-of each method's probabilities, and *best threshold* that at the probability that is best on training slices. Interrupted, the same command continues.
+of each method's probabilities, and *best threshold* that at the probability that is best on training slices.
+Interrupted, the same command continues.
 FOLDER gets rates.json, rows.jsonl, peers.md and the probabilities of a cell in the held-out slices, fp16, as .npy.
 """
 
