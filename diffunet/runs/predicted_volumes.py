@@ -13,7 +13,7 @@ from ..core.errors import UserError
 from ..data.labels import COLOR, Labels
 from ..data.pairs import Source
 from ..data.volume_pairs import at_spacing, read_volumes
-from ..data.volumes.files import suffix_of, write_volume
+from ..data.volumes.files import write_volume, written_suffix
 from ..data.volumes.grids import Volume
 from ..data.volumes.resampling import resample_back
 from .painting import COLORS, overlay_palette, palette_of, save_volume_overlay
@@ -25,13 +25,15 @@ PLANES = 16
 
 
 def save_volume(predictor: ImagePredictor, sources: tuple[Source, ...], path: Path, extras: Extras = Extras()) -> None:
-    """Write the prediction of a volume to PATH with the suffix of its file, on its grid, and what else is requested.
+    """Write the prediction of a volume to PATH on its grid, and what else is requested.
+
+    The suffix is that of its file, or .nii.gz for MetaImage.
 
     Classes have the values of the training's targets, instances a number for each; numbers are fp32, (C, D, H, W).
     Raise UserError if the volume cannot be read, or belongs to another kind of training.
     """
     volume, like = read_volumes(sources, predictor.own.data.channels), Path(sources[0].path)
-    suffix, labels, size = suffix_of(like), predictor.labels, tuple(volume.values.shape[1:])
+    suffix, labels, size = written_suffix(like), predictor.labels, tuple(volume.values.shape[1:])
     watch = _member_writer(predictor, volume, path.parent / "members" / path.name, like) if extras.members else None
 
     def write(file: Path, values: np.ndarray) -> None:
@@ -113,6 +115,6 @@ def _member_writer(predictor: ImagePredictor, volume: Volume, folder: Path, like
         folder.mkdir(parents=True, exist_ok=True)
         member = member if tuple(member.shape[1:]) == shape else resample_back(member, shape)
         values = member.numpy() if predictor.labels is None else values_of(member.argmax(0), predictor.labels)
-        write_volume(folder / f"{next(numbers):02d}{suffix_of(like)}", values, like)
+        write_volume(folder / f"{next(numbers):02d}{written_suffix(like)}", values, like)
 
     return write

@@ -130,6 +130,19 @@ def test_files_of_predictions_have_the_scores_of_the_run(volumes, capsys):
         assert again["scores"][score]["value"] == pytest.approx(record["scores"][score]["value"], rel=1e-6)
 
 
+def test_predictions_of_formats_that_are_only_read_are_nifti(volumes):
+    train()
+    header = "ObjectType = Image\nNDims = 3\nBinaryData = True\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 5 6 7\n"
+    header += "ElementSpacing = 1.1 1.3 2.4\nDimSize = 18 20 12\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    values = np.zeros((12, 20, 18), np.int16)
+    Path("scan.mha").write_bytes(header.encode() + values.tobytes())
+    assert run("predict", "run", "scan.mha", "--output", "out", "--probabilities") == 0
+    found = nibabel.load("out/scan.nii.gz")
+    assert found.shape == (18, 20, 12)
+    np.testing.assert_allclose(found.header.get_zooms(), (1.1, 1.3, 2.4), rtol=1e-5)
+    assert nibabel.load("out/scan.probabilities.nii.gz").shape == (18, 20, 12, 2)
+
+
 def test_a_resumed_training_of_volumes_equals_an_uninterrupted_one(volumes):
     train("--train.output", "whole", "--train.keep_checkpoints", 9)
     shutil.copytree("whole", "run")

@@ -90,6 +90,12 @@ def suffix_of(path: Path) -> str:
     return next((suffix for suffix in DOUBLE_SUFFIXES if name.endswith(suffix)), Path(name).suffix)
 
 
+def written_suffix(like: Path) -> str:
+    """Return the suffix of a new file like another one: the same, or .nii.gz for a format that is only read."""
+    suffix = suffix_of(like)
+    return suffix if _format_of(like).write else ".nii.gz"
+
+
 def stem_of(path: Path) -> str:
     """Return the name of a file without its suffix, of which .nii.gz and .ome.tif are one."""
     return path.name[: len(path.name) - len(suffix_of(path))]
