@@ -27,10 +27,9 @@ PLANES = 16
 def save_volume(predictor: ImagePredictor, sources: tuple[Source, ...], path: Path, extras: Extras = Extras()) -> None:
     """Write the prediction of a volume to PATH on its grid, and what else is requested.
 
-    The suffix is that of its file, or .nii.gz for MetaImage.
-
-    Classes have the values of the training's targets, instances a number for each; numbers are fp32, (C, D, H, W).
-    Raise UserError if the volume cannot be read, or belongs to another kind of training.
+    The suffix is that of its file, or .nii.gz for MetaImage. Classes have the values of the training's targets,
+    instances a number for each; numbers are fp32, (C, D, H, W). Raise UserError if the volume cannot be read, or
+    belongs to another kind of training.
     """
     volume, like = read_volumes(sources, predictor.own.data.channels), Path(sources[0].path)
     suffix, labels, size = written_suffix(like), predictor.labels, tuple(volume.values.shape[1:])
