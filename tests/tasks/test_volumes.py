@@ -68,6 +68,7 @@ def train(*flags) -> None:
     assert run("train", "--config", "volumes.yaml", *flags) == 0
 
 
+@pytest.mark.slow
 def test_a_prediction_has_the_grid_of_its_volume(volumes, capsys):
     """With other spacings than that of the training; flips and axes as in the file."""
     train("--data.spacing", "[2.4, 1.3, 1.1]", "--train.steps", 60)
@@ -98,6 +99,7 @@ def test_a_prediction_has_the_grid_of_its_volume(volumes, capsys):
     assert Path("out/overlays/fine.png").exists() and Path("out/objects/fine.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_distances_are_in_millimeters(volumes, capsys):
     """Those of MONAI for the files that `predict` writes."""
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
@@ -118,6 +120,7 @@ def test_distances_are_in_millimeters(volumes, capsys):
         assert case["hausdorff95/1"] == pytest.approx(float(distance), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_files_of_predictions_have_the_scores_of_the_run(volumes, capsys):
     train("--train.steps", 40)
     assert run("evaluate", "run") == 0
@@ -154,6 +157,7 @@ def test_a_resumed_training_of_volumes_equals_an_uninterrupted_one(volumes):
     assert differences(Path("whole"), Path("run")) == []
 
 
+@pytest.mark.slow
 def test_cases_in_files_give_the_same_weights(volumes, capsys):
     train("--train.output", "kept")
     capsys.readouterr()
@@ -211,6 +215,7 @@ def test_labels_beyond_some_slices_change_no_weight(volumes, capsys):
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_intensities_of_a_case_need_no_common_scale(volumes):
     """The same weights and predictions for images times a factor of their own, with case alone."""
     train("--data.intensity", "case", "--train.output", "plain")
@@ -238,6 +243,7 @@ def test_a_window_is_part_of_the_weights(volumes):
     assert (predict(image).mean - predict(image.clamp(low + 100, high)).mean).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_nested_regions_are_trained_and_scored(volumes, capsys):
     for index in range(8):  # a core inside
         file = f"volumes/labels/case_{index}.nii.gz"
