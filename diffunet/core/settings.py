@@ -264,7 +264,7 @@ def _override(values: dict, places: dict[Key, str], settings: type[Settings], do
         return
     if key[-1] == TAG and section.get(TAG) != value:  # drop the keys that only the former type has
         variants = variants_of(getattr(find_field(settings, key[:-1]), "annotation", None))
-        known = fields_of(variants[value]) if value in variants else section
+        known = fields_of(variants[value]) if isinstance(value, str) and value in variants else section
         for name in [name for name in section if name not in known]:
             del section[name]
     section[key[-1]] = value
