@@ -274,3 +274,9 @@ def test_a_key_that_is_a_word_of_python_has_another_name_in_code(tmp_path):
     file.write_text("finetune: {form: runs/digits}\n")
     with pytest.raises(UserError, match=r"finetune.form: unknown key; did you mean from\?"):
         settings_from(file, Config)
+
+
+@pytest.mark.parametrize("word", ["[edm]", "{edm: 1}"])
+def test_a_type_that_is_no_word_is_refused(tmp_path, word):
+    with pytest.raises(UserError, match="objective.type"):
+        read(tmp_path, "objective: {type: ddpm}", ["--objective.type", word])
