@@ -48,7 +48,7 @@ def solvent(protein: Atoms, grid: Grid, shape: tuple[int, int, int], probe: floa
 
 
 def buriedness(protein: Atoms, grid: Grid, shape: tuple[int, int, int], line: float = LINE) -> np.ndarray:
-    """Return the number of directions in which a voxel of solvent lies between protein, (D, H, W) uint8, 0 to 7.
+    """Return the number of directions in which a voxel of solvent is between protein, (D, H, W) uint8, 0 to 7.
 
     It is the count of protein-solvent-protein events along the 3 axes and 4 diagonals (LIGSITE, Hendlich et al. 1997),
     with lines of at most `line` Å to either side; 0 inside of the protein.

@@ -114,7 +114,7 @@ def liver(rng: np.random.Generator, size: Size) -> tuple[np.ndarray, np.ndarray]
 
     Units go from -1000 to 1500, of which the soft tissues fill a twentieth: a window of about -100 to 200 shows them.
     Spleen, heart, bowel and stomach are as bright as the liver, and touch it; its own vessels are brighter and its
-    cysts darker. It lies on the patient's right, at large x.
+    cysts darker. It is on the patient's right, at large x.
     """
     from scipy.ndimage import gaussian_filter
 

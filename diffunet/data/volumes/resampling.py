@@ -88,7 +88,7 @@ def _weights(before: int, after: int, smooth: bool) -> Tensor:
         reach = math.ceil(4 * math.sqrt(variance))
         blur = (-((place[:, None] - torch.arange(-reach, before + reach)) ** 2) / (2 * variance)).exp()
         blur /= blur.sum(1, keepdim=True)
-        # What lies beyond the ends is the outer voxel.
+        # Beyond the ends is the outer voxel.
         inner = blur[:, reach : reach + before].clone()
         inner[:, 0] += blur[:, :reach].sum(1)
         inner[:, -1] += blur[:, reach + before :].sum(1)
