@@ -1,7 +1,8 @@
 """Images as arrays: .npy files, and TIFF with the channels, bits and floats that Pillow lacks.
 
 A .npy file has the shape (H, W), (H, W, C) or (C, H, W): the smaller of the first and the last axis is that of the
-channels, in doubt the last. Of a TIFF one page is read; its tags name the axes.
+channels, in doubt the last. Complex numbers have a real and an imaginary channel each, in turn. Of a TIFF one page is
+read; its tags name the axes.
 """
 
 import math
@@ -21,6 +22,8 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF, classic and big, in both byte orders."""
 DEPTHS = {"uint8": 8, "uint16": 16, "int16": 32, "float16": 32, "float32": 32, "float64": 32}
 """Bit depth of the images with such values."""
+PARTS = {"complex64": "float32", "complex128": "float64"}
+"""Types of the real and the imaginary part of complex numbers."""
 
 
 def check_size(height: int, width: int) -> None:
@@ -61,6 +64,14 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
+def real_layout(shape: tuple[int, ...], dtype: np.dtype, channels: int | None) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape (H, W, C) and the type of an array whose complex numbers are two channels each."""
+    if dtype.name not in PARTS:
+        return channels_last_shape(shape, channels), dtype
+    height, width, numbers = channels_last_shape(shape, channels and channels // 2)
+    return (height, width, 2 * numbers), np.dtype(PARTS[dtype.name])
+
+
 def channels_first(shape: tuple[int, ...], channels: int | None = None) -> bool:
     """Return whether (C, H, W) is meant: by the number of channels, else by the smaller axis."""
     if len(shape) == 2 or channels == shape[-1]:
@@ -78,12 +89,15 @@ def channels_last_shape(shape: tuple[int, ...], channels: int | None = None) -> 
 def read_npy(file: BinaryIO, channels: int | None = None) -> np.ndarray:
     """Return the array of a .npy file as (H, W, C). Raise ValueError if it is not an image."""
     shape, dtype = npy_header(file)
-    check_array(channels_last_shape(shape, channels), dtype)
+    check_array(*real_layout(shape, dtype, channels))
     file.seek(0)
     values = np.load(file, allow_pickle=False)
+    is_complex = dtype.name in PARTS
     if values.ndim == 2:
-        return values[..., None]
-    return values.transpose(1, 2, 0) if channels_first(shape, channels) else values
+        values = values[..., None]
+    elif channels_first(shape, channels // 2 if channels and is_complex else channels):
+        values = values.transpose(1, 2, 0)
+    return np.ascontiguousarray(values, dtype.name).view(PARTS[dtype.name]) if is_complex else values
 
 
 def pillow_reads_tiff(file: BinaryIO) -> bool:
@@ -123,8 +137,7 @@ def _tiff_shape(page) -> tuple[int, ...]:
 def inspect_array(file: BinaryIO, head: bytes, page: int = 0) -> tuple[tuple[int, ...], np.dtype]:
     """Return the shape, (H, W, C), and the type of an array of which only the header is read."""
     if head.startswith(NPY):
-        shape, dtype = npy_header(file)
-        shape = channels_last_shape(shape)
+        shape, dtype = real_layout(*npy_header(file), None)
         check_array(shape, dtype)
         return shape, dtype
     with tiff_page(file, page) as found:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from .molecules.complexes import Complex, find_complexes
 from .molecules.occupancy import RESOLUTION, box, ligand_target, voxelize
+from .pair_files import PairFiles
 from .pairs import PairConfig
 
 SUFFIXES = ".pdb", ".ent", ".cif", ".mmcif", ".mol2"
@@ -47,10 +48,10 @@ def resolution_of(config: PairConfig) -> float:
     return spacing[0]
 
 
-class ComplexFolder:
+class ComplexFolder(PairFiles):
     """Complexes of a protein with a ligand: their channels, and the class of each voxel, 1 near the ligand."""
 
-    weighted, unit = False, "Å"
+    unit = "Å"
 
     def __init__(self, config: PairConfig):
         if config.labels == "instances" or config.values not in (None, (0, 1)):
@@ -72,15 +73,6 @@ class ComplexFolder:
 
     def values(self, index: int) -> Tensor:
         raise UserError("data.path: pockets of proteins are classes; use objective segmentation")
-
-    def weight(self, index: int) -> None:
-        return None
-
-    def spacing(self, index: int) -> None:
-        return None
-
-    def place(self, index: int) -> str:
-        return self.names[index]
 
     def digest(self) -> bytes:
         sizes = [(each.name, file.name, file.stat().st_size) for each in self.complexes for file in _files(each)]

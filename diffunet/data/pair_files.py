@@ -1,9 +1,10 @@
 """Where the images and targets of cases come from: pairs of files, or a built-in set."""
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,34 +19,53 @@ from .pansharpening import enlarged
 from .phantoms.registry import PHANTOMS
 from .sources import length_and_head
 
-Kind = Literal["segmentation", "regression"]
+Kind = Literal["segmentation", "regression", "images"]
+"""What the targets are: classes, numbers, or numbers that a case need not have."""
 
 
-class PairFiles(Protocol):
+class PairFiles(ABC):
     """Images and targets by index."""
 
     config: PairConfig
     names: list[str]
-    weighted: bool
+    weighted = False
     """Whether any case has weights of its own; they are 1 in the others."""
-    unit: str
+    unit = "mm"
     """Of spacings."""
-    changed: object
+    changed: object = None
     """When the files were changed last, where that matters."""
 
-    def image(self, index: int) -> Tensor: ...
-    def codes(self, index: int) -> np.ndarray: ...
-    def values(self, index: int) -> Tensor: ...
-    def weight(self, index: int) -> Tensor | None: ...
-    def spacing(self, index: int) -> tuple[float, ...] | None: ...
-    def place(self, index: int) -> str: ...
-    def digest(self) -> bytes: ...
+    @abstractmethod
+    def image(self, index: int) -> Tensor:
+        """Return an image, (C, *S), in the units of its file."""
+
+    @abstractmethod
+    def codes(self, index: int) -> np.ndarray:
+        """Return the code of the class or the instance of each place, (*S) int64."""
+
+    @abstractmethod
+    def values(self, index: int) -> Tensor:
+        """Return the numbers of each place, (C', *S) fp32, NaN where unknown."""
+
+    @abstractmethod
+    def digest(self) -> bytes:
+        """Return a hash of all files."""
+
+    def weight(self, index: int) -> Tensor | None:
+        """Return the weight of each place in the loss, (*S) fp32, or None."""
+        return None
+
+    def spacing(self, index: int) -> tuple[float, ...] | None:
+        """Return the distance of neighboring places along each axis, or None if it is unknown."""
+        return None
+
+    def place(self, index: int) -> str:
+        """Return where a target is, for messages."""
+        return self.names[index]
 
 
-class ImageFolder:
+class ImageFolder(PairFiles):
     """Pairs of files."""
-
-    unit, changed = "mm", None
 
     def __init__(self, config: PairConfig, pairs: list[Pair]):
         self.config, self.pairs = config, pairs
@@ -62,11 +82,7 @@ class ImageFolder:
         return read_numbers(self.pairs[index].target)
 
     def weight(self, index: int) -> Tensor | None:
-        source = self.pairs[index].weight
-        return None if source is None else read_image([source], 1)[0].float()
-
-    def spacing(self, index: int) -> None:
-        return None
+        return _read_weight(self.pairs[index].weight)
 
     def place(self, index: int) -> str:
         return str(self.pairs[index].target)
@@ -76,26 +92,59 @@ class ImageFolder:
 
 
 def digest_of(pairs: Sequence[Pair]) -> bytes:
-    """Return a hash of the files of all pairs, by their lengths and first bytes."""
+    """Return a hash of the files of all pairs."""
+    return digest_of_sources(
+        source for pair in pairs for source in (*pair.image, pair.target, *([pair.weight] if pair.weight else []))
+    )
+
+
+def digest_of_sources(sources: Iterable[Source]) -> bytes:
+    """Return a hash of files, by their lengths and first bytes."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        for source in (*pair.image, pair.target, *([pair.weight] if pair.weight else [])):
-            length, head = length_and_head({"bytes": None, "path": source.path})
-            digest.update(b"%d:%d:" % (source.page, length) + head)
+    for source in sources:
+        length, head = length_and_head({"bytes": None, "path": source.path})
+        digest.update(b"%d:%d:" % (source.page, length) + head)
     return digest.digest()
 
 
-class BuiltIn:
-    """A built-in set."""
+class ImagesAlone(PairFiles):
+    """Images without targets."""
 
-    weighted, unit, changed = False, "mm", None
+    def __init__(
+        self, config: PairConfig, images: Mapping[str, tuple[Source, ...]], weights: Mapping[str, Source] | None = None
+    ):
+        """weights: files of the weight of each place, by the names of some images."""
+        self.config, self.names, self.images = config, list(images), list(images.values())
+        self.weights = weights or {}
+        self.weighted = bool(self.weights)
+
+    def image(self, index: int) -> Tensor:
+        return read_image(self.images[index], self.config.channels)
+
+    def codes(self, index: int) -> np.ndarray:
+        raise UserError(f"data.path: {self.names[index]} has no target; add one with its classes")
+
+    def values(self, index: int) -> Tensor:
+        return torch.full((1, *self.image(index).shape[1:]), torch.nan)
+
+    def weight(self, index: int) -> Tensor | None:
+        return _read_weight(self.weights.get(self.names[index]))
+
+    def digest(self) -> bytes:
+        images = (source for sources in self.images for source in sources)
+        return digest_of_sources([*images, *self.weights.values()])
+
+
+class BuiltIn(PairFiles):
+    """A built-in set."""
 
     def __init__(self, config: PairConfig, kind: Kind, dims: int):
         self.set = PHANTOMS[config.path]
         if (found := len(self.set.size)) != dims:
             raise UserError(f"unet.dims: the built-in set {config.path} has {found} axes (got {dims}); use {found}")
-        if (self.set.kind == "values") != (kind == "regression"):
-            fitting = [name for name, one in PHANTOMS.items() if (one.kind == "values") == (kind == "regression")]
+        has_values = kind != "segmentation"
+        if (self.set.kind == "values") != has_values:
+            fitting = [name for name, one in PHANTOMS.items() if (one.kind == "values") == has_values]
             raise UserError(f"data.path: {config.path} is no data set for {kind}; use {', '.join(fitting)}")
         labels = {} if self.set.kind == "values" else {"labels": self.set.kind, "class_names": self.set.names}
         self.config = config.model_copy(update=labels)
@@ -111,15 +160,6 @@ class BuiltIn:
 
     def values(self, index: int) -> Tensor:
         return torch.from_numpy(self.case(index).target.astype(np.float32))
-
-    def weight(self, index: int) -> Tensor | None:
-        return None
-
-    def spacing(self, index: int) -> None:
-        return None
-
-    def place(self, index: int) -> str:
-        return self.names[index]
 
     def digest(self) -> bytes:
         return self.config.path.encode()
@@ -145,6 +185,10 @@ def read_image(sources: Sequence[Source], channels: int | None) -> Tensor:
         return torch.cat([_as_large_as(parts[0], part) for part in parts])
     except ValueError as misfit:
         raise UserError(f"{sources[0]}: its channels have different sizes, {misfit}; scale them to one") from None
+
+
+def _read_weight(source: Source | None) -> Tensor | None:
+    return None if source is None else read_image([source], 1)[0].float()
 
 
 def _as_large_as(first: Tensor, part: Tensor) -> Tensor:

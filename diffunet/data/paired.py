@@ -20,8 +20,8 @@ from .complex_pairs import ComplexFolder, has_molecules
 from .intensity import clipped, foreground_window, standardized
 from .labels import UNKNOWN, Labels, count_codes, survey, value_of
 from .linear import LinearMap, fit_linear
-from .pair_files import BuiltIn, ImageFolder, Kind, PairFiles
-from .pairs import PairConfig, find_pairs, split_fold
+from .pair_files import BuiltIn, ImageFolder, ImagesAlone, Kind, PairFiles
+from .pairs import PairConfig, find_images, find_pairs, split_fold
 from .phantoms.registry import PHANTOMS
 from .quiet import quiet
 from .volume_pairs import VolumeFolder, find_volume_pairs
@@ -38,6 +38,11 @@ class Statistics:
 
     mean: Tensor
     std: Tensor
+
+    @property
+    def rms(self) -> Tensor:
+        """Root mean square of each channel, (C,) fp32."""
+        return torch.hypot(self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,8 @@ def _files_of(config: PairConfig, kind: Kind, dims: int, log: Callable[[str], No
         return ComplexFolder(config)
     if dims == 3:
         return VolumeFolder(config, find_volume_pairs(config, log))
+    if kind == "images" and (found := find_images(config)):
+        return ImagesAlone(config, *found)
     return ImageFolder(config, find_pairs(config, log))
 
 
@@ -231,6 +238,8 @@ def _summary(files: PairFiles, sample: list[Case], labels: Labels | None, counts
     start = f"{len(files.names):,} pairs of {size} {unit}, {channels} channel{'s' * (channels > 1)}"
     if files.config.spacing not in (None, "files"):
         start += f", spaced {'×'.join(f'{side:.3g}' for side in files.config.spacing)} {files.unit}"
+    if isinstance(files, ImagesAlone):
+        return start
     if labels is None:
         return f"{start} -> {len(sample[0].target)} number{'s' * (len(sample[0].target) > 1)} for each place"
     total = sum(counts.values())

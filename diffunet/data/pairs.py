@@ -169,6 +169,23 @@ def find_pairs(
     )
 
 
+def find_images(config: PairConfig) -> tuple[dict[str, tuple[Source, ...]], dict[str, Source]] | None:
+    """Return the images of a folder without targets, and their weights, by name; None if there are targets or no image.
+
+    Images are in the folder or in images/, weights in weights/.
+    """
+    folder = Path(config.path).expanduser()
+    if config.targets is not None or not folder.is_dir() or (folder / "metadata.jsonl").is_file():
+        return None
+    if _first(folder, TARGET_FOLDERS) or _stacks(folder):
+        return None
+    weights = _first(folder, WEIGHT_FOLDERS)
+    images = group_channels(image_files(_first(folder, IMAGE_FOLDERS) or folder))
+    named = {name: images[name] for name in sorted(images, key=natural)}
+    kept = {name: Source(str(file)) for name, file in _by_stem(image_files(weights) if weights else ()).items()}
+    return (named, {name: kept[name] for name in named if name in kept}) if named else None
+
+
 def natural(name: str) -> tuple:
     """Return a sort key by which image2 comes before image10; it differs for all names."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name

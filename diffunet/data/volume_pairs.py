@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from .decoding import UNREADABLE, finite, reason_of
-from .pair_files import digest_of
+from .pair_files import PairFiles, digest_of
 from .pairs import Pair, PairConfig, Source, find_pairs, split_fold
 from .volumes.files import FORMATS, inspect_volume, read_volume
 from .volumes.grids import Grid, Volume, grid_distance
@@ -30,10 +30,8 @@ def find_volume_pairs(config: PairConfig, log: Callable[[str], None]) -> list[Pa
     return published or find_pairs(config, log, FORMATS)
 
 
-class VolumeFolder:
+class VolumeFolder(PairFiles):
     """Pairs of files with a volume each."""
-
-    unit = "mm"
 
     def __init__(self, config: PairConfig, pairs: list[Pair]):
         self.pairs, self.names = pairs, [pair.name for pair in pairs]

@@ -28,6 +28,8 @@ from .scores import (
 
 SHOWN_CLASSES = 8
 """Classes, at most, whose own scores are in the table; the record has those of all."""
+QUALITIES = "dice", "rmse", "signal_residual"
+"""Scores of which the first that a case has decides how bad it is; less is worse for dice alone."""
 WORST = 5
 """Cases, at most, that are kept as the worst."""
 
@@ -110,7 +112,7 @@ class Comparison:
         self.scores: list[CaseScores] = []
         self.references: dict[str, list[CaseScores]] = {name: [] for name in judge.references}
         self.worst: list[tuple[PredictedCase, CaseScores]] = []
-        """The predictions with the lowest Dice coefficient, or the highest RMSE, worst first."""
+        """The predictions with the lowest Dice coefficient, or else the highest error, worst first."""
 
     def add(self, prediction: PredictedCase, origin: str | None = None) -> None:
         """Score a prediction and the references for its case. Cases of one origin count as one in the errors."""
@@ -156,14 +158,20 @@ class Comparison:
 
 def title_of(name: str, scores: CaseScores) -> str:
     """Return the name of a case and the score by which it is among the worst."""
-    score = "dice" if "dice" in scores.scores else "rmse"
-    return f"{name}: {score} {scores.scores[score]:.3g}"
+    score = _quality_of(scores)
+    return f"{name}: {score.replace('_', ' ')} {scores.scores[score]:.3g}"
 
 
 def _quality(scores: CaseScores) -> float:
     """Return a number that is least for the worst case, and infinite without a score."""
-    quality = scores.scores["dice"] if "dice" in scores.scores else -scores.scores["rmse"]
+    score = _quality_of(scores)
+    quality = scores.scores[score] if score == "dice" else -scores.scores[score]
     return float("inf") if np.isnan(quality) else quality
+
+
+def _quality_of(scores: CaseScores) -> str:
+    """Return the name of the score that decides how bad a case is."""
+    return next(name for name in QUALITIES if name in scores.scores)
 
 
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────
@@ -172,18 +180,19 @@ def _quality(scores: CaseScores) -> float:
 def format_comparison(record: Mapping[str, Any]) -> str:
     """Return the record of a `Comparison` as a table of scores, their errors, and those of the references."""
     number, references = record["cases"]["number"], list(next(iter(record["scores"].values()))["references"])
+    width = max(12, *(len(name) + 2 for name in references), 0)
     lines = [_cases_line(record["cases"]), *([] if number > 1 else ["not enough cases for an error"]), ""]
-    lines.append(f"{'':34}{'predictions':>22}" + "".join(f"{name:>12}" for name in references))
+    lines.append(f"{'':34}{'predictions':>22}" + "".join(f"{name:>{width}}" for name in references))
     classes = {name.partition("/")[2] for name in record["scores"] if "/" in name}
     for name, row in record["scores"].items():
         if "/" in name and len(classes) > SHOWN_CLASSES:
             continue
         error = "" if row["error"] is None else f"± {row['error']:.2g}"
-        beside = "".join(f"{_written(row['references'][reference]):>12}" for reference in references)
+        beside = "".join(f"{_written(row['references'][reference]):>{width}}" for reference in references)
         undefined = f"   undefined in {row['undefined']} of {number}" if row["undefined"] else ""
         lines.append(f"{name.replace('_', ' '):34}{_written(row['value']):>11} {error:10}{beside}{undefined}")
     for name, row in record["counts"].items():
-        beside = "".join(f"{row['references'][reference]:>12,}" for reference in references)
+        beside = "".join(f"{row['references'][reference]:>{width},}" for reference in references)
         lines.append(f"{name.replace('_', ' '):34}{row['value']:>11,} {'':10}{beside}")
     unit = record["definitions"].get("distances_in")
     distances = f"distances in {unit}; " if unit else ""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..core.complex_channels import to_channels, to_complex
 from ..core.fourier import Cartesian
 from ..core.runtime import full_precision
+from .conditioning import Conditioning
+from .predictor import Predictor
 
 
 class DataConsistency(nn.Module):
@@ -32,6 +34,18 @@ class DataConsistency(nn.Module):
         measured, mask = image[:, :-1], image[:, -1] > 0.5
         predicted = self.model(measured)
         return consistent_channels(predicted, measured, mask, self.weight)
+
+
+class Reconstructor(Predictor):
+    """`model(image)`: a predictor of complex images inside `DataConsistency` with the exact measurement.
+
+    It takes (B, 2E + 1, *S) and returns (B, 2E, *S); its statistics are those of the 2E channels.
+    """
+
+    def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
+        """Return the consistent prediction, in fp32. Raise ValueError for an image that is too small."""
+        measured, mask = image[:, :-1], image[:, -1] > 0.5
+        return consistent_channels(super().forward(measured, cond), measured, mask)
 
 
 def consistent_channels(predicted: Tensor, measured: Tensor, mask: Tensor, weight: float = math.inf) -> Tensor:

@@ -65,13 +65,13 @@ class Reconstruction(Supervised):
     ) -> dict[str, Tensor]:
         """Return `loss` and its terms, (B,) each.
 
-        image: whole images (B, 2E, *S), of which the model sees `core.fourier.zero_filled`, (B, 2E + 1, *S), with lines
-        along the last axis but one; weight: (B, *S) or None; target: without effect. Without `rng` the lines are the
-        same at each call.
+        target: whole images (B, 2E, *S), or None if `image` is. The model sees them as `core.fourier.zero_filled`,
+        (B, 2E + 1, *S), with lines along the last axis but one; weight: (B, *S) or None. Without `rng` the lines are
+        the same at each call.
         """
         rng = rng or BatchRNG(torch.Generator(image.device).manual_seed(0))
-        image = image.float()
-        return super().loss(model, zero_filled(image, self.masks(image, rng)), image, weight)
+        whole = (image if target is None else target).float()
+        return super().loss(model, zero_filled(whole, self.masks(whole, rng)), whole, weight)
 
     def masks(self, image: Tensor, rng: BatchRNG) -> Tensor:
         """Return which places of k-space are measured of each image (B, C, *S), (B, *S) bool."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.progress import no_progress
@@ -46,6 +47,8 @@ class PredictionEvaluation:
 
     record: dict[str, Any]
     comparison: Comparison
+    drawn: Callable[[Case, Tensor], tuple[Case, Tensor]] = lambda case, output: (case, output)
+    """What is shown of a case and its prediction."""
 
 
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────
@@ -74,8 +77,9 @@ def evaluate_predictor(
     if own.unet.dims == 3 and not has_molecules(Path(data.path).expanduser()):  # scored on the grid of the files
         data = data.model_copy(update={"spacing": "files"})
     predictor = ImagePredictor([run], predict)
-    pairs = load_pairs(data, own.kind, log=log, dims=own.unet.dims)
-    outputs, found = own.unet.out_channels, len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
+    application = own.application
+    pairs = application.prepared(load_pairs(data, own.kind, log=log, dims=own.unet.dims))
+    outputs, found = own.unet.out_channels, application.outputs(pairs)
     if found != outputs:
         kind = "classes" if pairs.labels else "channels"
         raise UserError(f"data.path: targets with {found} {kind}, but the run predicts {outputs}; choose other cases")
@@ -84,7 +88,7 @@ def evaluate_predictor(
     same_files = (data.path, data.targets) == (own.data.path, own.data.targets)
     trained = {pairs.names[index] for index in split_fold(pairs.names, own.data)[0]} if same_files else set()
     cases = _Annotated(pairs.cases)
-    comparison = Comparison(Judge.of(cases, pairs.labels, scored, others))
+    comparison = Comparison(application.judge(cases, pairs, scored, others))
     for index in progress(scored):
         comparison.add(_predicted(predictor, cases[index]), origin_of(pairs.names[index], data.group))
     predictions = {
@@ -98,7 +102,7 @@ def evaluate_predictor(
     record = comparison.record(predictions, about, fitted_on)
     if own.unet.dims == 3 and has_molecules(Path(data.path).expanduser()):
         record["pockets"] = score_pockets(predictor, data, scored, progress)
-    return PredictionEvaluation(record, comparison)
+    return PredictionEvaluation(record, comparison, application.drawn)
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ def save_predictor_evaluation(evaluation: PredictionEvaluation, folder: Path) ->
         file.write_text(json.dumps(evaluation.record, indent=2, allow_nan=False), encoding="utf-8")
     worst = evaluation.comparison.worst
     has_images = all(len(prediction.case.image) for prediction, _ in worst)
-    shown = [(_painted(prediction.case), prediction.output) for prediction, _ in worst]
+    shown = [evaluation.drawn(_painted(prediction.case), prediction.output) for prediction, _ in worst]
     rows = comparison_rows(shown, evaluation.comparison.judge.labels)[0 if has_images else 1 :]
     titles = [title_of(prediction.case.name, scores) for prediction, scores in worst]
     save_comparison(folder / "worst.png", rows, titles)

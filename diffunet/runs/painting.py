@@ -44,9 +44,12 @@ def paint_classes(classes: Tensor, palette: Sequence[Color]) -> Tensor:
 
 
 def paint_numbers(values: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return (3, H, W) uint8 of (C, H, W) numbers, black and white at quantiles of `like`, by default of themselves."""
+    """Return (3, H, W) uint8 of (C, H, W) numbers, black and white at quantiles of `like`.
+
+    Without it, or where it is unknown everywhere, at those of the numbers themselves; unknown numbers are gray.
+    """
     values = (values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)).float()
-    like = values if like is None else (like[:3] if like.shape[0] >= 3 else like[:1]).float()
+    like = values if like is None or like.isnan().all() else (like[:3] if like.shape[0] >= 3 else like[:1]).float()
     known = like[~like.isnan()]
     known = known if known.numel() < 2**20 else known[:: known.numel() // 2**20 + 1]
     low, high = (torch.quantile(known, q) if known.numel() else torch.tensor(0.0) for q in (DARKEST, BRIGHTEST))
@@ -167,6 +170,12 @@ def save_overlay(path: Path, image: Tensor, labels: Tensor, palette: Sequence[Co
     """Write the image with its classes or objects on it as one PNG."""
     with atomic_write(path) as file:
         to_pil(overlay(image, labels, palette), 8).save(file, format="PNG")
+
+
+def save_numbers(path: Path, values: Tensor) -> None:
+    """Write numbers (C, H, W) as one PNG, black and white at their quantiles."""
+    with atomic_write(path) as file:
+        to_pil(paint_numbers(values), 8).save(file, format="PNG")
 
 
 def save_volume_overlay(

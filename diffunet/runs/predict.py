@@ -14,9 +14,9 @@ from ..data.intensity import standardized
 from ..data.labels import labels_of
 from ..evaluation.instances import segments_of, watershed_segments
 from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
-from ..models.posterior import TargetDenoiser
 from ..models.tiling import Box, valid_tile_sizes
 from ..objectives.posterior import PosteriorConfig
+from ..sampling.posterior import TargetSamples
 from .prediction import PredictConfig, PredictionConfig, load_predictor
 from .run import Run
 
@@ -73,9 +73,9 @@ class ImagePredictor:
     def _member(self, run: Run, own: PredictionConfig) -> nn.Module:
         predictor = load_predictor(run)
         tile = self._tile(own, predictor)
-        model = predictor.tiled(tile)
-        if isinstance(model, TargetDenoiser):
-            return own.target_samples(model, self.settings)
+        model = own.application.member(predictor, tile, self.settings)
+        if isinstance(model, TargetSamples):
+            return model
         if self.labels:
             model = Probabilities(model)
         if not self.settings.average:
@@ -86,6 +86,8 @@ class ImagePredictor:
         """Return the tile of a network: what is configured, or its patch."""
         if not (given := self.settings.tile):
             return own.patch_size
+        if own.application.whole:
+            raise UserError("--tile: the network sees whole images; leave it out")
         sides = (given,) * own.unet.dims if isinstance(given, int) else given
         if len(sides) != own.unet.dims:
             raise UserError(f"--tile: {len(sides)} sides for {own.unet.dims} axes; give one side, or {own.unet.dims}")
@@ -115,7 +117,7 @@ class ImagePredictor:
         """Return an image as those of the training. Raise UserError for other channels or axes."""
         if image.ndim != self.own.unet.dims + 1:
             raise UserError(f"the image has {image.ndim - 1} axes, and the run was trained on {self.own.unet.dims}")
-        if len(image) != (expected := self.own.data.channels):
+        if len(image) != (expected := self.own.application.input_channels):
             raise UserError(f"the image has {len(image)} channels, and the run was trained on {expected}")
         return standardized(image) if self.own.data.intensity == "case" else image
 
@@ -140,13 +142,15 @@ class ImagePredictor:
     ) -> Iterator[tuple[slice, Prediction]]:
         """Yield the prediction of an image strip by strip: rows, or planes, and what is predicted for them.
 
-        The parts are those of the whole prediction, in bounded memory beside the image. There is one strip for samples,
-        which are of whole images, and for `watch`, which gets each prediction behind the mean, (K, *S).
+        The parts are those of the whole prediction, in bounded memory beside the image. There is one strip for samples
+        and other predictions of whole images, and for `watch`, which gets each prediction behind the mean, (K, *S).
         """
         image = self._prepared(image)
         first, *others = image.shape[1:]
-        row = COPIES * 4 * self.channels * math.prod(others)
-        rows = first if self.samples or watch else max(STRIP_BYTES // row, 1)
+        if self.samples or self.own.application.whole or watch:
+            yield slice(0, first), self._predicted(image, None, watch)
+            return
+        rows = max(STRIP_BYTES // (COPIES * 4 * self.channels * math.prod(others)), 1)
         for start in range(0, first, rows):
             stop = min(start + rows, first)
             box = [(start, stop), *((0, side) for side in others)]

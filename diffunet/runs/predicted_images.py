@@ -15,7 +15,7 @@ from ..core.storage import atomic_write
 from ..data.labels import COLOR, Labels
 from ..data.pair_files import read_image
 from ..data.pairs import Source
-from .painting import COLORS, overlay_palette, palette_of, save_overlay
+from .painting import COLORS, overlay_palette, palette_of, save_numbers, save_overlay
 from .predict import ImagePredictor, Prediction
 from .predicted_arrays import Extras, PredictedArrays, gather_arrays
 
@@ -27,7 +27,7 @@ SUFFIXES = {"probabilities": ".probabilities.npy", "numbers": ".npy", "std": ".s
 
 def save_image(predictor: ImagePredictor, sources: tuple[Source, ...], path: Path, extras: Extras = Extras()) -> None:
     """Write the prediction of the image in some files, see `save_prediction`. Raise UserError if it cannot be read."""
-    image = read_image(sources, predictor.own.data.channels)
+    image = predictor.own.application.input_of(read_image(sources, predictor.own.data.channels))
     watch = member_writer(path.parent / "members" / path.name, predictor.labels) if extras.members else None
     save_prediction(predictor, image, predictor.strips(image, watch), path, extras)
 
@@ -39,14 +39,15 @@ def save_prediction(
     path: Path,
     extras: Extras = Extras(),
 ) -> None:
-    """Write the prediction of an image to PATH.png or PATH.npy, and what else is requested.
+    """Write the prediction of an image to PATH.png or PATH.npy, what follows from it, and what else is requested.
 
     Classes are written with the values of the training's targets, instances with a number for each. Several members
     add PATH.std.npy, (H, W) or (C, H, W) fp32. Raise UserError for more than 65,535 objects.
     """
     found = _gathered(predictor, image, strips, path, extras.probabilities)
     if (labels := predictor.labels) is None:
-        return
+        assert found.mean is not None
+        return _save_derived(predictor, torch.from_numpy(found.mean), path, extras)
     shown, palette = found.classes, overlay_palette(palette_of(labels))
     file, folder = f"{path.name}.png", path.parent
     if labels.instances or extras.objects:
@@ -57,6 +58,16 @@ def save_prediction(
         save_labels(folder / file, found.classes, labels)
     if extras.overlays:
         save_overlay(folder / "overlays" / file, image, shown, palette)
+
+
+def _save_derived(predictor: ImagePredictor, numbers: Tensor, path: Path, extras: Extras) -> None:
+    """Write what follows from numbers (K, H, W) to PATH.NAME.npy, and with overlays pictures of it."""
+    for name, values in predictor.own.application.derived(numbers).items():
+        file = f"{path.name}.{name}"
+        with atomic_write(path.with_name(f"{file}.npy")) as partial, open(partial, "wb") as opened:
+            np.save(opened, values.numpy())
+        if extras.overlays:
+            save_numbers(path.parent / "overlays" / f"{file}.png", values.reshape(-1, *values.shape[-2:]))
 
 
 def member_writer(folder: Path, labels: Labels | None) -> Callable[[Tensor], None]:

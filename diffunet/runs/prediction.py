@@ -4,9 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Self
 
-import torch
 from pydantic import ConfigDict, Field, Strict
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.progress import no_progress
@@ -16,7 +15,6 @@ from ..data.borders import WeightConfig
 from ..data.pair_files import Kind
 from ..data.paired import PairedData, load_pairs
 from ..data.pairs import PairConfig, Patch
-from ..data.phantoms.registry import PHANTOMS
 from ..data.warping import WarpingConfig
 from ..models.config import LevelConfig, UNetConfig
 from ..models.meta import on_meta
@@ -25,19 +23,28 @@ from ..models.predictor import Predictor
 from ..models.saving import WEIGHTS
 from ..models.tiling import valid_tile_sizes
 from ..models.unet import UNet
-from ..objectives.posterior import SPREAD, Posterior, PosteriorConfig
-from ..objectives.regression import Regression, RegressionConfig
-from ..objectives.segmentation import Segmentation, SegmentationConfig
+from ..objectives.posterior import Posterior, PosteriorConfig
+from ..objectives.reconstruction import ReconstructionConfig
+from ..objectives.regression import RegressionConfig
+from ..objectives.segmentation import SegmentationConfig
 from ..objectives.supervised import Supervised
-from ..sampling.posterior import TargetSamples
+from ..objectives.water_fat import SignalConfig
 from ..training.config import TrainConfig
+from .applications import Application, Classes, Numbers, Samples
 from .config import RunConfig
+from .mri import KSpaceReconstruction, WaterFatSeparation
 from .run import Run
 
 MAX_PATCH = {2: 256, 3: 64}
 """Side of a patch of larger images, and of larger volumes, if none is given."""
-LEAST = 1e-4
-"""Share of a target's standard deviation below which an error is rounding, and no unit of what is left to learn."""
+APPLICATIONS: dict[type, type[Application]] = {
+    SegmentationConfig: Classes,
+    RegressionConfig: Numbers,
+    PosteriorConfig: Samples,
+    SignalConfig: WaterFatSeparation,
+    ReconstructionConfig: KSpaceReconstruction,
+}
+"""The application of each type of objective."""
 LEVELS = tuple(LevelConfig(channels=channels, blocks=1) for channels in (32, 64, 128, 256))
 """The network if none is given."""
 
@@ -78,9 +85,10 @@ class PredictionConfig(RunConfig):
 
     task: ClassVar[str] = "prediction"
 
-    objective: Annotated[SegmentationConfig | RegressionConfig | PosteriorConfig, Field(discriminator="type")] = (
-        SegmentationConfig()
-    )
+    objective: Annotated[
+        SegmentationConfig | RegressionConfig | PosteriorConfig | SignalConfig | ReconstructionConfig,
+        Field(discriminator="type"),
+    ] = SegmentationConfig()
     """The training objective; its type decides which keys there are."""
     unet: UNetConfig = UNetConfig(levels=LEVELS, middle_attention=False)
     finetune: PredictorFinetuneConfig = PredictorFinetuneConfig()
@@ -91,16 +99,14 @@ class PredictionConfig(RunConfig):
     predict: PredictConfig = PredictConfig()
 
     @property
+    def application(self) -> Application:
+        """What follows from the type of the objective."""
+        return APPLICATIONS[type(self.objective)](self)
+
+    @property
     def kind(self) -> Kind:
         """What the targets are. Raise UserError where files could hold either, and nothing decides."""
-        if not isinstance(self.objective, PosteriorConfig):
-            return self.objective.type
-        targets = self.objective.targets
-        if targets is None and self.data.path not in PHANTOMS:
-            raise UserError("objective.targets: the values of files can be classes or numbers; choose one of these")
-        if targets is None:
-            targets = "numbers" if PHANTOMS[self.data.path].kind == "values" else "classes"
-        return "regression" if targets == "numbers" else "segmentation"
+        return self.application.kind
 
     @property
     def patch_size(self) -> tuple[int, ...]:
@@ -114,35 +120,26 @@ class PredictionConfig(RunConfig):
             raise UserError("unet.dims: predictors need 2, for images, or 3, for volumes (got 1)")
         if isinstance(self.data.patch, tuple) and len(self.data.patch) != dims:
             raise UserError(f"data.patch: {len(self.data.patch)} sides for {dims} axes; give one side, or {dims}")
-        return load_pairs(self.data, self.kind, self.weights, log, progress, dims)
+        return self.application.prepared(load_pairs(self.data, self.kind, self.weights, log, progress, dims))
 
     def resolve(self, pairs: PairedData) -> Self:
         """Return the config completed from the data: channels, classes, and the size of a patch.
 
         Raise UserError for a patch that the network cannot take.
         """
-        samples = isinstance(self.objective, PosteriorConfig)
-        outputs = len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)
-        levels = self.unet.levels or LEVELS
-        update = {"in_channels": pairs.config.channels, "out_channels": outputs, "levels": levels}
         if self.unet.norm == "batch":  # an average of weights has other statistics than those of its last step
             raise UserError("unet.norm: batch norm does not fit the EMA weights of a predictor; use group")
-        if samples:
-            if self.unet.padding == "valid":
-                raise UserError("unet.padding: valid borders leave out places, which samples need; use same")
-            if self.unet.token_dim:
-                raise UserError("unet.token_dim: a predictor has no tokens; use 0")
-            vector_dim = self.unet.vector_dim or 4 * levels[0].channels
-            update |= {"in_channels": outputs, "plane_channels": pairs.config.channels, "vector_dim": vector_dim}
-        elif self.unet.vector_dim or self.unet.token_dim or self.unet.plane_channels:
-            raise UserError("unet: a predictor has no vector, tokens or planes; set their widths to 0")
-        resolved = self.model_copy(update={"unet": self.unet.model_copy(update=update), "data": pairs.config})
-        if samples:
-            resolved = resolved.replace(objective={"targets": "classes" if pairs.labels else "numbers"})
-        return resolved.replace(data={"patch": resolved._patch(pairs)})
+        levels = self.model_copy(update={"unet": self.unet.model_copy(update={"levels": self.unet.levels or LEVELS})})
+        application = levels.application
+        unet = levels.unet.model_copy(update=application.network(pairs))
+        resolved = levels.model_copy(update={"unet": unet, "data": pairs.config})
+        settled = resolved.replace(objective=application.settled(pairs))
+        return settled.replace(data={"patch": settled._patch(pairs)})
 
     def _patch(self, pairs: PairedData) -> tuple[int, ...]:
         """Return sides that every level of the network halves evenly."""
+        if self.application.whole:
+            return self._whole(pairs.cases[0].size)
         some, most = range(min(len(pairs.names), 20)), MAX_PATCH[self.unet.dims]
         least = [min(pairs.cases[i].size[axis] for i in some) for axis in range(self.unet.dims)]
         wanted = self.patch_size if self.data.patch else tuple(min(side, most) for side in least)
@@ -157,47 +154,24 @@ class PredictionConfig(RunConfig):
             sides.append(max([other for other in fitting if other <= side], default=fitting[0]))
         return tuple(sides)
 
-    def build_predictor(self) -> Predictor | TargetDenoiser:
-        """Return the network with fresh weights, of a resolved config."""
-        kind = TargetDenoiser if isinstance(self.objective, PosteriorConfig) else Predictor
-        return kind(UNet(self.unet), self.data.window)
+    def _whole(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the sides of whole images. Raise UserError for a patch of other sides."""
+        if self.data.patch and self.patch_size != size:
+            raise UserError(f"data.patch: the network sees whole images, {'×'.join(map(str, size))}; leave it out")
+        return size
+
+    def build_predictor(self) -> nn.Module:
+        """Return the model with fresh weights, of a resolved config."""
+        return self.application.build()
 
     def build_objective(self, pairs: PairedData) -> Supervised | Posterior:
         """Return the training objective of a resolved config."""
-        if isinstance(self.objective, PosteriorConfig):
-            return Posterior(self.objective, *self._target_statistics(pairs))
-        if isinstance(self.objective, RegressionConfig):
-            return Regression(self.objective, pairs.target.std.tolist())
-        return Segmentation(self.objective, list(pairs.labels.regions.values()) if pairs.labels else ())
+        return self.application.build_objective(pairs)
 
     def statistics(self, pairs: PairedData) -> dict[str, Tensor]:
-        """Return the buffers of the network that come from the data, by name."""
-        found = {"input_mean": pairs.image.mean, "input_std": pairs.image.std}
-        if isinstance(self.objective, PosteriorConfig):
-            mean, std = map(torch.tensor, self._target_statistics(pairs))
-            return found | {"target_mean": mean, "target_scale": std / SPREAD}
-        if isinstance(self.objective, RegressionConfig) and self.objective.base == "linear":
-            error = pairs.linear.error
-            unit = torch.where(error > LEAST * pairs.target.std, error, pairs.target.std)
-            return found | {"linear": pairs.linear.matrix, "output_mean": pairs.linear.offset, "output_std": unit}
-        if pairs.target:
-            found |= {"output_mean": pairs.target.mean, "output_std": pairs.target.std}
-        return found
-
-    def _target_statistics(self, pairs: PairedData) -> tuple[list[float], list[float]]:
-        """Return the mean and the standard deviation of each channel of the targets, and 1/2 for classes, 0 or 1."""
-        if pairs.target:
-            return pairs.target.mean.tolist(), pairs.target.std.tolist()
-        half = [0.5] * self.unet.out_channels
-        return half, half
-
-    def target_samples(self, denoiser: TargetDenoiser, settings: PredictConfig) -> TargetSamples:
-        """Return the samples that a denoiser, in tiles or not, makes for an image. Raise UserError for the settings."""
-        if settings.average:
-            raise UserError("average: the mean of samples is one already; leave it out, and raise samples")
-        size, classes = self.patch_size, self.kind == "segmentation"
-        counts = settings.samples, settings.steps, settings.seed
-        return TargetSamples(denoiser, self.objective.build_process(), size, classes, *counts)
+        """Return the buffers of the model that come from the data, by name."""
+        image = {"input_mean": pairs.image.mean, "input_std": pairs.image.std}
+        return image | dict(self.application.statistics(pairs))
 
     @property
     def border(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import yaml
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import TAG, merge, read_yaml, settings_from
 from ..runs.config import OBJECTIVES, Config, RunConfig, config_file
-from ..runs.prediction import PredictionConfig
+from ..runs.prediction import APPLICATIONS, PredictionConfig
 from ..runs.run import Run
 from .finetuning import configure
 from .fit import fit
@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[type[RunConfig], Callable[[Any], Task]]] = {
     PredictionConfig.task: (PredictionConfig, prediction),
 }
 """The configuration and the task of each kind of run that `train.py` makes."""
-PREDICTS = {"segmentation", "regression", "posterior"}
+PREDICTS = {kind.model_fields["type"].default for kind in APPLICATIONS}
 """Types of objectives of a `PredictionConfig`."""
 
 

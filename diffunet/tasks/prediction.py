@@ -36,6 +36,8 @@ VALIDATED = 8
 """Held-out cases, at most, on which a preview measures, and as many of those trained on."""
 SHOWN = 4
 """Cases in a preview's figure."""
+ONE_VIEW = {"average": False}
+"""Settings of predictions that previews leave out."""
 NOISE_LEVELS = 2
 """Noisy targets of each case for the losses of a preview of samples."""
 
@@ -115,10 +117,12 @@ class PredictionPreview:
 
     def __call__(self, step: int, ema: Any) -> dict[str, float]:
         """Return val_loss and train_eval_loss, and the Dice coefficient of held-out cases, if targets are classes."""
-        predictor = ema.tiled(self.config.patch_size)
+        application = self.config.application
+        predictor = application.member(ema, self.config.patch_size, self.config.predict.model_copy(update=ONE_VIEW))
         trained = [self._predict(predictor, index) for index in evenly_spaced(self.trained, VALIDATED)]
         held_out = [self._predict(predictor, index) for index in evenly_spaced(self.held_out, VALIDATED)]
-        save_predictions(self.run.folder / "samples", step, (held_out or trained)[:SHOWN], self.pairs.labels)
+        shown = [application.drawn(*predicted) for predicted in (held_out or trained)[:SHOWN]]
+        save_predictions(self.run.folder / "samples", step, shown, self.pairs.labels)
         found = {"train_eval_loss": self._loss(trained)}
         if held_out:
             found["val_loss"] = self._loss(held_out)
@@ -149,9 +153,10 @@ class SamplesPreview(PredictionPreview):
     def __call__(self, step: int, ema: Any) -> dict[str, float]:
         """Return val_loss and train_eval_loss, and the Dice coefficient of held-out samples, if targets are classes."""
         denoiser = ema.tiled(self.config.patch_size)
-        one = self.config.predict.model_copy(update={"samples": 1, "average": False})
+        one = self.config.predict.model_copy(update=ONE_VIEW | {"samples": 1})
+        one_sample = self.config.application.member(ema, self.config.patch_size, one)
         shown = evenly_spaced(self.held_out or self.trained, SHOWN)
-        sampled = [self._predict(self.config.target_samples(denoiser, one), index) for index in shown]
+        sampled = [self._predict(one_sample, index) for index in shown]
         save_predictions(self.run.folder / "samples", step, sampled, self.pairs.labels)
         found = {"train_eval_loss": self._noisy_loss(denoiser, self.trained)}
         if self.held_out:
