@@ -5,7 +5,8 @@ take a `box` as these do: what is predicted is only what is inside it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from dataclasses import dataclass
+from itertools import combinations, permutations, product
 
 import torch
 from torch import Tensor, nn
@@ -40,45 +41,79 @@ class Probabilities(nn.Module):
         return torch.softmax(_called(self.model, image, box), dim=1)
 
 
-class Averaged(Ensemble):
-    """The mean over mirrored and, if `turned`, transposed images, each prediction mapped back.
+@dataclass(frozen=True)
+class View:
+    """A symmetry of images: each of their last axes becomes another, and some are mirrored."""
 
-    Four views in 2-D, or eight, which include all turns by 90 degrees. Exactly as symmetric as these views: the mirror
-    image has the mirror prediction (up to the order of the sum).
+    axes: tuple[int, ...]
+    """The axis of the image, from 0, that each axis of the view is."""
+    mirrored: tuple[bool, ...]
+    """Whether it is mirrored."""
+
+    def of(self, image: Tensor) -> Tensor:
+        """Return the view of an image (..., *S)."""
+        leading = image.ndim - len(self.axes)
+        moved = image.permute(*range(leading), *(leading + axis for axis in self.axes))
+        return moved.flip(flipped) if (flipped := self._flipped(leading)) else moved
+
+    def back(self, view: Tensor) -> Tensor:
+        """Return the image (..., *S) of a view."""
+        leading = view.ndim - len(self.axes)
+        straight = view.flip(flipped) if (flipped := self._flipped(leading)) else view
+        return straight.permute(*range(leading), *(leading + self.axes.index(axis) for axis in range(len(self.axes))))
+
+    def box_of(self, box: Box, size: Sequence[int]) -> Box:
+        """Return where a box of an image of the sides `size` is in the view."""
+        ends = []
+        for axis, mirrored in zip(self.axes, self.mirrored, strict=True):
+            (start, stop), side = box[axis], size[axis]
+            ends.append((side - stop, side - start) if mirrored else (start, stop))
+        return ends
+
+    def _flipped(self, leading: int) -> list[int]:
+        return [leading + axis for axis, mirrored in enumerate(self.mirrored) if mirrored]
+
+
+def mirrors(dims: int) -> list[View]:
+    """Return the views of images with some axes mirrored: four of images, eight of volumes."""
+    return [View(tuple(range(dims)), mirrored) for mirrored in product((False, True), repeat=dims)]
+
+
+def turns() -> list[View]:
+    """Return the eight views of square images: mirrored, and turned by multiples of 90 degrees."""
+    return [View(axes, mirrored) for mirrored in product((False, True), repeat=2) for axes in ((0, 1), (1, 0))]
+
+
+def rotations() -> list[View]:
+    """Return the 24 rotations of cubes, none of which is a mirror image."""
+    found = [View(axes, mirrored) for axes in permutations(range(3)) for mirrored in product((False, True), repeat=3)]
+    return [view for view in found if (sum(view.mirrored) + _swaps(view.axes)) % 2 == 0]
+
+
+def _swaps(axes: tuple[int, ...]) -> int:
+    """Return the number of pairs in the wrong order."""
+    return sum(first > second for first, second in combinations(axes, 2))
+
+
+class Averaged(Ensemble):
+    """The mean over views of an image, each prediction mapped back.
+
+    If the views are a group, such as those above, the prediction of a view is the view of the prediction, up to the
+    order of the sum; the model has to take tiles of all of them.
     """
 
-    def __init__(self, model: nn.Module, axes: Sequence[int] = (-2, -1), turned: bool = False):
-        """axes: those along which images are mirrored."""
+    def __init__(self, model: nn.Module, views: Sequence[View]):
         super().__init__([model])
-        self.axes, self.turned = tuple(axes), turned
+        self.views = list(views)
 
     def members(self, image: Tensor, box: Box | None = None) -> Iterator[Tensor]:
-        for *mirrored, turned in product(*[(False, True)] * len(self.axes), (False, True)[: 1 + self.turned]):
-            axes = [axis for axis, flip in zip(self.axes, mirrored, strict=True) if flip]
-            predicted = _called(self.models[0], _viewed(image, axes, turned), _box_viewed(box, image, axes, turned))
-            yield _viewed(predicted, axes, turned, back=True)
+        for view in self.views:
+            inside = None if box is None else view.box_of(box, image.shape[2:])
+            yield view.back(_called(self.models[0], view.of(image), inside))
 
 
 def _called(model: nn.Module, image: Tensor, box: Box | None) -> Tensor:
     return model(image) if box is None else model(image, box=box)
-
-
-def _viewed(image: Tensor, axes: list[int], turned: bool, back: bool = False) -> Tensor:
-    """Return the image mirrored along axes, then transposed; or back from that."""
-    image = image.transpose(-2, -1) if turned and back else image
-    image = image.flip(axes) if axes else image
-    return image.transpose(-2, -1) if turned and not back else image
-
-
-def _box_viewed(box: Box | None, image: Tensor, axes: list[int], turned: bool) -> Box | None:
-    """Return where a box of the image is in its view."""
-    if box is None:
-        return None
-    ends = list(box)
-    for axis in axes:
-        start, stop = ends[axis]
-        ends[axis] = image.shape[axis] - stop, image.shape[axis] - start
-    return [*ends[:-2], ends[-1], ends[-2]] if turned else ends
 
 
 def mean_and_std(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

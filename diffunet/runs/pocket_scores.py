@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.progress import no_progress
 from ..data.complex_pairs import resolution_of
-from ..data.molecules.complexes import find_complexes
+from ..data.molecules.complexes import Complex, find_complexes
 from ..data.molecules.occupancy import ligand_target, voxelize
 from ..data.pairs import PairConfig, origin_of
 from ..evaluation.cavities import cavities, geometric_blobs
@@ -23,28 +23,36 @@ def score_pockets(
 ) -> dict[str, Any]:
     """Return the mean scores of `pocket_scores` over some complexes, by name: value, error and those of the references.
 
-    Largest cavity: the largest region of solvent that is buried; geometric probability: the first blob of its smoothed
-    buriedness. Errors are over the groups of `data.group`.
+    Errors are over the groups of `data.group`.
     """
     complexes = find_complexes(Path(data.path).expanduser())
-    resolution = resolution_of(predictor.own.data)
-    rows: dict[str, list[dict[str, float]]] = {"network": [], "largest_cavity": [], "geometric_probability": []}
-    for index in progress(indices):
-        protein, ligand = complexes[index].read()
-        volume = voxelize(protein, resolution)
-        grid, shape = volume.grid, tuple(volume.values.shape[1:])
-        assert grid is not None
-        place = protein, grid, shape
-        found = {
-            "network": extract_pockets(predictor(volume.values).mean[1].clamp(0, 1), grid),
-            "largest_cavity": cavities(*place),
-            "geometric_probability": geometric_blobs(*place),
-        }
-        target = ligand_target(ligand.xyz, grid, shape)
-        for name, pockets in found.items():
-            rows[name].append(pocket_scores(pockets, [ligand.xyz], [target], grid))
-    clusters = [origin_of(complexes[index].name, data.group) for index in indices]
-    means = {name: mean_scores(each, clusters) for name, each in rows.items()}
+    rows = [case_scores(predictor, complexes[index]) for index in progress(indices)]
+    return summarize_pockets(rows, [origin_of(complexes[index].name, data.group) for index in indices])
+
+
+def case_scores(predictor: ImagePredictor, complex_: Complex) -> dict[str, dict[str, float]]:
+    """Return the scores of a complex by `pocket_scores`, of the network and of the references.
+
+    Largest cavity: the largest region of solvent that is buried; geometric probability: the first blob of its smoothed
+    buriedness.
+    """
+    protein, ligand = complex_.read()
+    volume = voxelize(protein, resolution_of(predictor.own.data))
+    grid, shape = volume.grid, tuple(volume.values.shape[1:])
+    assert grid is not None
+    place = protein, grid, shape
+    found = {
+        "network": extract_pockets(predictor(volume.values).mean[1].clamp(0, 1), grid),
+        "largest_cavity": cavities(*place),
+        "geometric_probability": geometric_blobs(*place),
+    }
+    target = ligand_target(ligand.xyz, grid, shape)
+    return {name: pocket_scores(pockets, [ligand.xyz], [target], grid) for name, pockets in found.items()}
+
+
+def summarize_pockets(rows: Sequence[dict[str, dict[str, float]]], origins: Sequence[str]) -> dict[str, Any]:
+    """Return the mean of each score over complexes with its error over origins, and the means of the references."""
+    means = {name: mean_scores([row[name] for row in rows], origins) for name in rows[0]}
     own = means.pop("network")
     return {
         score: {

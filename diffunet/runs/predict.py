@@ -13,7 +13,16 @@ from ..core.runtime import default_device
 from ..data.intensity import standardized
 from ..data.labels import labels_of
 from ..evaluation.instances import segments_of, watershed_segments
-from ..models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
+from ..models.averaging import (
+    Averaged,
+    Ensemble,
+    Probabilities,
+    View,
+    mean_and_std,
+    mirrors,
+    rotations,
+    turns,
+)
 from ..models.tiling import Box, valid_tile_sizes
 from ..objectives.posterior import PosteriorConfig
 from ..sampling.posterior import TargetSamples
@@ -80,7 +89,7 @@ class ImagePredictor:
             model = Probabilities(model)
         if not self.settings.average:
             return Ensemble([model])
-        return Averaged(model, axes=range(-own.unet.dims, 0), turned=len(tile) == 2 and tile[0] == tile[1])
+        return Averaged(model, _views(own, tile))
 
     def _tile(self, own: PredictionConfig, predictor) -> tuple[int, ...]:
         """Return the tile of a network: what is configured, or its patch."""
@@ -155,6 +164,15 @@ class ImagePredictor:
             stop = min(start + rows, first)
             box = [(start, stop), *((0, side) for side in others)]
             yield slice(start, stop), self._predicted(image, box, watch)
+
+
+def _views(own: PredictionConfig, tile: tuple[int, ...]) -> list[View]:
+    """Return the views of an image over which predictions are averaged, of volumes those that the training has seen."""
+    if len(set(tile)) == 1 and len(tile) == 2:
+        return turns()
+    if len(set(tile)) == 1 and own.augment.mirror == "none" and own.augment.rotate == "quarters":
+        return rotations()
+    return mirrors(len(tile))
 
 
 def _watched(members: Iterator[Tensor], watch: Callable[[Tensor], None]) -> Iterator[Tensor]:

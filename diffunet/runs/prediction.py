@@ -67,8 +67,8 @@ class PredictConfig(Settings):
     tile: Patch | Annotated[tuple[Patch, ...], Field(min_length=2, max_length=3), Strict(False)] | None = None
     """Side of a tile of the network's input, or one for each axis; null: the patch, or as near as the network takes."""
     average: bool = False
-    """Average the predictions of the mirrored image, and with square tiles of the turned one: eight times the work, as
-    for volumes, which are only mirrored."""
+    """Average the predictions of the mirrored image, and with square tiles of the turned one: eight times the work. Of
+    volumes those of the mirrored ones, or of the 24 rotations of a cube if the training saw these and no mirror."""
     watershed: float | None = Field(0.9, gt=0.5, lt=1)
     """Of two classes: probability of the second above which the seeds of objects lie, from which a watershed grows each
     until it meets the next, so that weak bridges join none; null: objects are connected parts."""

@@ -6,7 +6,8 @@ import torch
 from helpers import randomized
 from torch import nn
 
-from diffunet.models.averaging import Averaged, Ensemble, Probabilities, mean_and_std
+from diffunet.data.molecules.occupancy import rotate_volume
+from diffunet.models.averaging import Averaged, Ensemble, Probabilities, mean_and_std, mirrors, rotations, turns
 from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.predictor import Predictor
 from diffunet.models.tiling import valid_tile_sizes
@@ -103,7 +104,7 @@ def test_a_tiled_predictor_shares_weights_and_buffers():
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_average_is_as_symmetric_as_its_views(turned):
-    model, image = Averaged(predictor(), turned=turned), an_image(8, 8)
+    model, image = Averaged(predictor(), turns() if turned else mirrors(2)), an_image(8, 8)
     with torch.no_grad():
         predicted = model(image)
         views = [lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.flip(-1, -2)]
@@ -118,7 +119,10 @@ def test_the_average_is_as_symmetric_as_its_views(turned):
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_box_of_the_average_is_that_of_the_whole(turned, padding):
     plain = predictor(padding=padding, block="plain").normalized(**STATISTICS)
-    model, image = Averaged(plain.tiled(32 if padding == "same" else 43), turned=turned), an_image(61, 47)
+    model, image = (
+        Averaged(plain.tiled(32 if padding == "same" else 43), turns() if turned else mirrors(2)),
+        an_image(61, 47),
+    )
     with torch.no_grad():
         whole = model(image)
         for rows, columns in (((0, 61), (0, 47)), ((0, 1), (0, 47)), ((20, 45), (3, 30)), ((60, 61), (46, 47))):
@@ -126,20 +130,55 @@ def test_a_box_of_the_average_is_that_of_the_whole(turned, padding):
             assert torch.equal(model(image, [rows, columns]), expected)
 
 
-@pytest.mark.parametrize(("axes", "turned", "count"), [((-2, -1), False, 4), ((-2, -1), True, 8), ((-1,), False, 2)])
-def test_one_member_for_each_view(axes, turned, count):
+VIEWS = {"mirrors 1": mirrors(1), "mirrors 2": mirrors(2), "turns": turns(), "mirrors 3": mirrors(3)}
+VIEWS |= {"rotations": rotations()}
+
+
+@pytest.mark.parametrize(("name", "count"), [*zip(VIEWS, (2, 4, 8, 8, 24), strict=True)])
+def test_one_member_for_each_view(name, count):
     seen = []
 
     def model(image):
         seen.append(image)
         return image
 
-    averaged = Averaged(_Called(model), axes, turned)
-    image = torch.randn(1, 1, 5, 5)
+    averaged = Averaged(_Called(model), VIEWS[name])
+    image = torch.randn(1, 1, *[5] * len(VIEWS[name][0].axes))
     members = list(averaged.members(image))
     assert len(members) == len(seen) == count
     assert all(torch.equal(member, image) for member in members)  # each is mapped back
     assert len({view.numpy().tobytes() for view in seen}) == count  # and all views are different
+
+
+def test_the_rotations_are_those_of_a_cube():
+    """As by the matrices of determinant 1 that permute the axes."""
+    volume = torch.randn(4, 4, 4)
+    expected = {rotate_volume(volume, number).numpy().tobytes() for number in range(24)}
+    assert {view.of(volume).contiguous().numpy().tobytes() for view in rotations()} == expected
+
+
+@pytest.mark.parametrize("name", ["mirrors 3", "rotations"])
+def test_an_average_of_a_volume_is_equivariant_and_has_boxes(name):
+    config = UNetConfig(
+        dims=3,
+        in_channels=2,
+        out_channels=2,
+        levels=(LevelConfig(channels=4, blocks=1), LevelConfig(channels=4, blocks=1)),
+        middle_attention=False,
+        norm_groups=2,
+    )
+    plain = Predictor(randomized(UNet(config)))
+    model, image = Averaged(plain, VIEWS[name]), torch.randn(1, 2, 8, 8, 8)
+    mirrored, turned = (lambda x: x.flip(-1)), (lambda x: x.rot90(1, (-3, -1)))
+    own, other = (mirrored, turned) if name == "mirrors 3" else (turned, mirrored)
+    with torch.no_grad():
+        predicted = model(image)
+        torch.testing.assert_close(model(own(image)), own(predicted), rtol=1e-5, atol=1e-6)
+        assert (model(other(image)) - other(predicted)).abs().max() > 0.1 * predicted.std()
+        tiled = Averaged(plain.tiled(8), VIEWS[name])
+        image = torch.randn(1, 2, 11, 9, 14)
+        box = [(3, 8), (0, 9), (6, 11)]
+        assert torch.equal(tiled(image, box), tiled(image)[..., 3:8, 0:9, 6:11])
 
 
 class _Called(nn.Module):
@@ -165,7 +204,7 @@ def test_the_mean_of_several_models_and_their_deviation():
 def test_an_ensemble_has_the_members_of_its_members():
     models = [_Called(lambda image, factor=factor: factor * image) for factor in (1, 2, 6)]
     image = torch.ones(1, 1, 2, 2)
-    nested = Ensemble([Averaged(models[0]), Ensemble(models[1:])])
+    nested = Ensemble([Averaged(models[0], mirrors(2)), Ensemble(models[1:])])
     assert [member.mean().item() for member in nested.members(image)] == [1, 1, 1, 1, 2, 6]
     assert Ensemble(models)(image).unique().tolist() == [3]
 

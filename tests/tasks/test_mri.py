@@ -32,7 +32,9 @@ train:
 """
 SIGNAL = f"objective: {{type: signal, echo_times: {TIMES}, field_strength: 3.0, smoothness: 0.1}}\n"
 SIGNAL += "data: {path: scans, folds: 3, fold_by: order, patch: 32}\n" + NETWORK
-KSPACE = "objective: {type: reconstruction, acceleration: [2, 4]}\ndata: {path: scans, folds: 3, fold_by: order}\n" + NETWORK
+KSPACE = (
+    "objective: {type: reconstruction, acceleration: [2, 4]}\ndata: {path: scans, folds: 3, fold_by: order}\n" + NETWORK
+)
 
 
 def a_scan(index: int, size: tuple[int, int] = (64, 64)) -> tuple[np.ndarray, np.ndarray]:
