@@ -235,7 +235,8 @@ def _summary(files: PairFiles, sample: list[Case], labels: Labels | None, counts
     size = "×".join(map(str, sizes[0])) + (f" to {'×'.join(map(str, sizes[-1]))}" if len(sizes) > 1 else "")
     channels = len(sample[0].image)
     unit = "pixels" if len(sizes[0]) == 2 else "voxels"
-    start = f"{len(files.names):,} pairs of {size} {unit}, {channels} channel{'s' * (channels > 1)}"
+    what = "images" if isinstance(files, ImagesAlone) else "pairs"
+    start = f"{len(files.names):,} {what} of {size} {unit}, {channels} channel{'s' * (channels > 1)}"
     if files.config.spacing not in (None, "files"):
         start += f", spaced {'×'.join(f'{side:.3g}' for side in files.config.spacing)} {files.unit}"
     if isinstance(files, ImagesAlone):

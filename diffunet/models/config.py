@@ -88,8 +88,9 @@ class UNetConfig(Settings):
     """Self-attention between the middle blocks."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability inside each block."""
-    norm: Literal["group", "batch", "none"] = "group"
-    """The norm of every block and attention."""
+    norm: Literal["group", "instance", "batch", "none"] = "group"
+    """The norm of every block and attention. instance: a group for each channel, which is batch norm by the statistics
+    of the batch, as the 3D U-Net (Çiçek et al. 2016) has it, for batches of one."""
     norm_groups: int = Field(default=32, ge=1, le=MAX_CHANNELS)
     """Groups of each group norm; where they do not divide the channels, their greatest common divisor."""
     norm_eps: float = Field(default=1e-5, gt=0, le=1)

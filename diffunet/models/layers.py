@@ -66,6 +66,11 @@ def group_norm(groups: int, eps: float, channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
 
 
+def instance_norm(eps: float, channels: int) -> nn.GroupNorm:
+    """Return a norm of each channel by itself (Ulyanov et al. 2016), with a scale and an offset."""
+    return nn.GroupNorm(channels, channels, eps)
+
+
 def xavier_(layer: L) -> L:
     """Initialize as DDPM does: uniform, variance 1 / fan_avg (Glorot & Bengio 2010), zero bias."""
     nn.init.xavier_uniform_(layer.weight)

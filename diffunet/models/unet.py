@@ -229,6 +229,7 @@ def _conv(config: UNetConfig) -> layers.Conv:
 def _norm(config: UNetConfig) -> layers.Norm:
     return {
         "group": partial(layers.group_norm, config.norm_groups, config.norm_eps),
+        "instance": partial(layers.instance_norm, config.norm_eps),
         "batch": partial(layers.by_dims("BatchNorm", config.dims), eps=config.norm_eps),
         "none": nn.Identity,
     }[config.norm]

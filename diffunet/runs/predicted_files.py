@@ -15,6 +15,9 @@ from .predicted_images import save_image
 from .predicted_molecules import save_pockets
 from .predicted_volumes import save_volume
 
+SOLIDS = *FORMATS, *MOLECULES, *(f"{suffix}.gz" for suffix in MOLECULES)
+"""Suffixes of the files of volumes and molecules in a folder."""
+
 
 def inputs_of(words: Sequence[str], channels: int | None, dims: int = 2) -> dict[str, tuple[Source, ...]]:
     """Return the images, or with three axes volumes, of files and folders by the names of their predictions.
@@ -27,7 +30,9 @@ def inputs_of(words: Sequence[str], channels: int | None, dims: int = 2) -> dict
     for word in words:
         path = Path(word)
         if path.is_dir():
-            files = image_files(path, (*FORMATS, *MOLECULES) if dims == 3 else None)
+            files = image_files(
+                path, (*FORMATS, *MOLECULES, *(f"{end}.gz" for end in MOLECULES)) if dims == 3 else None
+            )
             if not files:
                 raise UserError(f"{printable(word)}: contains no {'volumes' if dims == 3 else 'images'}")
             several = (channels or 1) > 1 and any(stem_of(file).endswith("_0001") for file in files)

@@ -128,7 +128,7 @@ class PredictionConfig(RunConfig):
         Raise UserError for a patch that the network cannot take.
         """
         if self.unet.norm == "batch":  # an average of weights has other statistics than those of its last step
-            raise UserError("unet.norm: batch norm does not fit the EMA weights of a predictor; use group")
+            raise UserError("unet.norm: batch norm does not fit the EMA weights of a predictor; use instance or group")
         levels = self.model_copy(update={"unet": self.unet.model_copy(update={"levels": self.unet.levels or LEVELS})})
         application = levels.application
         unet = levels.unet.model_copy(update=application.network(pairs))

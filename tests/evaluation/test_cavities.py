@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from rotations import rotate_points, rotate_volume
 from scipy.spatial.distance import cdist
 
 from diffunet.data.molecules.atoms import Atoms
-from diffunet.data.molecules.occupancy import box, cube, radii_of, rotate_points, rotate_volume, world_of
+from diffunet.data.molecules.occupancy import box, cube, radii_of, world_of
 from diffunet.data.phantoms.globules import globule
 from diffunet.evaluation.cavities import (
     DIRECTIONS,

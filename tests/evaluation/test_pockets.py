@@ -9,11 +9,12 @@ import gemmi
 import numpy as np
 import pytest
 import torch
+from rotations import ROTATIONS, rotate_points, rotate_volume
 from scipy import ndimage
 from skimage import measure, morphology
 
 from diffunet.core.errors import UserError
-from diffunet.data.molecules.occupancy import ROTATIONS, box, cube, ligand_target, rotate_points, rotate_volume
+from diffunet.data.molecules.occupancy import box, cube, ligand_target
 from diffunet.data.volumes.grids import Grid
 from diffunet.evaluation.pockets import (
     COLUMNS,

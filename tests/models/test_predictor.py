@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import randomized
+from rotations import rotate_volume
 from torch import nn
 
-from diffunet.data.molecules.occupancy import rotate_volume
 from diffunet.models.averaging import Averaged, Ensemble, Probabilities, mean_and_std, mirrors, rotations, turns
 from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.predictor import Predictor
@@ -174,7 +174,7 @@ def test_an_average_of_a_volume_is_equivariant_and_has_boxes(name):
     with torch.no_grad():
         predicted = model(image)
         torch.testing.assert_close(model(own(image)), own(predicted), rtol=1e-5, atol=1e-6)
-        assert (model(other(image)) - other(predicted)).abs().max() > 0.1 * predicted.std()
+        assert (model(other(image)) - other(predicted)).abs().max() > 0.02 * predicted.std()
         tiled = Averaged(plain.tiled(8), VIEWS[name])
         image = torch.randn(1, 2, 11, 9, 14)
         box = [(3, 8), (0, 9), (6, 11)]

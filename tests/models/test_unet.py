@@ -328,3 +328,20 @@ def test_levels_for_a_resolution(size):
     assert any(level.attention for level in levels)
     attended = [size / 2**depth for depth, level in enumerate(levels) if level.attention]
     assert max(attended) <= 16
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_instance_norm_is_batch_norm_of_one_example(dims):
+    """By the statistics of its batch, as of the 3D U-Net where it predicts (Çiçek et al. 2016)."""
+    levels = (LevelConfig(channels=4, blocks=1), LevelConfig(channels=6, blocks=1))
+    config = UNetConfig(dims=dims, block="plain", levels=levels, middle_attention=False, norm="batch")
+    batch, instance = UNet(config).train(), UNet(config.model_copy(update={"norm": "instance"})).eval()
+    named = dict(instance.named_parameters())
+    with torch.no_grad():
+        for name, parameter in batch.named_parameters():
+            named[name].copy_(parameter.normal_(std=0.3))
+        for seed in range(2):
+            image = 3 + torch.randn(1, 3, *[8] * dims, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(instance(image), batch(image), atol=1e-4, rtol=1e-4)
+        two = torch.cat([image, 5 * image])
+        assert (instance(two) - batch(two)).abs().max() > 1e-2

@@ -1,6 +1,7 @@
 """Binding sites from structures to pockets: training, prediction and scores from the command line."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -87,3 +88,14 @@ def test_mistakes_with_structures(complexes, capsys):
     text = Path("complexes/p2.pdb").read_text()
     Path("complexes/p2.pdb").write_text("\n".join(line for line in text.splitlines() if not line.startswith("HETATM")))
     assert "p2" in mistake(capsys, "train", "--config", "pockets.yaml")
+
+
+def test_a_folder_of_packed_structures(complexes):
+    assert run("train", "--config", "pockets.yaml", "--train.steps", 1) == 0
+    Path("new").mkdir()
+    for seed in (7, 8):
+        write_structure(Path(f"new/p{seed}.pdb"), seed)
+    Path("new/p8.pdb.gz").write_bytes(gzip.compress(Path("new/p8.pdb").read_bytes()))
+    Path("new/p8.pdb").unlink()
+    assert run("predict", "run", "new", "--output", "out") == 0
+    assert sorted(file.name for file in Path("out").iterdir()) == ["p7.ccp4", "p7.csv", "p8.ccp4", "p8.csv"]

@@ -239,17 +239,6 @@ def _split_residue(text: str) -> tuple[str, str]:
     return text[:3], text[3:] or number
 
 
-def read_points(path: Path) -> np.ndarray:
-    """Return all points of a mol2 file with dummies, (N, 3) float32 in Å: cavity6.mol2 of scPDB. Raise UserError."""
-    try:
-        points = [position for _, position, _ in _mol2_atoms(_mol2_sections(Path(path))["ATOM"])]
-    except OSError as error:
-        raise UserError(describe_oserror(error) if error.filename else f"{path}: {error}") from None
-    except (ValueError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a mol2 file that can be read ({printable(error)})") from None
-    return np.array(points, np.float32)
-
-
 def _read_arrays(path: Path) -> Atoms:
     """Return the atoms of an .npz file, with a ligand as hetero atoms of the residue LIG.
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ...core.errors import UserError, printable
-from .atoms import Atoms, ligand_of, protein_of, read_atoms, read_points
+from .atoms import Atoms, ligand_of, protein_of, read_atoms
 from .chemistry import BUFFERS
 
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif")
@@ -27,8 +27,6 @@ class Complex:
     protein: Path
     ligand: Path | None = None
     """File of the ligand; None: in that of the protein."""
-    cavity: Path | None = None
-    """Points of the cavity around the ligand, cavity6.mol2 of scPDB."""
 
     def read(self, ligand: str | None = None) -> tuple[Atoms, Atoms]:
         """Return protein and ligand. Raise UserError if either cannot be read or is empty.
@@ -44,10 +42,6 @@ class Complex:
         except UserError as error:
             raise UserError(f"{self.protein}: {error}") from None
         return atoms[~(atoms.hetero & np.isin(atoms.residue, sorted(BUFFERS)))], read_atoms(self.ligand)
-
-    def read_cavity(self) -> np.ndarray | None:
-        """Return the points of the cavity (N, 3) in Å, None without. Raise UserError if they cannot be read."""
-        return None if self.cavity is None else read_points(self.cavity)
 
 
 def find_complexes(folder: Path) -> list[Complex]:
@@ -79,10 +73,10 @@ def _complexes_in(folder: Path) -> Iterable[Complex]:
     """Yield the complexes whose files are in the folder itself."""
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")}
     if protein := _first(files, "protein", ".mol2"):
-        ligand, cavity = _first(files, "ligand", ".mol2"), _first(files, "cavity6", ".mol2")
+        ligand = _first(files, "ligand", ".mol2")
         if ligand is None:
             raise UserError(f"{protein}: no ligand.mol2 beside it; add it or remove the folder")
-        yield Complex(folder.name, "scpdb", protein, ligand, cavity)
+        yield Complex(folder.name, "scpdb", protein, ligand)
         return
     for name, path in files.items():
         stem, suffix = _split(name)

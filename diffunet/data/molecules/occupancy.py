@@ -1,11 +1,9 @@
-"""Molecules on a grid: channels of smooth occupancy, the target of a ligand, and the 24 rotations of a cube.
+"""Molecules on a grid: channels of smooth occupancy, and the target of a ligand.
 
 Values have axes (C, z, y, x); a grid maps indices (x, y, z) of a voxel's center to Å.
 """
 
-import itertools
 import math
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,8 +31,6 @@ LARGEST = 256**3
 """Voxels of a box, at most: 512 Å in each direction at 2 Å."""
 CHUNK = 2**20
 """Pairs of an atom and a voxel computed at once."""
-
-Values = TypeVar("Values", np.ndarray, Tensor)
 
 
 # ── grids ─────────────────────────────────────────────────────────────────────────────────────────
@@ -224,48 +220,3 @@ def ligand_target(ligand: np.ndarray, grid: Grid, shape: tuple[int, int, int], r
     every = np.ones((len(ligand), 1), bool)
     squared = scaled_distance(np.asarray(ligand), np.full(len(ligand), radius), grid, shape, 1.0, every)
     return torch.from_numpy(np.isfinite(squared[0]).astype(np.uint8))
-
-
-# ── rotations ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _rotations() -> np.ndarray:
-    matrices = []
-    for order in itertools.permutations(range(3)):
-        for signs in itertools.product((1, -1), repeat=3):
-            matrix = np.zeros((3, 3), np.int64)
-            matrix[range(3), order] = signs
-            matrices.append(matrix)
-    return np.stack([matrix for matrix in matrices if round(np.linalg.det(matrix)) == 1])
-
-
-ROTATIONS = _rotations()
-"""The 24 rotations of a cube as matrices on (x, y, z), (24, 3, 3) int64; the first is the identity."""
-
-
-def inverse_rotation(number: int) -> int:
-    """Return the number of the rotation that undoes rotation `number`."""
-    return int(np.flatnonzero((ROTATIONS == ROTATIONS[number].T).all((1, 2)))[0])
-
-
-def rotate_points(xyz: np.ndarray, number: int, center: np.ndarray) -> np.ndarray:
-    """Return points (N, 3) rotated about a center (3,), in the type of `xyz`."""
-    return ((xyz - center) @ ROTATIONS[number].T + center).astype(xyz.dtype)
-
-
-def rotate_volume(values: Values, number: int) -> Values:
-    """Return values (..., D, H, W) of a cube rotated about its middle, exactly: voxels only change places.
-
-    The raster of atoms rotated about the middle of a grid is the rotated raster. Raise UserError unless D = H = W.
-    """
-    if len(set(values.shape[-3:])) != 1:
-        raise UserError(f"rotation: the volume must be a cube (got {tuple(values.shape[-3:])}); crop or pad it")
-    rest = list(range(values.ndim - 3))
-    matrix = ROTATIONS[number]
-    # Coordinate i of the result is coordinate source[i] of the original; it has axis -1 - i of the array.
-    source = np.abs(matrix).argmax(1)
-    order = [*rest, *(values.ndim - 1 - int(source[i]) for i in (2, 1, 0))]
-    flipped = [values.ndim - 1 - i for i in range(3) if matrix[i].sum() < 0]
-    if isinstance(values, Tensor):
-        return values.permute(order).flip(flipped)
-    return np.flip(values.transpose(order), tuple(flipped))

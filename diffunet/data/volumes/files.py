@@ -27,7 +27,7 @@ STORED = {"uint8": "uint8", "bool": "uint8", "int16": "int16", "int8": "int16", 
 STORED |= dict.fromkeys(("int32", "uint16", "uint32", "int64", "uint64"), "int32")
 STORED |= dict.fromkeys(("float32", "float64", "longdouble", "float128"), "float32")
 """The types of tensors that hold values of other types."""
-DOUBLE_SUFFIXES = ".nii.gz", ".ome.tif", ".ome.tiff"
+DOUBLE_SUFFIXES = ".ome.tif", ".ome.tiff"
 FOREIGN = {".dcm", ".dicom", ".nrrd", ".nhdr", ".hdr", ".img", ".mgz", ".mgh", ".mnc", ".gipl", ".h5", ".zarr"}
 """Suffixes of volumes in other formats."""
 
@@ -85,8 +85,10 @@ def write_volume(path: Path, values: np.ndarray, like: Path) -> None:
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix of a file in lower case, with both parts of .nii.gz and .ome.tif."""
+    """Return the suffix of a file in lower case, with both parts of .nii.gz, or another .gz, and .ome.tif."""
     name = path.name.lower()
+    if name.endswith(".gz"):
+        return "".join(Path(name).suffixes[-2:])
     return next((suffix for suffix in DOUBLE_SUFFIXES if name.endswith(suffix)), Path(name).suffix)
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from diffunet.core.errors import UserError
-from diffunet.data.molecules.atoms import Atoms, joined, ligand_of, protein_of, read_atoms, read_points
+from diffunet.data.molecules.atoms import Atoms, joined, ligand_of, protein_of, read_atoms
 from diffunet.data.molecules.complexes import find_complexes
 
 
@@ -171,8 +171,6 @@ def test_a_mol2_file_has_residues_of_names_or_of_its_substructures(tmp_path):
     assert atoms.hetero.tolist() == [False, False, True, True]
     assert atoms.type.tolist() == ["N.4", "C.3", "Zn", "S.o2"]
     np.testing.assert_allclose(atoms.xyz[1], [1.46, 0, 0], rtol=1e-6)
-    points = read_points(tmp_path / "protein.mol2")
-    assert points.shape == (7, 3)  # dummies and all
 
 
 def test_an_npz_file_names_its_atoms_by_their_order_and_holds_a_ligand(tmp_path):
@@ -264,7 +262,6 @@ def test_layouts_of_published_sets_are_found_together(tmp_path):
     sizes = [tuple(map(len, each.read())) for each in found]
     # The protein of a pair keeps sulfate and other groups of its file, but no glycerol; that of one file only zinc.
     assert sizes == [(4, 4), (11 + 5 + 1 + 4 + 5, 4), (12, 5), (2, 1)]
-    assert [each.read_cavity() is not None for each in found] == [True, False, False, False]
     assert len(found[2].read("ABC")[1]) == 4
 
 
