@@ -159,7 +159,7 @@ class Samples(Application):
             raise UserError("unet.padding: valid borders leave out places, which samples need; use same")
         if unet.token_dim:
             raise UserError("unet.token_dim: a predictor has no tokens; use 0")
-        outputs, first = self.outputs(pairs), self.config.levels[0].channels
+        outputs, first = self.outputs(pairs), self.config.unet.levels[0].channels
         planes = {"plane_channels": pairs.config.channels, "vector_dim": unet.vector_dim or 4 * first}
         return {"in_channels": outputs, "out_channels": outputs, **planes}
 

@@ -13,7 +13,7 @@ from helpers import write_image
 from PIL import Image
 
 from diffunet.data.dataset import DataConfig, load_images
-from diffunet.data.decoding import UNREADABLE, decode, inspect, open_image, reason_of, values_of
+from diffunet.data.decoding import UNREADABLE, decode, inspect, open_image, read_values, reason_of, values_of
 from diffunet.data.quiet import quiet
 from stress.fuzz_images import png
 
@@ -135,13 +135,27 @@ def npy(shape, descr="|u1", data=b""):
     return file.getvalue() + data
 
 
+@pytest.mark.parametrize("dtype", ["complex64", ">c8", "complex128"])
+@pytest.mark.parametrize("shape", [(5, 6), (3, 5, 6), (5, 6, 3)])
+def test_complex_numbers_have_two_channels_each(tmp_path, dtype, shape):
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(dtype)
+    np.save(tmp_path / "image.npy", values)
+    numbers = np.atleast_3d(values).transpose(2, 0, 1) if shape[0] == 5 else values
+    row = {"bytes": None, "path": str(tmp_path / "image.npy")}
+    found = read_values(row, inspect(row).channels)[0].numpy()
+    assert found.shape == (2 * len(numbers), 5, 6) and found.dtype == np.float32
+    np.testing.assert_allclose(found[0::2] + 1j * found[1::2], numbers, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "content, reason",
     [
         (np.array([[np.nan, 1.0]]), "NaN or infinite values"),
         (np.array([[1e300, 1.0]]), "NaN or infinite values"),
         (np.array([[1, 2]], dtype=object), "values of type object are not supported"),
-        (np.array([[1j]]), "values of type complex128 are not supported"),
+        (np.array([["1970-01-01"]], dtype="datetime64[D]"), "values of type datetime64[D] are not supported"),
+        (np.array([[1j * np.nan]]), "NaN or infinite values"),
         (np.zeros((2, 2, 2, 2)), "4 axes; an image has (H, W), (H, W, C) or (C, H, W)"),
         (np.zeros((0, 4)), "no pixels"),
         (np.zeros((70, 80, 90), dtype=np.uint8), "70 channels are more than 64"),
