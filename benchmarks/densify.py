@@ -5,7 +5,7 @@
 
 MNI152 has the T1 template of the MNI (ICBM 2009a) with its maps of gray and of white matter: the classes are the most
 probable of gray, white and neither. `--slices N` keeps the labels of N slices along each axis, 3 N in all; the network
-is trained on these by configs/tubules.yaml and scored on all voxels of the same volume. Interrupted, the same command
+is trained on these by configs/hippocampus.yaml and scored on all voxels of the same volume. Interrupted, the same command
 continues. FOLDER gets rows.jsonl.
 """
 
@@ -50,7 +50,7 @@ def write_brain(source: Path | None, folder: Path) -> None:
 def measure(slices: int, seed: int, args: argparse.Namespace) -> dict:
     """Train on some slices, and return the scores of the whole volume."""
     run = Run(args.folder / f"slices-{slices}-{seed}")
-    words = ["train", "--config", "configs/tubules.yaml", "--train.output", str(run.folder), "--overwrite", *QUIET]
+    words = ["train", "--config", "configs/hippocampus.yaml", "--train.output", str(run.folder), "--overwrite", *QUIET]
     words += ["--data.path", str(args.folder / "brain"), "--data.class_names", json.dumps(NAMES)]
     words += ["--data.fold", "null", "--data.slices", str(slices), "--data.patch", "24" if args.tiny else "48"]
     run_command(

@@ -7,10 +7,11 @@
     python benchmarks/volume_segmentation.py --tiny --folder runs/rehearsal                       built-in volumes
 
 HIPPOCAMPUS is Task04 of the Medical Segmentation Decathlon (Simpson et al. 2019, CC-BY-SA-4.0), or another folder of
-volumes; a fifth of the cases is held out by name. diffunet trains configs/tubules.yaml with all labels, intensities by
-case and moderate distortions; `--slices N` keeps the labels of N slices along each axis of each training volume. MONAI
-as its tutorials combine it (benchmarks/baselines/volumes.py). Only training counts. Interrupted, the same command
-continues. FOLDER gets rows.jsonl and volumes.md.
+volumes; a fifth of the cases is held out by name. diffunet trains configs/hippocampus.yaml; `--slices N`, or
+`--slices "[z, y, x]"`, keeps the labels of so many slices along each axis of each training volume. MONAI as its
+tutorials combine it (benchmarks/baselines/volumes.py). Only training counts, by the clock or by --steps; *CPU* is the
+processor time of the whole process until then. Interrupted, the same command continues. FOLDER gets rows.jsonl and
+volumes.md.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 from records import add_record_flag, append_rows, machine, mean_std, run_command
 from records import table as markdown
@@ -26,22 +27,24 @@ from records import table as markdown
 sys.path.append(str(Path(__file__).parent / "baselines"))
 from volumes import monai_unet_3d
 
+from diffunet.data.labels import UNKNOWN
 from diffunet.evaluation.comparison import Comparison, Judge, PredictedCase
 from diffunet.runs.evaluate_prediction import evaluate_predictor
 from diffunet.runs.prediction import PredictionConfig
 from diffunet.runs.run import Run
 from diffunet.training.log import read_log
 
-RECIPE = ["--data.intensity", "case", "--augment.mirror", "none", "--augment.rotate", "20", "--augment.scale", "0.2"]
-RECIPE += ["--augment.elastic", "1", "--train.preview_every", "1000000", "--train.checkpoint_every", "1000000"]
+QUIET = ["--train.preview_every", "1000000", "--train.checkpoint_every", "1000000"]
 SCORES = "dice", "hausdorff95", "average_surface_distance"
 
 
 def words_of(run: Run, seed: int, slices: str, args: argparse.Namespace) -> list[str]:
     """Return the command that trains with diffunet."""
-    length = ["--train.steps", "2"] if args.tiny else ["--train.minutes", str(args.minutes), "--train.steps", "1000000"]
-    words = ["train", "--config", "configs/tubules.yaml", "--train.output", str(run.folder), "--overwrite"]
-    words += ["--data.path", args.data, "--data.slices", slices, "--train.seed", str(seed), *RECIPE, *length]
+    length = ["--train.minutes", str(args.minutes), "--train.steps", "1000000"]
+    if most := 2 if args.tiny else args.steps:
+        length = ["--train.minutes", "null", "--train.steps", str(most)]
+    words = ["train", "--config", "configs/hippocampus.yaml", "--train.output", str(run.folder), "--overwrite"]
+    words += ["--data.path", args.data, "--data.slices", slices, "--train.seed", str(seed), *QUIET, *length]
     return [*words, "--data.patch", json.dumps(args.patch)]
 
 
@@ -53,10 +56,20 @@ def scores_of(record: dict) -> dict[str, float]:
 
 def measure_own(seed: int, slices: str, args: argparse.Namespace) -> dict:
     run = Run(args.folder / f"diffunet-{slices}-{seed}")
-    started = perf_counter()
+    started, cpu = perf_counter(), process_time()
     run_command(words_of(run, seed, slices, args))
-    seconds, steps = perf_counter() - started, read_log(run.folder / "log.jsonl")[-1]["step"]
-    return {"seconds": seconds, "steps": steps, "scores": scores_of(evaluate_predictor(run).record)}
+    spent = {"seconds": perf_counter() - started, "cpu_seconds": process_time() - cpu}
+    data = run.config(PredictionConfig).data
+    record = evaluate_predictor(run, data.model_copy(update={"slices": None})).record
+    steps = read_log(run.folder / "log.jsonl")[-1]["step"]
+    return spent | {"steps": steps, "labelled": labelled_share(run), "scores": scores_of(record)}
+
+
+def labelled_share(run: Run) -> float:
+    """Return the share of the voxels of training volumes that have a label."""
+    pairs = run.config(PredictionConfig).load(log=lambda line: None)
+    targets = [pairs.cases[index].target for index in pairs.split_fold()[0]]
+    return float(sum((target != UNKNOWN).sum() for target in targets) / sum(target.numel() for target in targets))
 
 
 def measure_monai(seed: int, args: argparse.Namespace) -> dict:
@@ -67,16 +80,16 @@ def measure_monai(seed: int, args: argparse.Namespace) -> dict:
     assert pairs.labels
     cases = [(pairs.cases[index].image, pairs.cases[index].target.clamp(min=0).long()) for index in trained]
     peer = monai_unet_3d(cases, len(pairs.labels.codes), args.patch, seed)
-    started, steps = perf_counter(), 0
-    while steps < 2 if args.tiny else perf_counter() - started < 60 * args.minutes:
+    started, cpu, steps, most = perf_counter(), process_time(), 0, 2 if args.tiny else args.steps
+    while steps < most if most else perf_counter() - started < 60 * args.minutes:
         peer.step()
         steps += 1
-    seconds = perf_counter() - started
+    spent = {"seconds": perf_counter() - started, "cpu_seconds": process_time() - cpu, "labelled": 1.0}
     comparison = Comparison(Judge.of(pairs.cases, pairs.labels, held_out, trained[:5]))
     for index in held_out:
         case = pairs.cases[index]
         comparison.add(PredictedCase(case, peer.predict(case.image)))
-    return {"seconds": seconds, "steps": steps, "scores": scores_of(comparison.record({}, {}, "training volumes"))}
+    return spent | {"steps": steps, "scores": scores_of(comparison.record({}, {}, "training volumes"))}
 
 
 def table(rows: list[dict]) -> str:
@@ -86,11 +99,11 @@ def table(rows: list[dict]) -> str:
         groups[row["method"], row["slices"]].append(row)
     names = list(rows[0]["scores"])
     lines = []
-    for (method, slices), found in groups.items():
+    for (method, _), found in groups.items():
         values = [mean_std([row["scores"][name] for row in found]) for name in names]
-        took = mean_std([row["seconds"] / 60 for row in found])
-        lines.append([method, "all" if slices == "null" else slices, took, f"{found[0]['steps']:,}", *values])
-    return markdown(["method", "labelled slices", "minutes", "steps", *names], lines)
+        took = [mean_std([row[key] / 60 for row in found]) for key in ("seconds", "cpu_seconds")]
+        lines.append([method, f"{found[0]['labelled']:.1%}", *took, f"{found[0]['steps']:,}", *values])
+    return markdown(["method", "labelled voxels", "minutes", "CPU", "steps", *names], lines)
 
 
 def main() -> None:
@@ -99,6 +112,7 @@ def main() -> None:
         "--data", metavar="VOLUMES", default="lesions", help="a folder, or a built-in set (%(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=60, help="of each training (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of each training, instead of minutes")
     parser.add_argument("--patch", type=int, nargs=3, default=[32, 48, 32], metavar=("D", "H", "W"))
     parser.add_argument("--slices", nargs="+", default=["null"], help="of each axis; null: all (%(default)s)")
     parser.add_argument("--methods", nargs="+", default=["diffunet", "MONAI"], choices=["diffunet", "MONAI"])
