@@ -5,8 +5,8 @@
 
 MNI152 has the T1 template of the MNI (ICBM 2009a) with its maps of gray and of white matter: the classes are the most
 probable of gray, white and neither. `--slices N` keeps the labels of N slices along each axis, 3 N in all; the network
-is trained on these by configs/hippocampus.yaml and scored on all voxels of the same volume. Interrupted, the same command
-continues. FOLDER gets rows.jsonl.
+is trained on these by configs/hippocampus.yaml and scored on all voxels of the same volume. Interrupted, the same
+command continues. FOLDER gets rows.jsonl.
 """
 
 import argparse
