@@ -30,7 +30,7 @@ from diffunet.training.log import read_log
 
 SCORES = {"DCC <= 4 Å, first pocket": "top_n", "among the first three": "top_n_plus_2", "DCC (Å)": "dcc"}
 SCORES |= {"DVO": "dvo", "PLI": "pli", "without a pocket": "missed"}
-GROUP = r"(c\d+)_"
+GROUP = r"(c.+)_"
 FOLDS = 5
 QUIET = ["--train.preview_every", "1000000", "--train.checkpoint_every", "1000000"]
 
@@ -39,7 +39,7 @@ def linked(source: Path, folder: Path) -> Path:
     """Return a folder with the complexes under names that begin with their cluster."""
     folder.mkdir(parents=True, exist_ok=True)
     for row in json.loads((source / "index.json").read_text()):
-        link = folder / f"c{row['cluster']:02d}_{row['id']}.npz"
+        link = folder / f"c{row['cluster']}_{row['id']}.npz"
         if not link.exists():
             os.symlink((source / f"{row['id']}.npz").resolve(), link)
     return folder
