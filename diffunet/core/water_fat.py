@@ -108,11 +108,28 @@ def field_period(echo_times: Times) -> float:
     return 1 / float(spacing.abs().min())
 
 
-def bounded(maps: Tensor, field_range: Strength) -> Tensor:
-    """Return maps (B, 6, *S) of any real numbers with R2* > 0 and a field within +-field_range in Hz.
+def bounded(outputs: Tensor, field_range: Strength) -> Tensor:
+    """Return field and R2*, (B, 2, *S), of any two real numbers, with R2* > 0 and a field within +-field_range in Hz.
 
     psi = range tanh(x / range) and R2* = DECAY log(1 + exp(x / DECAY)), which are about x for a small field and a
     large R2*.
     """
-    field = field_range * torch.tanh(maps[:, 4:5] / field_range)
-    return torch.cat([maps[:, :4], field, DECAY * F.softplus(maps[:, 5:6] / DECAY)], dim=1)
+    field = field_range * torch.tanh(outputs[:, :1] / field_range)
+    return torch.cat([field, DECAY * F.softplus(outputs[:, 1:2] / DECAY)], dim=1)
+
+
+def species(echoes: Tensor, field: Tensor, r2star: Tensor, times: Tensor, phasor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the complex water and fat (B, *S) that fit echoes (B, E, *S) best, at a given field and R2*, (B, *S).
+
+    times: seconds, (E,). phasor: `fat_phasor` of these, (E,). The solution of two normal equations for each place.
+    """
+    shape = (1, -1, *[1] * (field.ndim - 1))
+    times, phasor = times.reshape(shape).to(field), phasor.reshape(shape).to(echoes)
+    decay = torch.exp(-r2star[:, None] * times)
+    # The turn by the field is taken out of the echoes; what remains are columns decay and decay * phasor.
+    straight = echoes * torch.polar(decay, -2 * math.pi * field[:, None] * times)
+    power = decay.square()
+    aa, bb, ab = power.sum(1), (power * phasor.abs().square()).sum(1), (power * phasor).sum(1)
+    left, right = straight.sum(1), (straight * phasor.conj()).sum(1)
+    determinant = (aa * bb - ab.abs().square()).clamp(min=torch.finfo(field.dtype).tiny)
+    return (bb * left - ab * right) / determinant, (aa * right - ab.conj() * left) / determinant

@@ -62,9 +62,14 @@ class Predictor(Normalized):
             self.register_buffer(f"{side}_std", torch.ones(channels))
         self.register_buffer("linear", torch.zeros(unet.config.out_channels, unet.config.in_channels))
 
+    @property
+    def out_channels(self) -> int:
+        """Channels of a prediction."""
+        return self.unet.config.out_channels
+
     def tiled(self, tile: int | tuple[int, ...], overlap: int | None = None) -> Tiled:
         """Return the same predictor for images of any size, in tiles of the network's input; S' is then S."""
-        return Tiled(self.unet, tile, overlap, around=self)
+        return Tiled(self.unet, tile, overlap, around=self, channels=self.out_channels)
 
     def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """Return the prediction for (B, C, *S), in fp32. Raise ValueError for an image that is too small."""

@@ -33,7 +33,8 @@ class Tiled(nn.Module):
 
     tile: side of the network's input, or one side for each axis. overlap: in positions; by default none for valid
     borders and a quarter of the tile for others, rounded so that tiles keep the grid of the coarsest level. around:
-    called for each tile instead of the U-Net, which it contains; then images may have any type that it takes. The
+    called for each tile instead of the U-Net, which it contains; then images may have any type that it takes, and outputs
+    have `channels`. The
     network may be on another device than the image.
     Raise ValueError for a tile that some level would not halve evenly, with the nearest valid sides.
     """
@@ -45,6 +46,7 @@ class Tiled(nn.Module):
         overlap: int | None = None,
         progress: Callable = no_progress,
         around: Callable[..., Tensor] | None = None,
+        channels: int | None = None,
     ):
         super().__init__()
         dims = unet.config.dims
@@ -54,6 +56,7 @@ class Tiled(nn.Module):
         for axis, side in enumerate(self.tile):
             _check_even(unet, side, axis)
         self.unet, self.around = unet, around or unet
+        self.channels = channels or unet.config.out_channels
         self.progress = progress
         self.output_size = unet.output_size(*self.tile)
         self.border = [t - n for t, n in zip(self.tile, self.output_size, strict=True)]
@@ -84,7 +87,7 @@ class Tiled(nn.Module):
         ]
         sides = [stop - start for start, stop in inside]
         weight = torch.zeros(sides, dtype=x.dtype if x.is_floating_point() else torch.float32, device=x.device)
-        total = weight.new_zeros(len(x), self.unet.config.out_channels, *sides)
+        total = weight.new_zeros(len(x), self.channels, *sides)
         corners = (_starts_within(*layout, *ends) for layout, ends in zip(axes, inside, strict=True))
         for corner in self.progress(list(product(*corners))):
             window = self._blend_window(corner, tile, covered, weight)

@@ -1,29 +1,53 @@
 """A predictor of water, fat, field and R2* whose outputs are physically possible."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..core.water_fat import MAPS, bounded
+from ..core.complex_channels import to_complex
+from ..core.runtime import full_precision
+from ..core.water_fat import HAMILTON, MAPS, FatModel, bounded, fat_phasor, species
 from .conditioning import Conditioning
 from .predictor import Predictor
 from .unet import UNet
+
+FIELD, R2STAR = 100.0, 50.0
+"""Units in Hz and in 1/s of the network's outputs."""
 
 
 class WaterFat(Predictor):
     """`model(image)`: echoes (B, 2E, *S) to the maps `core.water_fat.MAPS`, (B, 6, *S), with R2* > 0.
 
-    The field stays within +-`field_range` in Hz, a buffer, 500 unless set. The other buffers are those of a predictor;
-    `output_std` holds the units of the maps.
+    The network predicts the field, within +-`field_range` in Hz, and R2*. Water and fat then follow from the echoes by
+    least squares (variable projection, Golub & Pereyra 1973; Hernando et al. 2008), so that all there is to learn is
+    which field is right. `field_range` is a buffer, 500 unless set.
     """
 
     field_range: Tensor
+    times: Tensor
+    phasor: Tensor
 
-    def __init__(self, unet: UNet):
+    def __init__(self, unet: UNet, echo_times: Sequence[float], field_strength: float, fat_model: FatModel = HAMILTON):
+        """echo_times: two or more, in seconds; field_strength: tesla. Raise ValueError for other channels."""
         super().__init__(unet)
-        if unet.config.out_channels != len(MAPS):
-            raise ValueError(f"out_channels: water and fat have {len(MAPS)} maps (got {unet.config.out_channels})")
+        outputs, channels = unet.config.out_channels, unet.config.in_channels
+        if outputs != 2:
+            raise ValueError(f"out_channels: 2, the field and R2* (got {outputs})")
+        if len(echo_times) < 2 or channels != 2 * len(echo_times):
+            raise ValueError(f"echo_times: two or more, each of 2 channels (got {len(echo_times)} and {channels})")
+        self.output_std.copy_(torch.tensor([FIELD, R2STAR]))
         self.register_buffer("field_range", torch.tensor(500.0))
+        self.register_buffer("times", torch.tensor(echo_times, dtype=torch.float64), persistent=False)
+        self.register_buffer("phasor", fat_phasor(echo_times, field_strength, fat_model), persistent=False)
+
+    @property
+    def out_channels(self) -> int:
+        return len(MAPS)
 
     def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """Return the maps for (B, 2E, *S), in fp32. Raise ValueError for an image that is too small."""
-        return bounded(super().forward(image, cond), self.field_range)
+        field, r2star = bounded(super().forward(image, cond), self.field_range).unbind(1)
+        with full_precision(image.device):
+            water, fat = species(to_complex(image.float()), field, r2star, self.times, self.phasor)
+        return torch.stack([water.real, water.imag, fat.real, fat.imag, field, r2star], dim=1)

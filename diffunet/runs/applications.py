@@ -48,6 +48,11 @@ class Application(ABC):
         """Channels of an image that a model takes."""
         return self.config.data.channels or 0
 
+    @property
+    def channels(self) -> int:
+        """Channels of a prediction: classes, or numbers of each place."""
+        return self.config.unet.out_channels
+
     def outputs(self, pairs: PairedData) -> int:
         """Return the channels that the network predicts; of any configuration."""
         return len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)  # pyright: ignore

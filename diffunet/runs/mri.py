@@ -12,7 +12,7 @@ from ..core.complex_channels import to_channels, to_complex
 from ..core.errors import UserError
 from ..core.fourier import Cartesian, zero_filled
 from ..core.rng import BatchRNG
-from ..core.water_fat import FAT_MODELS, MAPS
+from ..core.water_fat import FAT_MODELS, MAPS, FatModel
 from ..data.cases import Case, Cases
 from ..data.pair_files import Kind
 from ..data.paired import PairedData
@@ -28,9 +28,6 @@ from .applications import Application
 
 if TYPE_CHECKING:
     from .prediction import PredictConfig
-
-FIELD, R2STAR = 100.0, 50.0
-"""Units in Hz and in 1/s of the network's outputs for the field and R2*."""
 
 
 class Echoes(Application):
@@ -69,39 +66,47 @@ class WaterFatSeparation(Echoes):
         return self.config.objective
 
     def outputs(self, pairs: PairedData) -> int:
-        return len(MAPS)
+        """Return two: the field and R2*, from which water and fat follow."""
+        return 2
 
     def settled(self, pairs: PairedData) -> dict[str, Any]:
         """Raise UserError unless there is a time for each echo."""
         times, channels = self.objective.echo_times, pairs.config.channels or 0
         if times is None or self.objective.field_strength is None:
             raise UserError("objective.echo_times: needed, in seconds, and objective.field_strength, in tesla")
+        if len(times) < 3:
+            raise UserError(f"objective.echo_times: three or more tell water from fat (got {len(times)})")
         if channels != 2 * len(times):
             raise UserError(
                 f"objective.echo_times: {len(times)} for images of {channels // 2} echoes; give one for each"
             )
         return {}
 
+    @property
+    def acquisition(self) -> tuple[Sequence[float], float, FatModel]:
+        """Echo times in seconds, field strength in tesla, and the spectrum of fat."""
+        assert self.objective.echo_times and self.objective.field_strength
+        return self.objective.echo_times, self.objective.field_strength, FAT_MODELS[self.objective.fat_model]
+
+    @property
+    def channels(self) -> int:
+        return len(MAPS)
+
     def build(self) -> WaterFat:
-        return WaterFat(UNet(self.config.unet))
+        return WaterFat(UNet(self.config.unet), *self.acquisition)
 
     def build_objective(self, pairs: PairedData) -> Signal:
         return Signal(self.objective, power=float(2 * pairs.image.rms.square().mean()))
 
     def statistics(self, pairs: PairedData) -> dict[str, Tensor]:
-        shared = super().statistics(pairs)
-        unit = float(shared["input_std"][0])
-        units = torch.tensor([unit, unit, unit, unit, FIELD, R2STAR])
-        return shared | {"output_std": units, "field_range": torch.tensor(self.objective.field_limit)}
+        return super().statistics(pairs) | {"field_range": torch.tensor(self.objective.field_limit)}
 
     def derived(self, output: Tensor) -> dict[str, Tensor]:
         """Return the fraction of fat in [0, 1], (*S)."""
         return {"fat_fraction": fraction_of(output)}
 
     def judge(self, cases: Cases, pairs: PairedData, scored: Sequence[int], fitted: Sequence[int]) -> Judge:
-        assert self.objective.echo_times and self.objective.field_strength
-        model = FAT_MODELS[self.objective.fat_model]
-        return WaterFatJudge.of_echoes(self.objective.echo_times, self.objective.field_strength, model)
+        return WaterFatJudge.of_echoes(*self.acquisition)
 
     def drawn(self, case: Case, output: Tensor) -> tuple[Case, Tensor]:
         """Return the magnitude of the first echo, the true fraction of fat or gray, and the predicted one."""

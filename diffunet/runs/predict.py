@@ -111,7 +111,7 @@ class ImagePredictor:
     @property
     def channels(self) -> int:
         """Classes, or numbers of each place."""
-        return self.own.unet.out_channels
+        return self.own.application.channels
 
     def __call__(
         self, image: Tensor, box: Box | None = None, watch: Callable[[Tensor], None] | None = None

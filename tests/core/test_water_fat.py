@@ -3,6 +3,7 @@
 import cmath
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from diffunet.core.water_fat import (
     field_period,
     signal,
     signal_of_maps,
+    species,
 )
 
 TIMES = (1.2e-3, 2.3e-3, 3.9e-3)
@@ -85,18 +87,35 @@ def test_each_example_has_its_own_times_and_strength(size):
 def test_gradients_equal_finite_differences():
     maps = some_maps((2, 2), 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: torch.view_as_real(signal_of_maps(m, TIMES, 1.5)), (maps,))
-    raw = torch.randn(1, 6, 2, 2, dtype=torch.float64).mul(100).requires_grad_()
+    raw = torch.randn(1, 2, 2, 2, dtype=torch.float64).mul(100).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: bounded(m, 300.0), (raw,))
 
 
 def test_bounds_hold_for_any_number():
-    raw = torch.tensor([-1e6, -300.0, -1.0, 0.0, 1.0, 300.0, 1e6]).reshape(1, 1, 7).expand(1, 6, 7)
-    maps = bounded(raw, 250.0)
-    assert torch.equal(maps[:, :4], raw[:, :4])
-    assert maps[:, 4].abs().max() <= 250
-    assert maps[:, 5].min() >= 0
-    torch.testing.assert_close(maps[0, 4, 2:5], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-4, rtol=1e-3)
-    assert maps[0, 5, 5].item() == pytest.approx(300, abs=DECAY / 100 * 2)
+    raw = torch.tensor([-1e6, -300.0, -1.0, 0.0, 1.0, 300.0, 1e6]).reshape(1, 1, 7).expand(1, 2, 7)
+    field, r2star = bounded(raw, 250.0)[0]
+    assert field.abs().max() <= 250
+    assert r2star.min() >= 0
+    torch.testing.assert_close(field[2:5], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-4, rtol=1e-3)
+    assert r2star[5].item() == pytest.approx(300, abs=DECAY / 100 * 2)
+
+
+@pytest.mark.parametrize("size", [(4,), (3, 4)])
+def test_water_and_fat_are_those_of_least_squares(size):
+    """By NumPy in each place, for echoes that no water and fat explain."""
+    generator = torch.Generator().manual_seed(3)
+    echoes = torch.randn(2, 4, *size, dtype=torch.complex128, generator=generator)
+    field, r2star = (scale * torch.rand(2, *size, dtype=torch.float64, generator=generator) for scale in (200, 100))
+    times = torch.tensor([1.3e-3, 2.1e-3, 3.4e-3, 4.8e-3], dtype=torch.float64)
+    phasor = fat_phasor(times, 3.0)
+    water, fat = species(echoes, field, r2star, times, phasor)
+    for place in np.ndindex(2, *size):
+        turn = np.exp((2j * np.pi * float(field[place]) - float(r2star[place])) * times.numpy())
+        columns = np.stack([turn, turn * phasor.numpy()], axis=1)
+        expected = np.linalg.lstsq(columns, echoes[place[0]][(slice(None), *place[1:])].numpy(), rcond=None)[0]
+        np.testing.assert_allclose([water[place], fat[place]], expected, rtol=1e-8)
+    parts = field.clone().requires_grad_(), r2star.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *p: torch.view_as_real(species(echoes, *p, times, phasor)[1]), parts)
 
 
 def test_fat_fraction():
