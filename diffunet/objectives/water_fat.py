@@ -31,7 +31,8 @@ class SignalConfig(SupervisedConfig):
     fat_model: FatModelName = "hamilton2011"
     """Spectrum of fat: the six peaks of Hamilton et al. 2011, or a single one."""
     field_range: float | None = Field(None, gt=0, le=10_000)
-    """Largest field in Hz, of either sign; null: half the shift that turns the phase between two echoes once."""
+    """Largest field in Hz, of either sign; null: the shift that turns the phase between two echoes once. Half of it is
+    enough to explain evenly spaced echoes, but a smooth field must be able to pass its end."""
     residual: float = Field(1.0, ge=0)
     """Factor of the squared difference between the echoes and those of the predicted maps, in units of their power."""
     smoothness: float = Field(0.0, ge=0)
@@ -50,7 +51,7 @@ class SignalConfig(SupervisedConfig):
         """The largest field in Hz. Raise UserError without echo times and without `field_range`."""
         if self.field_range is None and self.echo_times is None:
             raise UserError("objective.field_range: needed where each case has its own echo times; give it in Hz")
-        return self.field_range or field_period(self.echo_times or ()) / 2
+        return self.field_range or field_period(self.echo_times or ())
 
 
 class Signal(Supervised):

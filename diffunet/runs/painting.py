@@ -84,7 +84,7 @@ def save_predictions(folder: Path, step: int, predicted: Sequence[tuple[Case, Te
 
 
 def comparison_rows(predicted: Sequence[tuple[Case, Tensor]], labels: Labels | None) -> list[tuple[str, Tensor, int]]:
-    """Return the rows image, target, prediction and error of `save_comparison`.
+    """Return the rows image, target, prediction and error of `save_comparison`, without those of unknown targets.
 
     Column i is case i, or of volumes three columns are its planes across z, y and x. A prediction is (K, *S): of
     classes, scores of which the greatest counts.
@@ -110,6 +110,8 @@ def comparison_rows(predicted: Sequence[tuple[Case, Tensor]], labels: Labels | N
                 rows["target"].append(paint_numbers(target, case.target))
                 rows["prediction"].append(paint_numbers(found, case.target))
                 rows["error"].append(paint_numbers((found - target).abs(), case.target - case.target.nanmean()))
+    if not labels and all(case.target.isnan().all() for case, _ in predicted):
+        rows = {name: rows[name] for name in ("image", "prediction")}
     return [(name, _stacked(parts), 8) for name, parts in rows.items()]
 
 

@@ -156,6 +156,6 @@ def test_mistakes_in_the_config(tmp_path):
         settings_from(file, SignalConfig)
     with pytest.raises(UserError, match="5 echoes need 10 channels"):
         Signal(config()).loss(lambda image: image, torch.zeros(1, 6, 4, 4))
-    assert config().field_limit == pytest.approx(500)
+    assert config().field_limit == pytest.approx(1000)
     with pytest.raises(UserError, match="field_range: needed"):
         _ = SignalConfig().field_limit
