@@ -109,13 +109,14 @@ def field_period(echo_times: Times) -> float:
 
 
 def bounded(outputs: Tensor, field_range: Strength) -> Tensor:
-    """Return field and R2*, (B, 2, *S), of any two real numbers, with R2* > 0 and a field within +-field_range in Hz.
+    """Return field and R2*, (B, 2, *S), of any x, y, r (B, 3, *S): the field within +-field_range in Hz, R2* > 0.
 
-    psi = range tanh(x / range) and R2* = DECAY log(1 + exp(x / DECAY)), which are about x for a small field and a
-    large R2*.
+    psi = range / pi times the angle of (1 + x, y), and R2* = DECAY log(1 + exp(r / DECAY)), about r where it is large.
+    The ends of the range are one place on a circle: if they are a `field_period` apart, they have the same echoes, and
+    a field that passes them is smooth.
     """
-    field = field_range * torch.tanh(outputs[:, :1] / field_range)
-    return torch.cat([field, DECAY * F.softplus(outputs[:, 1:2] / DECAY)], dim=1)
+    field = field_range / math.pi * torch.atan2(outputs[:, 1:2], 1 + outputs[:, :1])
+    return torch.cat([field, DECAY * F.softplus(outputs[:, 2:3] / DECAY)], dim=1)
 
 
 def species(echoes: Tensor, field: Tensor, r2star: Tensor, times: Tensor, phasor: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,16 +12,16 @@ from .conditioning import Conditioning
 from .predictor import Predictor
 from .unet import UNet
 
-FIELD, R2STAR = 100.0, 50.0
-"""Units in Hz and in 1/s of the network's outputs."""
+UNITS = 1.0, 1.0, 50.0
+"""Of the network's outputs: a point on the circle of the field, and R2* in 1/s."""
 
 
 class WaterFat(Predictor):
     """`model(image)`: echoes (B, 2E, *S) to the maps `core.water_fat.MAPS`, (B, 6, *S), with R2* > 0.
 
-    The network predicts the field, within +-`field_range` in Hz, and R2*. Water and fat then follow from the echoes by
-    least squares (variable projection, Golub & Pereyra 1973; Hernando et al. 2008), so that all there is to learn is
-    which field is right. `field_range` is a buffer, 500 unless set.
+    The network predicts the field, within +-`field_range` in Hz, and R2* (`core.water_fat.bounded`). Water and fat
+    follow from the echoes by least squares (variable projection, Golub & Pereyra 1973; Hernando et al. 2008), so that
+    all there is to learn is which field is right. `field_range` is a buffer, 500 unless set.
     """
 
     field_range: Tensor
@@ -32,11 +32,11 @@ class WaterFat(Predictor):
         """echo_times: two or more, in seconds; field_strength: tesla. Raise ValueError for other channels."""
         super().__init__(unet)
         outputs, channels = unet.config.out_channels, unet.config.in_channels
-        if outputs != 2:
-            raise ValueError(f"out_channels: 2, the field and R2* (got {outputs})")
+        if outputs != len(UNITS):
+            raise ValueError(f"out_channels: {len(UNITS)}, for the field and R2* (got {outputs})")
         if len(echo_times) < 2 or channels != 2 * len(echo_times):
             raise ValueError(f"echo_times: two or more, each of 2 channels (got {len(echo_times)} and {channels})")
-        self.output_std.copy_(torch.tensor([FIELD, R2STAR]))
+        self.output_std.copy_(torch.tensor(UNITS))
         self.register_buffer("field_range", torch.tensor(500.0))
         self.register_buffer("times", torch.tensor(echo_times, dtype=torch.float64), persistent=False)
         self.register_buffer("phasor", fat_phasor(echo_times, field_strength, fat_model), persistent=False)

@@ -31,8 +31,8 @@ class SignalConfig(SupervisedConfig):
     fat_model: FatModelName = "hamilton2011"
     """Spectrum of fat: the six peaks of Hamilton et al. 2011, or a single one."""
     field_range: float | None = Field(None, gt=0, le=10_000)
-    """Largest field in Hz, of either sign; null: the shift that turns the phase between two echoes once. Half of it is
-    enough to explain evenly spaced echoes, but a smooth field must be able to pass its end."""
+    """Largest field in Hz, of either sign; null: half the shift that turns the phase between two echoes once, whose two
+    ends are the same for evenly spaced echoes."""
     residual: float = Field(1.0, ge=0)
     """Factor of the squared difference between the echoes and those of the predicted maps, in units of their power."""
     smoothness: float = Field(0.0, ge=0)
@@ -51,7 +51,7 @@ class SignalConfig(SupervisedConfig):
         """The largest field in Hz. Raise UserError without echo times and without `field_range`."""
         if self.field_range is None and self.echo_times is None:
             raise UserError("objective.field_range: needed where each case has its own echo times; give it in Hz")
-        return self.field_range or field_period(self.echo_times or ())
+        return self.field_range or field_period(self.echo_times or ()) / 2
 
 
 class Signal(Supervised):
@@ -117,7 +117,7 @@ class Signal(Supervised):
         return _share(self._roughness(maps[:, 4], power * weight), unit)
 
     def _roughness(self, field: Tensor, power: Tensor) -> Tensor:
-        """Return the sum over neighbors of the squared difference of phase times the lesser power, (B,).
+        """Return the sum over neighbors of the squared difference of phase, -pi to pi, times the lesser power, (B,).
 
         The sum over edges of the smoothness term of Hernando et al. 2010, equation 4.
         """
@@ -127,6 +127,7 @@ class Signal(Supervised):
         total = radians.new_zeros(len(radians))
         for axis in range(1, field.ndim):
             steps = radians.diff(dim=axis)
+            steps = steps - 2 * math.pi * torch.round(steps / (2 * math.pi))
             side = field.shape[axis] - 1
             total = total + _total(steps**2 * torch.minimum(power.narrow(axis, 0, side), power.narrow(axis, 1, side)))
         return total

@@ -21,7 +21,7 @@ from ..evaluation.references import Reference
 from ..evaluation.water_fat_scores import WaterFatJudge, fraction_of
 from ..models.data_consistency import Reconstructor
 from ..models.unet import UNet
-from ..models.water_fat import WaterFat
+from ..models.water_fat import UNITS, WaterFat
 from ..objectives.reconstruction import Reconstruction, ReconstructionConfig
 from ..objectives.water_fat import Signal, SignalConfig
 from .applications import Application
@@ -66,8 +66,8 @@ class WaterFatSeparation(Echoes):
         return self.config.objective
 
     def outputs(self, pairs: PairedData) -> int:
-        """Return two: the field and R2*, from which water and fat follow."""
-        return 2
+        """Return those of the field and R2*, from which water and fat follow."""
+        return len(UNITS)
 
     def settled(self, pairs: PairedData) -> dict[str, Any]:
         """Raise UserError unless there is a time for each echo."""

@@ -10,7 +10,7 @@ from diffunet.models.water_fat import WaterFat
 TIMES = [1.2e-3, 2.2e-3, 3.2e-3]
 
 
-def network(outputs: int = 2) -> UNet:
+def network(outputs: int = 3) -> UNet:
     levels = tuple(LevelConfig(channels=8, blocks=1) for _ in range(2))
     return UNet(UNetConfig(in_channels=6, out_channels=outputs, levels=levels, middle_attention=False))
 
@@ -18,7 +18,7 @@ def network(outputs: int = 2) -> UNet:
 def test_maps_are_possible_in_whole_and_in_tiles():
     torch.manual_seed(0)
     model = WaterFat(network(), TIMES, 3.0).normalized(
-        output_std=torch.full((2,), 1e4), field_range=torch.tensor(200.0)
+        output_std=torch.full((3,), 1e4), field_range=torch.tensor(200.0)
     )
     for weights in model.parameters():
         torch.nn.init.normal_(weights, std=0.3)
