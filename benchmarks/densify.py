@@ -53,9 +53,8 @@ def measure(slices: int, seed: int, args: argparse.Namespace) -> dict:
     words = ["train", "--config", "configs/hippocampus.yaml", "--train.output", str(run.folder), "--overwrite", *QUIET]
     words += ["--data.path", str(args.folder / "brain"), "--data.class_names", json.dumps(NAMES)]
     words += ["--data.fold", "null", "--data.slices", str(slices), "--data.patch", "24" if args.tiny else "48"]
-    run_command(
-        [*words, "--train.steps", "2" if args.tiny else str(args.steps), "--train.seed", str(seed), *args.flags]
-    )
+    words += ["--train.minutes", "null", "--train.steps", "2" if args.tiny else str(args.steps)]
+    run_command([*words, "--train.seed", str(seed), *args.flags])
     data = run.config(PredictionConfig).data
     evaluation = evaluate_predictor(run, data.model_copy(update={"slices": None}))
     save_predictor_evaluation(evaluation, args.folder / f"slices-{slices}-{seed}-evaluation")
