@@ -48,10 +48,11 @@ def words_of(run: Run, seed: int, slices: str, args: argparse.Namespace) -> list
     return [*words, "--data.patch", json.dumps(args.patch)]
 
 
-def scores_of(record: dict) -> dict[str, float]:
-    """Return the scores of each class but the first."""
+def scores_of(record: dict) -> dict[str, dict[str, float]]:
+    """Return the scores of each class but the first, and their errors over the cases."""
     names = [name for kind in SCORES for name in [n for n in record["scores"] if n.startswith(f"{kind}/")][1:]]
-    return {name: record["scores"][name]["value"] for name in names}
+    kinds = {"scores": "value", "errors": "error"}
+    return {key: {name: record["scores"][name][kind] for name in names} for key, kind in kinds.items()}
 
 
 def measure_own(seed: int, slices: str, args: argparse.Namespace) -> dict:
@@ -62,7 +63,7 @@ def measure_own(seed: int, slices: str, args: argparse.Namespace) -> dict:
     data = run.config(PredictionConfig).data
     record = evaluate_predictor(run, data.model_copy(update={"slices": None})).record
     steps = read_log(run.folder / "log.jsonl")[-1]["step"]
-    return spent | {"steps": steps, "labelled": labelled_share(run), "scores": scores_of(record)}
+    return spent | {"steps": steps, "labelled": labelled_share(run), **scores_of(record)}
 
 
 def labelled_share(run: Run) -> float:
@@ -89,11 +90,11 @@ def measure_monai(seed: int, args: argparse.Namespace) -> dict:
     for index in held_out:
         case = pairs.cases[index]
         comparison.add(PredictedCase(case, peer.predict(case.image)))
-    return spent | {"steps": steps, "scores": scores_of(comparison.record({}, {}, "training volumes"))}
+    return spent | {"steps": steps, **scores_of(comparison.record({}, {}, "training volumes"))}
 
 
 def table(rows: list[dict]) -> str:
-    """Return the mean over seeds ± standard deviation by method and slices, in Markdown."""
+    """Return the mean by method and slices ± standard deviation over seeds, of one seed the error over cases."""
     groups = defaultdict(list)
     for row in rows:
         groups[row["method"], row["slices"]].append(row)
@@ -101,6 +102,8 @@ def table(rows: list[dict]) -> str:
     lines = []
     for (method, _), found in groups.items():
         values = [mean_std([row["scores"][name] for row in found]) for name in names]
+        if len(found) == 1:
+            values = [f"{value} ± {found[0]['errors'][name]:.2g}" for value, name in zip(values, names, strict=True)]
         took = [mean_std([row[key] / 60 for row in found]) for key in ("seconds", "cpu_seconds")]
         lines.append([method, f"{found[0]['labelled']:.1%}", *took, f"{found[0]['steps']:,}", *values])
     return markdown(["method", "labelled voxels", "minutes", "CPU", "steps", *names], lines)
