@@ -92,7 +92,7 @@ def read_upload(form: PredictForm, file: str | Path | None) -> Upload:
             raise UserError(f"{place} has {len(found):,} pages; upload one, or use diffunet predict")
         ((name, sources),) = found.items()
         try:
-            return Upload(path.name, name, read_image(sources, own.data.channels))
+            return Upload(path.name, name, own.application.input_of(read_image(sources, own.data.channels)))
         except UserError as mistake:
             raise UserError(f"{place}: {str(mistake).removeprefix(f'{sources[0]}: ')}") from None
     except UserError:
