@@ -32,9 +32,9 @@ def body_of(case: Case) -> np.ndarray:
     if not case.target.isnan().all():
         return (~case.target.isnan().any(0)).numpy()
     magnitude = to_complex(case.image[None].float())[0].abs().square().sum(0).sqrt()
-    return (
-        magnitude > FOREGROUND * torch.quantile(magnitude.flatten()[:: magnitude.numel() // 2**20 + 1], 0.99)
-    ).numpy()
+    values = magnitude.flatten()
+    bright = torch.quantile(values[:: len(values) // 2**20 + 1], 0.99)
+    return (magnitude > FOREGROUND * bright).numpy()
 
 
 class LeastSquares:
