@@ -1,5 +1,6 @@
 """Shared by tests: small networks, Gaussian data, and commands called in this process."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,3 +204,12 @@ class GaussianPairs:
             return process.prediction(clean, x_t.double(), t).float()
 
         return model
+
+
+def copy_with_first_checkpoint(source: str, target: str) -> None:
+    """Copy a run, without its previews and without the checkpoints after the first, as if it had been stopped there."""
+    shutil.copytree(source, target)
+    for later in sorted(Path(target, "checkpoints").iterdir())[1:]:
+        shutil.rmtree(later)
+    for preview in Path(target, "samples").iterdir():
+        preview.unlink()

@@ -34,7 +34,7 @@ class Tiled(nn.Module):
     tile: side of the network's input, or one side for each axis. overlap: in positions; by default none for valid
     borders and a quarter of the tile for others, rounded so that tiles keep the grid of the coarsest level. around:
     called for each tile instead of the U-Net, which it contains; then images may have any type that it takes.
-    channels: of an output; by default those of the network, which may be on another device than the image.
+    channels: of what it returns, if not as many as the U-Net's. The network may be on another device than the image.
     Raise ValueError for a tile that some level would not halve evenly, with the nearest valid sides.
     """
 

@@ -55,7 +55,10 @@ class Application(ABC):
 
     def outputs(self, pairs: PairedData) -> int:
         """Return the channels that the network predicts; of any configuration."""
-        return len(pairs.labels.codes) if pairs.labels else len(pairs.target.mean)  # pyright: ignore
+        if pairs.labels:
+            return len(pairs.labels.codes)
+        assert pairs.target
+        return len(pairs.target.mean)
 
     def network(self, pairs: PairedData) -> dict[str, Any]:
         """Return the settings of the network that follow from data; of any configuration. Raise UserError."""

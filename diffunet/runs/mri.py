@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .prediction import PredictConfig
 
 
-class Echoes(Application):
-    """What both have in common: complex images in channels real_1, imag_1, real_2, ..."""
+class ComplexImages(Application):
+    """Complex images in channels real_1, imag_1, real_2, ..., whose targets are optional."""
 
     @property
     def kind(self) -> Kind:
@@ -57,7 +57,7 @@ class Echoes(Application):
         return {"input_mean": torch.zeros(len(pairs.image.std)), "input_std": unit.expand(len(pairs.image.std)).clone()}
 
 
-class WaterFatSeparation(Echoes):
+class WaterFatSeparation(ComplexImages):
     """Water, fat, field and R2* by the signal equation."""
 
     @property
@@ -115,7 +115,7 @@ class WaterFatSeparation(Echoes):
         return shown, fraction_of(output)[None]
 
 
-class KSpaceReconstruction(Echoes):
+class KSpaceReconstruction(ComplexImages):
     """Complex images from some lines of their k-space."""
 
     whole = True

@@ -61,7 +61,7 @@ def save_prediction(
 
 
 def _save_derived(predictor: ImagePredictor, numbers: Tensor, path: Path, extras: Extras) -> None:
-    """Write what follows from numbers (K, H, W) to PATH.NAME.npy, and with overlays pictures of it."""
+    """Write what follows from numbers (K, H, W) to PATH.NAME.npy, and with overlays each as a PNG, too."""
     for name, values in predictor.own.application.derived(numbers).items():
         file = f"{path.name}.{name}"
         with atomic_write(path.with_name(f"{file}.npy")) as partial, open(partial, "wb") as opened:

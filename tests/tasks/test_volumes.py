@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from helpers import mistake, run
+from helpers import copy_with_first_checkpoint, mistake, run
 
 from diffunet.core.storage import load_tensors
 from diffunet.runs.predict import ImagePredictor
@@ -148,11 +148,7 @@ def test_predictions_of_formats_that_are_only_read_are_nifti(volumes):
 
 def test_a_resumed_training_of_volumes_equals_an_uninterrupted_one(volumes):
     train("--train.output", "whole", "--train.keep_checkpoints", 9)
-    shutil.copytree("whole", "run")
-    for step in (4, 6):
-        shutil.rmtree(f"run/checkpoints/step_{step:08d}")
-    for preview in Path("run/samples").iterdir():
-        preview.unlink()
+    copy_with_first_checkpoint("whole", "run")
     assert run("train", "--resume", "run") == 0
     assert differences(Path("whole"), Path("run")) == []
 
