@@ -7,8 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from ..core.errors import UserError
+from .molecules.channels import voxelize
 from .molecules.complexes import Complex, find_complexes
-from .molecules.occupancy import RESOLUTION, box, ligand_target, voxelize
+from .molecules.occupancy import RESOLUTION, box, ligand_target
 from .pair_files import PairFiles
 from .pairs import PairConfig
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from ..core.progress import no_progress
 from ..data.complex_pairs import resolution_of
+from ..data.molecules.channels import voxelize
 from ..data.molecules.complexes import Complex, find_complexes
-from ..data.molecules.occupancy import ligand_target, voxelize
+from ..data.molecules.occupancy import ligand_target
 from ..data.pairs import PairConfig, origin_of
 from ..evaluation.cavities import cavities, geometric_blobs
 from ..evaluation.pockets import extract_pockets, mean_scores, pocket_scores

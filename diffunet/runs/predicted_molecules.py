@@ -5,7 +5,7 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..data.complex_pairs import resolution_of
 from ..data.molecules.atoms import protein_of, read_atoms
-from ..data.molecules.occupancy import voxelize
+from ..data.molecules.channels import voxelize
 from ..data.pairs import Source
 from ..evaluation.pockets import extract_pockets, write_ccp4, write_pockets
 from .predict import ImagePredictor

@@ -6,20 +6,10 @@ from rotations import rotate_points, rotate_volume
 from scipy.spatial.distance import cdist
 
 from diffunet.data.molecules.atoms import Atoms
+from diffunet.data.molecules.buriedness import DIRECTIONS, LINE, PROBE, buriedness, solvent
 from diffunet.data.molecules.occupancy import box, cube, radii_of, world_of
 from diffunet.data.phantoms.globules import globule
-from diffunet.evaluation.cavities import (
-    DIRECTIONS,
-    LINE,
-    PROBE,
-    buriedness,
-    cavities,
-    geometric_blobs,
-    geometric_probability,
-    grown,
-    largest_cavity,
-    solvent,
-)
+from diffunet.evaluation.cavities import cavities, geometric_blobs, geometric_probability, grown, largest_cavity
 
 
 def carbon(xyz: np.ndarray) -> Atoms:

@@ -59,7 +59,7 @@ def complexes(tmp_path, monkeypatch):
 def test_pockets_of_a_structure(complexes, capsys):
     assert run("train", "--config", "pockets.yaml") == 0
     output = capsys.readouterr().out
-    assert "3 pairs of" in output and "8 channels, spaced 2×2×2 Å -> elsewhere 99" in output
+    assert "3 pairs of" in output and "9 channels, spaced 2×2×2 Å -> elsewhere 99" in output
     write_structure(Path("new.pdb"), 7)
     assert run("predict", "run", "new.pdb", "--output", "out") == 0
     rows = list(csv.DictReader(Path("out/new.csv").read_text().splitlines()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
-from ..volumes.grids import Grid, Volume
+from ..volumes.grids import Grid
 from .atoms import Atoms
 from .chemistry import BOND_TOLERANCE, CHANNELS, CHARACTER, COVALENT, DEFAULT_RADIUS, LETTERS, METALS, RADII
 
@@ -201,12 +201,6 @@ def rasterize(atoms: Atoms, grid: Grid, shape: tuple[int, int, int]) -> Tensor:
     squared = scaled_distance(atoms.xyz, radii_of(atoms), grid, shape, REACH, character(atoms))
     with np.errstate(divide="ignore", over="ignore"):
         return torch.from_numpy(-np.expm1(-(squared**-6)))
-
-
-def voxelize(atoms: Atoms, resolution: float = RESOLUTION, margin: float = MARGIN) -> Volume:
-    """Return the occupancies of atoms in the `box` around them. Raise UserError as `box` does."""
-    grid, shape = box(atoms.xyz, resolution, margin)
-    return Volume(rasterize(atoms, grid, shape), grid)
 
 
 def ligand_target(ligand: np.ndarray, grid: Grid, shape: tuple[int, int, int], radius: float = LIGAND_RADIUS) -> Tensor:

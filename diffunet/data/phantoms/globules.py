@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..molecules.atoms import Atoms
-from ..molecules.occupancy import RESOLUTION, cube, ligand_target, rasterize
+from ..molecules.channels import describe
+from ..molecules.occupancy import RESOLUTION, cube, ligand_target
 
 RADIUS = 15.0, 18.0
 """Range of the mean radius of a globule in Å: 700 to 2,000 atoms, about 1,200."""
@@ -157,11 +158,11 @@ SIDE = 24
 
 
 def pockets(rng: np.random.Generator, size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the channels of a globule on a grid, float32 (8, D, H, W), and 1 near its ligand, uint8 (D, H, W).
+    """Return the channels of a globule on a grid, float32 (9, D, H, W), and 1 near its ligand, uint8 (D, H, W).
 
     Voxels are `molecules.occupancy.RESOLUTION` wide; the globule is in the middle of `SIDE` of them.
     """
     atoms, ligand = globule(rng)
     grid, _ = cube(atoms.xyz.mean(0), max(size), RESOLUTION)
-    image = rasterize(atoms, grid, size).numpy()
+    image = describe(atoms, grid, size).numpy()
     return image, ligand_target(ligand, grid, size).numpy()

@@ -18,7 +18,6 @@ from diffunet.data.molecules.occupancy import (
     radii_of,
     rasterize,
     voxel_of,
-    voxelize,
     world_of,
 )
 from diffunet.data.volumes.grids import Grid
@@ -122,15 +121,6 @@ def test_channels_are_maxima_over_their_atoms_by_brute_force(monkeypatch, obliqu
     for channel, members in enumerate(character(atoms).T):
         expected = each[:, members].max(1).reshape(shape) if members.any() else np.zeros(shape)
         np.testing.assert_allclose(values[channel], expected, atol=2e-5)
-
-
-def test_voxelize_covers_the_atoms():
-    atoms = random_atoms(2, 30, 10)
-    volume = voxelize(atoms, 1.0)
-    values, grid = volume.values, volume.grid
-    assert values.shape[0] == len(CHANNELS) and values.dtype == torch.float32
-    index = np.rint(voxel_of(atoms.xyz, grid)).astype(int)
-    assert (values[0].numpy()[tuple(index.T[::-1])] > 0.99).all()
 
 
 BONDS = """ALA CA-CB; ARG CB-CG CG-CD CD-NE NE-CZ CZ-NH1 CZ-NH2; ASN CB-CG CG-OD1 CG-ND2; ASP CB-CG CG-OD1 CG-OD2;

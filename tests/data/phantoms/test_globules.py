@@ -79,7 +79,7 @@ def test_the_built_in_set_is_a_globule_on_a_grid():
     """Where the ligand is, there is no heavy atom of the protein, and both lie inside of the box."""
     for index in range(2):
         image, target, names = PHANTOMS["globules"].generate(index)
-        assert image.shape == (8, 24, 24, 24) and image.dtype == np.float32
+        assert image.shape == (9, 24, 24, 24) and image.dtype == np.float32
         assert target.shape == (24, 24, 24) and names == ("elsewhere", "pocket")
         assert 20 < target.sum() < 200
         assert image[0][target == 1].mean() < 0.5 < image[0].max()
