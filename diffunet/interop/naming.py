@@ -62,6 +62,7 @@ def common_limits(unet: UNetConfig) -> dict[str, bool]:
     """Return which settings are beyond `UNet2DModel` and guided-diffusion's `UNetModel` alike."""
     return {
         "padding": unet.padding != "same",
+        "unshuffle": unet.unshuffle > 1,
         "block": unet.block != "residual",
         "skips": unet.skips != "block",
         "token_dim": unet.token_dim > 0,

@@ -58,8 +58,9 @@ def receptive_fields(config: UNetConfig, axis: int = -1) -> dict[str, int]:
     """
     probe, coarsest = build_probe(config, axis), len(config.levels) - 1
     halvings = [sum(config.halved(finer)[axis] for finer in range(depth + 1)) for depth in range(coarsest + 1)]
-    depths = {f"{way}.{depth}": halvings[depth] for way in ("down", "up") for depth in range(coarsest + 1)}
-    depths |= {"middle": halvings[coarsest], "output": 0}
+    strides = [config.unshuffle << number for number in halvings]
+    stride = {f"{way}.{depth}": strides[depth] for way in ("down", "up") for depth in range(coarsest + 1)}
+    stride |= {"middle": strides[coarsest], "output": 1}
     period = probe.config.max_stride
     side = min_input_size(config, axis) + 2 * period
     while True:
@@ -69,7 +70,7 @@ def receptive_fields(config: UNetConfig, axis: int = -1) -> dict[str, int]:
         with torch.no_grad():
             reached = {name: feature[:, 0].isnan() for name, feature in features(probe, poisoned).items()}
         if not any(reach[:, [0, -1]].any() for reach in reached.values()):
-            return {name: _widest(reach, period, period >> depths[name]) for name, reach in reached.items()}
+            return {name: _widest(reach, period, period // stride[name]) for name, reach in reached.items()}
         side *= 2
 
 
@@ -93,7 +94,10 @@ def build_probe(config: UNetConfig, axis: int = -1) -> UNet:
         LevelConfig(channels=1, down=(1,) * down, up=(1,) * up, halves=axes)
         for (down, up), axes in zip(counts, halves, strict=True)
     ]
-    kept = {name: getattr(config, name) for name in ("padding", "block", "skips", "resampling", "middle_blocks")}
+    kept = {
+        name: getattr(config, name)
+        for name in ("padding", "block", "skips", "resampling", "middle_blocks", "unshuffle")
+    }
     minimal = {"in_channels": 1, "out_channels": 1, "dims": 1, "norm": "none", "middle_attention": False}
     with torch.device("cpu"), torch.random.fork_rng([]):  # leaves the global generator as it is
         return UNet(UNetConfig.model_validate({"levels": levels, **minimal, **kept})).double()

@@ -267,6 +267,29 @@ class CrossAttention(nn.Module):
 # ── resampling ────────────────────────────────────────────────────────────────────────────────────
 
 
+def unshuffle(x: Tensor, side: int) -> Tensor:
+    """Return (B, C, *S) with each block of positions as channels of one: (B, C * side^dims, *(S / side)).
+
+    In two dimensions it is torch's `pixel_unshuffle`, the inverse of the subpixel convolution's (Shi et al. 2016).
+    """
+    return rearrange(x, _blocks(x.ndim - 2), **dict.fromkeys("pqr"[: x.ndim - 2], side)) if side > 1 else x
+
+
+def shuffle(x: Tensor, side: int) -> Tensor:
+    """Return what `unshuffle` was applied to."""
+    if side == 1:
+        return x
+    apart, together = _blocks(x.ndim - 2).split(" -> ")
+    return rearrange(x, f"{together} -> {apart}", **dict.fromkeys("pqr"[: x.ndim - 2], side))
+
+
+def _blocks(dims: int) -> str:
+    """Return the pattern by which blocks of positions become channels."""
+    sides, axes = "pqr"[:dims], "xyz"[:dims]
+    places = " ".join(f"({axis} {side})" for axis, side in zip(axes, sides, strict=True))
+    return f"b c {places} -> b (c {' '.join(sides)}) {' '.join(axes)}"
+
+
 class Downsample(nn.Module):
     """Half the size, by a convolution with stride 2 centered on every second position; stride 1 along kept axes."""
 

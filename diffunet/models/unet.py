@@ -76,13 +76,15 @@ class UNet(nn.Module):
         self.config = config
         plan, conv, norm = config.plan(), _conv(config), _norm(config)
         residual, width = config.block == "residual", plan[0].out_channels
-        in_channels = config.in_channels + config.plane_channels
-        self.stem = conv(in_channels, plan[0].in_channels) if residual else nn.Identity()
+        positions = config.block_positions
+        self.stem = conv(positions * config.input_planes, plan[0].in_channels) if residual else nn.Identity()
         self.body = _build_level(config, plan, 0)
         if residual:
-            self.head = nn.Sequential(norm(width), nn.SiLU(), layers.zero_init(conv(width, config.out_channels)))
+            self.head = nn.Sequential(
+                norm(width), nn.SiLU(), layers.zero_init(conv(width, positions * config.out_channels))
+            )
         else:
-            self.head = conv(width, config.out_channels, 1)
+            self.head = conv(width, positions * config.out_channels, 1)
         self.min_input_sizes = tuple(min_input_size(config, axis) for axis in range(config.dims))
 
     @property
@@ -103,7 +105,9 @@ class UNet(nn.Module):
             x = torch.cat([x, cond.planes.expand(len(x), -1, *size)], dim=1)
         if self.config.padding == "valid":
             return self.head(self.body(self.stem(x), cond))
-        return self.head(self.body(self.stem(self._padded(x)), cond))[(..., *map(slice, size))]
+        side = self.config.unshuffle
+        x = self.head(self.body(self.stem(layers.unshuffle(self._padded(x), side)), cond))
+        return layers.shuffle(x, side)[(..., *map(slice, size))]
 
     def output_size(self, *size: int) -> tuple[int, ...]:
         """Return the sides of the output for an input with these sides. Raise ValueError if they are too small."""

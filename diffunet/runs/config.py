@@ -77,7 +77,7 @@ class ModelConfig(Settings):
 
         Raise UserError for tokens without attention.
         """
-        levels = self.unet.levels or levels_for(min(size))
+        levels = self.unet.levels or levels_for(-(-min(size) // self.unet.unshuffle))
         vector_dim = self.unet.vector_dim or 4 * levels[0].channels
         conditions = self.conditions.values()
         tokens = any(condition.has_tokens for condition in conditions)

@@ -38,18 +38,18 @@ def test_receptive_field_of_the_way_down_follows_the_formula():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_gradients_reach_exactly_the_receptive_field(name, padding):
+@pytest.mark.parametrize(("padding", "unshuffle"), [("same", 1), ("valid", 1), ("same", 2)])
+def test_gradients_reach_exactly_the_receptive_field(name, padding, unshuffle):
     """Of the real network, along one axis: the widest over all phases, and not a position less."""
     changes = {"resampling": "conv"} if name == "ddpm_cifar10" else {}
-    changes |= {"dims": 1, "padding": padding, "norm": "none", "middle_attention": False}
+    changes |= {"dims": 1, "padding": padding, "unshuffle": unshuffle, "norm": "none", "middle_attention": False}
     config = thinned(UNetConfig(preset=name, **changes), 32)
     levels = tuple(level.model_copy(update={"attention": False, "blocks": 1}) for level in config.levels)
     config = config.model_copy(update={"levels": levels})
     unet = randomized(UNet(config)).double()
     for parameter in unet.parameters():
         torch.nn.init.uniform_(parameter, 0.1, 0.2)  # positive, so that nothing cancels and no ReLU hides
-    field, period = receptive_field(config), 2 ** (len(levels) - 1)
+    field, period = receptive_field(config), config.max_stride
     side = next(n for n in range(4 * field, 10**6, period) if n >= unet.min_input_size)
     x = torch.rand(1, config.in_channels, side, dtype=torch.float64)
     reach = torch.zeros(side, dtype=torch.bool)

@@ -8,6 +8,7 @@ from helpers import randomized, small_unet
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.settings import read_yaml
 from diffunet.interop.diffusers import from_diffusers_tensors, to_diffusers_tensors
+from diffunet.models import layers
 from diffunet.models.conditioning import Conditioning
 from diffunet.models.config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for
 from diffunet.models.denoiser import Denoiser, TimeConfig
@@ -345,3 +346,29 @@ def test_instance_norm_is_batch_norm_of_one_example(dims):
             torch.testing.assert_close(instance(image), batch(image), atol=1e-4, rtol=1e-4)
         two = torch.cat([image, 5 * image])
         assert (instance(two) - batch(two)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_unshuffled_is_the_network_of_the_blocks_as_channels(dims):
+    """Bit for bit, with planes and with sizes that do not divide."""
+    levels = (LevelConfig(channels=8, blocks=1), LevelConfig(channels=8, blocks=1))
+    common = {"levels": levels, "dims": dims, "norm_groups": 4}
+    whole = randomized(UNet(UNetConfig(**common, in_channels=2, plane_channels=1, out_channels=3, unshuffle=2)))
+    inner = UNet(UNetConfig(**common, in_channels=3 * 2**dims, out_channels=3 * 2**dims))
+    inner.load_state_dict(whole.state_dict())
+    x, planes = torch.randn(2, 2, *[12] * dims), torch.randn(2, 1, *[12] * dims)
+    with torch.no_grad():
+        expected = layers.shuffle(inner(layers.unshuffle(torch.cat([x, planes], dim=1), 2)), 2)
+        assert torch.equal(whole(x, Conditioning(planes=planes)), expected)
+        assert whole(x[..., :9], Conditioning(planes=planes[..., :9])).shape == (2, 3, *[12] * (dims - 1), 9)
+
+
+def test_unshuffle_is_that_of_torch_and_loses_nothing():
+    x = torch.randn(2, 3, 12, 18)
+    assert torch.equal(layers.unshuffle(x, 3), torch.nn.functional.pixel_unshuffle(x, 3))
+    assert torch.equal(layers.shuffle(layers.unshuffle(x, 3), 3), x)
+
+
+def test_unshuffle_needs_padding():
+    with pytest.raises(ValueError, match="unshuffle: 2 needs padding"):
+        UNetConfig(padding="valid", unshuffle=2)
