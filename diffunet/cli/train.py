@@ -13,7 +13,7 @@ from ..runs.prediction import PredictionConfig
 from ..runs.run import Run
 from ..tasks.estimate import describe_throughput
 from ..tasks.fit import benchmark, fit
-from ..tasks.kinds import PREDICTS, kind_of, kind_of_run, new, objective_of
+from ..tasks.kinds import COMPRESSES, PREDICTS, kind_of, kind_of_run, new, objective_of
 from ..tasks.start import begin, resume
 from ..tasks.task import Task
 from .console import user_friendly
@@ -85,7 +85,7 @@ def _kind(argv: list[str]) -> type[RunConfig]:
 
 def _file(name: str | None, flags: Mapping[str, str]) -> Path | None:
     """Return the configuration file to read: the one that is named, or the digits if nothing else decides."""
-    if name or (flags.get("finetune.from", "null") == "null" and objective_of(flags) not in PREDICTS):
+    if name or (flags.get("finetune.from", "null") == "null" and objective_of(flags) not in {*PREDICTS, COMPRESSES}):
         return config_file(name or "configs/digits.yaml")
     return None
 

@@ -45,6 +45,11 @@ class BatchRNG:
         shape = (self.batch_size or len(x), *x.shape[1:])
         return torch.randn(shape, generator=self.generator, device=x.device)[self.positions]
 
+    def uniform(self) -> float:
+        """Return one number in [0, 1) for the whole batch."""
+        device = self.generator.device if self.generator else None
+        return float(torch.rand((), generator=self.generator, device=device))
+
     def uniform_like(self, x: Tensor) -> Tensor:
         """Return one number in [0, 1) for each row of x, (B,)."""
         size = self.batch_size or len(x)

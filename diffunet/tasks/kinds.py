@@ -9,9 +9,12 @@ import yaml
 
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import TAG, merge, read_yaml, settings_from
+from ..objectives.autoencoding import AutoencodingConfig
+from ..runs.autoencoding import AutoencoderRunConfig
 from ..runs.config import OBJECTIVES, Config, RunConfig, config_file
 from ..runs.prediction import APPLICATIONS, PredictionConfig
 from ..runs.run import Run
+from .autoencoding import autoencoding
 from .finetuning import configure
 from .fit import fit
 from .generation import generation
@@ -23,8 +26,11 @@ from .transfer import configure_predictor
 KINDS: dict[str, tuple[type[RunConfig], Callable[[Any], Task]]] = {
     Config.task: (Config, generation),
     PredictionConfig.task: (PredictionConfig, prediction),
+    AutoencoderRunConfig.task: (AutoencoderRunConfig, autoencoding),
 }
 """The configuration and the task of each kind of run that `train.py` makes."""
+COMPRESSES = AutoencodingConfig.model_fields["type"].default
+"""The type of the objective of an `AutoencoderRunConfig`."""
 PREDICTS = {kind.model_fields["type"].default for kind in APPLICATIONS}
 """Types of objectives of a `PredictionConfig`."""
 
@@ -68,7 +74,11 @@ def new(
 
     `changes`, nested values, and then `flags`, by dotted keys, are laid over the file. Raise UserError for a mistake.
     """
-    if kind_of(file, flags, changes) is PredictionConfig:
+    kind = kind_of(file, flags, changes)
+    if kind is AutoencoderRunConfig:
+        transform = (lambda values: merge(values, changes)) if changes else None
+        return settings_from(file or AutoencoderRunConfig(), AutoencoderRunConfig, flags, transform), autoencoding
+    if kind is PredictionConfig:
         config, source = configure_predictor(file, flags, changes)
         return config, partial(prediction, source=source)
     config, pretrained = configure(file, flags, changes)
@@ -77,7 +87,7 @@ def new(
 
 def kind_of(
     file: Path | None, flags: Mapping[str, str] = {}, changes: Mapping[str, Any] = {}
-) -> type[Config] | type[PredictionConfig]:
+) -> type[RunConfig]:
     """Return the class of a configuration, by the type of its objective, or else by the run that it begins with.
 
     Raise UserError for an unknown type.
@@ -86,7 +96,9 @@ def kind_of(
     section = given.get("objective")
     in_file = section.get(TAG) if isinstance(section, dict) else None
     found = objective_of(flags) or in_file
-    known = OBJECTIVES.keys() | PREDICTS
+    known = OBJECTIVES.keys() | PREDICTS | {COMPRESSES}
+    if found == COMPRESSES:
+        return AutoencoderRunConfig
     if found in PREDICTS or (found is None and _begins_with_predictor(given.get("finetune"), flags)):
         return PredictionConfig
     if isinstance(found, str) and found.isidentifier() and found not in known:
