@@ -136,6 +136,8 @@ def load_autoencoder(name: str | Path) -> Autoencoder:
     if kind not in CLASSES:
         raise UserError(f"{folder / 'config.json'}: not an autoencoder of diffusers (got {kind}; use {CLASSES[0]})")
     options = {key: _tupled(value) for key, value in config.items() if not key.startswith("_")}
+    if kind == "AutoencoderTiny":
+        options.pop("block_out_channels", None)  # which it writes, and does not take
     tensors = load_tensors(folder / WEIGHTS)
     try:
         with on_meta():  # refuses an absurd size before it is allocated
