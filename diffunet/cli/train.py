@@ -102,4 +102,4 @@ def _benchmark(task: Task) -> int:
 
 def _size(config: RunConfig) -> tuple[int, ...]:
     """Return the sides of what the network takes in a training."""
-    return config.patch_size if isinstance(config, PredictionConfig) else config.data.size
+    return config.patch_size if isinstance(config, PredictionConfig) else config.sampled_size

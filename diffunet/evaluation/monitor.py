@@ -26,13 +26,20 @@ class Monitor:
     Noise and images are the same every time, so steps of a run, and runs, are comparable.
     """
 
-    def __init__(self, objective: Objective, trained: ImageDataset, held_out: ImageDataset):
+    def __init__(
+        self,
+        objective: Objective,
+        trained: ImageDataset,
+        held_out: ImageDataset,
+        real: ImageDataset | None = None,
+    ):
+        """real: the images of `trained` where those are latents; None: `trained` has the images."""
         self.objective = objective
         self.bit_depth = trained.config.bit_depth
         self.plain = trained.plain()
         number = min(MAX_LOSS_IMAGES, len(held_out), len(trained))
         self.held_out, self.trained = _fixed_batch(held_out, number), _fixed_batch(trained, number)
-        self.real = _fixed_batch(trained, MAX_REAL)["image"]
+        self.real = _fixed_batch(real or trained, MAX_REAL)["image"]
 
     def __call__(self, model: Callable, samples: Tensor, device: torch.device) -> dict[str, float]:
         """Return numbers for the log, of a model on a device and its samples, integers (N, C, H, W).

@@ -1,8 +1,8 @@
 """Autoencoders of images by diffusers, whose latents are smaller images of other channels (Rombach et al. 2022).
 
-    autoencoder = load_autoencoder("stabilityai/sd-vae-ft-mse")       # or a folder of diffusers, or a run of ours
-    mean, log_variance = autoencoder.encode(image)                    # (B, 3, H, W) -> (B, 4, H / 8, W / 8)
-    image = autoencoder.decode(mean)
+autoencoder = load_autoencoder("stabilityai/sd-vae-ft-mse")       # or a folder of diffusers, or a run of ours
+mean, log_variance = autoencoder.encode(image)                    # (B, 3, H, W) -> (B, 4, H / 8, W / 8)
+image = autoencoder.decode(mean)
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,7 @@
 """A U-Net with embeddings of the time and of named conditions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from ..core.errors import did_you_mean
 from ..core.settings import Settings
 from .conditioning import Conditioning, TimeEmbedding
 from .config import UNetConfig
+from .layers import unshuffle
 from .tiling import Tiled
 from .unet import UNet
 
@@ -33,10 +35,13 @@ class Denoiser(nn.Module):
 
     `time` embeds t, and every other embedding the condition of its name: `embedding(value, keep_mask)` returns a
     `Conditioning`, also for a condition that is absent (value None) or dropped for some examples.
+
+    plane_side: side of the positions of a plane for each of x_t, as for latents beside images; they become channels.
     """
 
-    def __init__(self, unet: UNet, time: nn.Module, **embeddings: nn.Module):
+    def __init__(self, unet: UNet, time: nn.Module, plane_side: int = 1, /, **embeddings: nn.Module):
         super().__init__()
+        self.plane_side = plane_side
         self.unet = unet
         self.time = time
         self.embeddings = nn.ModuleDict(embeddings)
@@ -47,6 +52,7 @@ class Denoiser(nn.Module):
         unet: UNetConfig,
         conditions: Mapping[str, Embeddable] = {},
         time: TimeConfig = TimeConfig(),
+        plane_side: int = 1,
     ) -> "Denoiser":
         """Return a denoiser with fresh weights; the time has as many sinusoids as the finest level has channels.
 
@@ -58,12 +64,12 @@ class Denoiser(nn.Module):
             raise ValueError(f"unet.vector_dim: 0, so the time has no input; try {4 * unet.levels[0].channels}")
         embeddings = {name: config.build_embedding(name, unet) for name, config in conditions.items()}
         sinusoids = TimeEmbedding(unet.vector_dim, unet.levels[0].channels, time.freq_shift)
-        return cls(UNet(unet), sinusoids, **embeddings)
+        return cls(UNet(unet), sinusoids, plane_side, **embeddings)
 
     def tiled(self, tile: int) -> "Denoiser":
         """Return the same denoiser for images of any size, in tiles of the network's input with this side."""
         tiles = Tiled(self.unet, tile)
-        return Denoiser(tiles, self.time, **self.embeddings)  # pyright: ignore[reportArgumentType]
+        return Denoiser(tiles, self.time, self.plane_side, **self.embeddings)  # pyright: ignore[reportArgumentType]
 
     def forward(
         self, x_t: Tensor, t: Tensor, keep_masks: Mapping[str, Tensor] | None = None, **conditions: Tensor
@@ -81,4 +87,7 @@ class Denoiser(nn.Module):
         cond: Conditioning = self.time(t)
         for name, embedding in self.embeddings.items():
             cond = cond + embedding(conditions.get(name), keep_masks.get(name))
+        if cond.planes is not None and self.plane_side > 1:
+            planes = cond.planes.expand(-1, -1, *(side * self.plane_side for side in x_t.shape[2:]))
+            cond = replace(cond, planes=unshuffle(planes, self.plane_side))
         return self.unet(x_t, cond)

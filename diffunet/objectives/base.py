@@ -75,6 +75,8 @@ class Objective(ABC):
     """Samplers by name."""
     schedulers: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]] = {}
     """Further samplers, of diffusers, by name: class, and arguments besides the process's own."""
+    limit: float | None = 1.0
+    """Samplers clip estimates of x_0 to [-limit, limit], the range of pixels; None: not at all, as for latents."""
 
     def __init__(self, config: ObjectiveConfig, dropout: Mapping[str, float] = {}):
         """dropout: probability of dropping a condition alone, in addition to `config.condition_dropout`, by name."""
@@ -152,8 +154,11 @@ class Objective(ABC):
             raise UserError(f"sampler: {name} is not one of {known}{did_you_mean(name, self.samplers())}")
         self.check_steps(steps)
         if name in self.schedulers:
-            return self.scheduler(*self.schedulers[name], steps, size)
-        return Solver(self, self.falling_times(steps, self.start(size)), self.methods[name])
+            class_name, options = self.schedulers[name]
+            clipping = CLIP_TO_DATA_RANGE if self.limit is None else {}
+            options = {key: value for key, value in options.items() if key not in clipping}
+            return self.scheduler(class_name, options, steps, size)
+        return Solver(self, self.falling_times(steps, self.start(size)), self.methods[name], limit=self.limit)
 
     def check_steps(self, steps: int) -> None:
         """Raise UserError for a number of network calls that the process does not have."""

@@ -1,7 +1,8 @@
 """The configuration of a run, and how the data complete it."""
 
+import math
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import ConfigDict, Field, field_validator
@@ -14,6 +15,7 @@ from ..core.errors import UserError, did_you_mean, printable
 from ..core.settings import Settings
 from ..data.augmentation import KINDS
 from ..data.dataset import DataConfig, ImageDataset
+from ..models.codec import CodecConfig
 from ..models.config import MAX_CHANNELS, UNetConfig, levels_for
 from ..models.denoiser import Denoiser, TimeConfig
 from ..objectives.base import Objective
@@ -70,12 +72,15 @@ class ModelConfig(Settings):
 
     def build_denoiser(self) -> Denoiser:
         """Return the network with fresh weights. Raise ValueError if it is not resolved, or has no vector."""
-        return Denoiser.from_config(self.unet, self.conditions, self.time)
+        own = sum(condition.plane_channels for condition in self.conditions.values())
+        plane_side = math.isqrt(self.unet.plane_channels // own) if own else 1
+        return Denoiser.from_config(self.unet, self.conditions, self.time, plane_side)
 
-    def resolve_model(self, size: tuple[int, ...], channels: int) -> Self:
-        """Return the config completed for images of this size (height, width) and number of channels.
+    def resolve_model(self, size: tuple[int, ...], channels: int, plane_side: int = 1) -> Self:
+        """Return the config completed for images or latents of this size (height, width) and number of channels.
 
-        Raise UserError for tokens without attention.
+        plane_side: side of the pixels of a conditioning image for each position. Raise UserError for tokens without
+        attention.
         """
         levels = self.unet.levels or levels_for(-(-min(size) // self.unet.unshuffle))
         vector_dim = self.unet.vector_dim or 4 * levels[0].channels
@@ -87,7 +92,7 @@ class ModelConfig(Settings):
             "out_channels": channels,
             "vector_dim": vector_dim,
             "token_dim": (self.unet.token_dim or vector_dim) if tokens else 0,
-            "plane_channels": sum(condition.plane_channels for condition in conditions),
+            "plane_channels": plane_side**2 * sum(condition.plane_channels for condition in conditions),
         }
         resolved = self.unet.model_copy(update=unet)
         if tokens and not resolved.attention_channels():
@@ -133,18 +138,27 @@ class Config(ModelConfig, RunConfig):
         DDPMConfig()
     )
     """The training objective; its type decides which keys there are."""
+    codec: CodecConfig = CodecConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
 
-    def build_objective(self) -> Objective:
-        """Return the training objective."""
+    @property
+    def sampled_size(self) -> tuple[int, int]:
+        """(height, width) of what the network generates: images or latents."""
+        height, width = self.data.size
+        return height // self.codec.factor, width // self.codec.factor
+
+    def build_objective(self, **parts: Any) -> Objective:
+        """Return the training objective; `parts` are further arguments of its class."""
         dropout = {name: condition.dropout for name, condition in self.inputs.items()}
-        return OBJECTIVES[self.objective.type](self.objective, dropout)
+        objective = OBJECTIVES[self.objective.type](self.objective, dropout, **parts)
+        objective.limit = None if self.codec.pretrained else objective.limit
+        return objective
 
     def resolve(self, images: ImageDataset) -> Self:
-        """Return the config completed from the data. Raise UserError where they disagree."""
+        """Return the config completed from the data; its section `codec` is complete. Raise UserError if they disagree."""
         for name, label in self.labels.items():
             found = images.conditions[name].num_classes if name in images.conditions else 0
             if label.num_classes not in (None, found):
@@ -157,7 +171,9 @@ class Config(ModelConfig, RunConfig):
         if self.data.augmentation:
             conditions["augmentation"] = AugmentationConfig(width=KINDS)
         completed = self.model_copy(update={"conditions": conditions, "data": images.config})
-        return completed.resolve_model(images.config.size, images.config.channels)
+        channels = len(self.codec.scale) or images.config.channels
+        assert channels
+        return completed.resolve_model(completed.sampled_size, channels, self.codec.factor)
 
 
 def config_file(name: str) -> Path:

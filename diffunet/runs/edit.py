@@ -114,13 +114,13 @@ def interpolation(
         if image is not None:
             noise.append(sampler.invert(config, image, progress)[0])
         elif end.isdecimal():
-            noise.append(torch.randn(sampler.shape, generator=torch.Generator().manual_seed(int(end))))
+            noise.append(torch.randn(sampler.noise_shape(), generator=torch.Generator().manual_seed(int(end))))
         else:
             raise UserError(f"{printable(end)}: neither a file nor a seed; give one of them")
         images.append(image)
     if noise[0].shape != noise[1].shape:
         raise UserError(f"between: {ends[1]} is of another size than {ends[0]}; crop both alike")
-    return Interpolate(slerp(*noise, torch.linspace(0, 1, config.num_images))), images
+    return Interpolate(slerp(*noise, torch.linspace(0, 1, config.num_images)), run.codec.factor), images
 
 
 def read_images(files: Sequence[Path], run: Config, channels: int) -> Tensor:

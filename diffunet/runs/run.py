@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError, did_you_mean
@@ -14,6 +15,8 @@ from ..core.progress import no_progress
 from ..core.runtime import default_device
 from ..core.settings import merge, settings_from
 from ..core.storage import atomic_write, check_state_dict, load_json, load_tensors, save_tensors
+from ..models.autoencoder import load_autoencoder
+from ..models.codec import Codec
 from ..models.denoiser import Denoiser
 from ..models.meta import on_meta
 from ..models.saving import WEIGHTS
@@ -24,6 +27,8 @@ from .config import Config, ModelConfig, RunConfig
 from .examples import EXAMPLES, read_examples
 from .migration import migrate_config, migrate_folder, migrate_model
 
+CODEC = "codec"
+"""Folder in model/ with the autoencoder of a run of latents."""
 EMA_FILE = "ema.json"
 """File beside weights whose EMA length was chosen after the training: the length, and the measurements behind it."""
 FORMAT = 2
@@ -183,6 +188,13 @@ class Run:
 
     # ── samples ───────────────────────────────────────────────────────────────────────────────────
 
+    def codec(self, config: Config, device: torch.device) -> Codec | None:
+        """Return what makes images of the latents that the run samples; None if it samples images."""
+        if not config.codec.pretrained:
+            return None
+        autoencoder = load_autoencoder(self.folder / "model" / CODEC)
+        return Codec(autoencoder, config.codec.shift, config.codec.scale).to(device)
+
     def sampler(self, config: SampleConfig, denoiser: Denoiser | None = None) -> Sampler:
         """Return a sampler of the run's EMA weights, or of `denoiser`, with the guide that `config` names."""
         own = self.config()
@@ -199,6 +211,7 @@ class Run:
             folder=self.folder / "model",
             examples=read_examples(self.folder / EXAMPLES, own.inputs),
             guide=guide,
+            codec=self.codec(own, next(denoiser.parameters()).device),
         )
 
     def sample(self, progress: Callable = no_progress, **settings: Any) -> SampleBatch:

@@ -3,7 +3,7 @@ model knows, or what follows; none needs training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -53,6 +53,13 @@ class Edit:
         """Return the finished samples (B, C, H, W)."""
         return images
 
+    def of_latents(self, encode: Callable[[Tensor], Tensor]) -> "Edit":
+        """Return the edit of what a run samples that generates latents; `encode` makes them of images.
+
+        Raise UserError for an edit that needs pixels at each step.
+        """
+        return self
+
 
 FROM_NOISE = Edit()
 """No edit."""
@@ -69,7 +76,7 @@ def _solver(objective: Objective, name: str, times: Tensor, rounds: int = 1) -> 
     """Return the solver of this name. Raise UserError for a sampler of diffusers."""
     if name not in METHODS:
         raise UserError(f"sampler: {name} does not edit this way; use {', '.join(METHODS)}")
-    return Solver(objective, times, METHODS[name], rounds)
+    return Solver(objective, times, METHODS[name], rounds, objective.limit)
 
 
 @dataclass
@@ -130,6 +137,9 @@ class Restore(Edit):
             return images
         return self.degradation.project(images, self._of(indices).to(images.device), self.bit_depth)
 
+    def of_latents(self, encode: Callable[[Tensor], Tensor]) -> Edit:
+        raise UserError("edit: this run samples latents, which no pixel determines; use --strength or --between")
+
     @property
     def inputs(self) -> Tensor:
         """What is known of the images, (M, C, h, w) in [-1, 1], 0 where a mask hides."""
@@ -177,6 +187,9 @@ class Vary(Edit):
         images = self.images[[index // self.samples for index in indices]].to(noise)
         return noise + alpha / sigma * images
 
+    def of_latents(self, encode: Callable[[Tensor], Tensor]) -> "Vary":
+        return replace(self, images=encode(self.images))
+
 
 @dataclass
 class Interpolate(Edit):
@@ -184,11 +197,13 @@ class Interpolate(Edit):
 
     noise: Tensor
     """(N, C, H, W), one for each sample, about standard normal."""
+    factor: int = 1
+    """Side of the pixels of a sample for each position of the noise, that of a run's latents."""
     defaults: ClassVar = {"steps": 50}
 
     def __post_init__(self):
         height, width = self.noise.shape[2:]
-        self.size = height, width
+        self.size = self.factor * height, self.factor * width
 
     def sampler(self, objective: Objective, name: str, steps: int, size: tuple[int, ...]) -> Solver:
         _check(objective, steps)

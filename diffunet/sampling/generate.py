@@ -17,6 +17,7 @@ from ..core.progress import no_progress
 from ..core.runtime import RuntimeConfig, autocast, prepare_for
 from ..core.settings import Settings
 from ..data.pixels import denormalize
+from ..models.codec import Codec
 from ..models.denoiser import Denoiser
 from ..objectives.base import Objective
 from .editing import FROM_NOISE, Edit, Interpolate, invert
@@ -113,10 +114,20 @@ class Sampler:
     """Words of held-out examples by condition, sampled in turn where no condition is given."""
     guide: Denoiser | None = None
     """The denoiser to guide away from; None: the same one without conditions."""
+    codec: Codec | None = None
+    """Makes images of the latents that the denoiser generates; None: it generates images."""
+
+    def noise_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the noise of images of a size, by default the run's."""
+        height, width = size or self.shape[1:]
+        return self.codec.shape((height, width)) if self.codec else (self.shape[0], height, width)
 
     def check(self, config: SampleConfig) -> None:
-        """Raise UserError for a condition, class or sampler that is not available."""
+        """Raise UserError for a condition, class, sampler or other setting that is not available."""
         check_sample_config(self.conditions, self.objective, config)
+        for name in ("agree", "tile") if self.codec else ():
+            if getattr(config, name):
+                raise UserError(f"{name}: is for runs that sample pixels, but this one samples latents; leave it out")
 
     def values(self, config: SampleConfig) -> dict[str, list[Value]]:
         """Return the values to sample in turn, by condition.
@@ -162,24 +173,31 @@ class Sampler:
         if config.agree:
             self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
-        for indices, size in self._batches(config, values, edit):
+        batches = self._batches(config, values, edit)
+        edit = edit.of_latents(self.codec.encode) if self.codec else edit
+        for indices, size in batches:
             model = self._model(config, device, config.tile if size != self.shape[1:] else None)
             model = edit.model(model, self.objective, indices)
             seeds = [config.seed + index for index in indices]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            shape = (self.shape[0], *size)
+            shape = self.noise_shape(size)
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
             chosen = {name: [turn[index % len(turn)] for index in indices] for name, turn in values.items()}
             stacked = {name: self.conditions[name].stack(turn) for name, turn in chosen.items()}
             conditions = {name: value.to(device) for name, value in stacked.items() if value is not None}
-            sampler = edit.sampler(self.objective, config.sampler, config.steps, size)
-            model = model if watch is None else _watched(model, self.objective, watch)
+            sampler = edit.sampler(self.objective, config.sampler, config.steps, shape[1:])
+            model = model if watch is None else _watched(model, self.objective, watch, self._decode)
             start = edit.start(noise, sampler, indices)
             images = edit.finish(sample(model, sampler, start, generators, progress, **conditions), indices)
+            images = self._decode(images)
             for name, turn in chosen.items() if config.agree else ():
                 images = self.conditions[name].agree(images, turn)
             words = {name: [value.word for value in turn] for name, turn in chosen.items()}
             yield SampleBatch(denormalize(images, self.bit_depth).cpu(), seeds, words)
+
+    def _decode(self, samples: Tensor) -> Tensor:
+        """Return the images that the network's samples are, or are the latents of."""
+        return self.codec.decode(samples) if self.codec else samples
 
     def invert(self, config: SampleConfig, images: Tensor, progress: Callable = no_progress) -> Tensor:
         """Return the noise (B, C, H, W) from which `Interpolate` samples these images in [-1, 1], on the CPU.
@@ -195,7 +213,8 @@ class Sampler:
             name: self.conditions[name].stack(turn[:1] * len(images)) for name, turn in self.values(config).items()
         }
         conditions = {name: value.to(device) for name, value in chosen.items() if value is not None}
-        solver = Interpolate(images).sampler(self.objective, config.sampler, config.steps, size)
+        images = self.codec.encode(images) if self.codec else images
+        solver = Interpolate(images).sampler(self.objective, config.sampler, config.steps, tuple(images.shape[2:]))
         return invert(model, solver, images.to(device), progress, **conditions).cpu()
 
     def _check_agreement(self, values: Mapping[str, list[Value]]) -> None:
@@ -255,12 +274,17 @@ class Sampler:
         return Guided(model, scale, (lowest, highest), *guide)
 
 
-def _watched(model: Callable[..., Tensor], objective: Objective, watch: Callable[[Tensor], None]) -> Callable:
+def _watched(
+    model: Callable[..., Tensor],
+    objective: Objective,
+    watch: Callable[[Tensor], None],
+    decode: Callable[[Tensor], Tensor],
+) -> Callable:
     """Return the model, with `watch` called with the estimate of the images that each prediction implies."""
 
     def call(x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         prediction = model(x_t, t, **conditions)
-        watch(objective.clean(prediction[:, : x_t.shape[1]].float(), x_t, t))
+        watch(decode(objective.clean(prediction[:, : x_t.shape[1]].float(), x_t, t)))
         return prediction
 
     return call

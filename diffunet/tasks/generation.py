@@ -27,6 +27,7 @@ from ..training.config import TrainConfig
 from ..training.ema import list_snapshots
 from .finetuning import INITIAL_WEIGHTS, Pretrained, describe_memorization, initial_weights, teacher
 from .fit import make_accelerator
+from .latents import encode_dataset
 from .task import Task
 
 UNET = {"dims": 2, "padding": "same"}
@@ -49,6 +50,10 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
     decoding = partial(tqdm, desc="decode", unit="image", leave=False)
     folder = pretrained.folder if pretrained and pretrained.folder else run.folder / "model"
     images = load_images(config.data, config.inputs, folder, log, decoding)
+    pixels, codec_files = images, {}
+    if config.codec.pretrained:
+        encoding, folders = partial(tqdm, desc="encode", unit="batch", leave=False), (run.folder / "model", folder)
+        config, images, codec_files = encode_dataset(config, images, folders, accelerator.device, encoding)
     config = config.resolve(images)
     initial = run.folder / INITIAL_WEIGHTS
     weights = {}
@@ -56,17 +61,17 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
         weights = initial_weights(config, pretrained, log) if pretrained else load_tensors(initial)
     objective = config.build_objective()
     if isinstance(objective, Consistency) and objective.config.guidance_scale is not None:
-        objective = Consistency(objective.config, objective.dropout, teacher(config, weights, accelerator.device))
+        objective = config.build_objective(teacher=teacher(config, weights, accelerator.device))
     check_sample_config(config.inputs, objective, config.sample)
-    training, held_out = images.split_held_out()
+    (training, held_out), real = images.split_held_out(), pixels.split_held_out()
     texts = [text for column in images.columns.values() for text in column.files.items()]
     files = {f"model/{name}": text.encode() for name, text in texts}
-    files |= {INITIAL_WEIGHTS: tensors_to_bytes(weights)} if pretrained else {}
+    files |= {**codec_files, **({INITIAL_WEIGHTS: tensors_to_bytes(weights)} if pretrained else {})}
     if config.data.random_flip or config.data.augmentation:
         for name, column in images.columns.items():
             if isinstance(column, TextColumn) and mentions_sides(column.distinct):
                 log(f"conditions.{name}: captions distinguish left from right, which flips and augmentation contradict")
-    preview = Preview(run, config, Monitor(objective, training, held_out), accelerator.device, log)
+    preview = Preview(run, config, Monitor(objective, training, held_out, real[0]), accelerator.device, log)
 
     def build(train: TrainConfig) -> Denoiser:
         denoiser = config.build_denoiser()
@@ -85,11 +90,15 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
         outputs = f"samples: {run.folder}/samples, curves: {run.folder}/curves.png"
         lines = [f"{outputs}; sample more with python sample.py {run.folder}"]
         if config.finetune.pretrained and (sampled := preview.sample(ema, "memorization")):
-            lines.insert(0, describe_memorization(sampled[0], images))
+            lines.insert(0, describe_memorization(sampled[0], pixels))
         return "\n".join(lines)
 
     kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
-    height, width = config.data.size
+    size = "×".join(map(str, config.data.size))
+    if config.codec.pretrained:
+        size += (
+            f" as latents of {config.sampled_size[0]}×{config.sampled_size[1]} with {len(config.codec.scale)} channels"
+        )
     conditions = ", ".join(condition.summary for condition in config.inputs.values()) or "unconditional"
     return Task(
         config=config,
@@ -99,9 +108,9 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
         data=training.to(accelerator.device),
         preview=preview,
         publish=publish,
-        summary=f"{len(images):,} images of {height}×{width}{kept}, {conditions}",
+        summary=f"{len(images):,} images of {size}{kept}, {conditions}",
         report=report,
-        files={**files, **example_files(held_out if len(held_out) else training)},
+        files={**files, **example_files(real[1] if len(held_out) else real[0])},
     )
 
 

@@ -85,9 +85,7 @@ def new(
     return config, partial(generation, pretrained=pretrained)
 
 
-def kind_of(
-    file: Path | None, flags: Mapping[str, str] = {}, changes: Mapping[str, Any] = {}
-) -> type[RunConfig]:
+def kind_of(file: Path | None, flags: Mapping[str, str] = {}, changes: Mapping[str, Any] = {}) -> type[RunConfig]:
     """Return the class of a configuration, by the type of its objective, or else by the run that it begins with.
 
     Raise UserError for an unknown type.

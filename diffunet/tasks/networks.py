@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean
 from ..core.settings import Settings, settings_from
+from ..models.autoencoder import load_autoencoder
 from ..models.config import UNetConfig
 from ..models.presets import PRESETS
 from ..runs.config import Config, ModelConfig, config_file
@@ -59,7 +60,7 @@ def find_network(
         default = config.unet.dims * (64,)
     elif Path(name).is_dir():
         config = settings_from(Run(name).config(), Config, flags)
-        default = config.data.size
+        default = config.sampled_size
     elif not Path(name).suffix:
         near = did_you_mean(name, PRESETS)
         raise UserError(f"{name}: neither a preset ({', '.join(PRESETS)}), nor a run, nor a file{near}")
@@ -70,7 +71,12 @@ def find_network(
         for name in config.conditions.keys() - known.keys():
             log(f"conditions.{name}: left out; its size follows from the data (describe a run instead)")
         config = config.model_copy(update={"conditions": known})
-        config = config.resolve_model(tuple(size or default), config.data.channels or 3)
+        channels = config.data.channels or 3
+        if config.codec.pretrained:
+            autoencoder = load_autoencoder(config.codec.pretrained)
+            config = config.replace(codec={"factor": autoencoder.factor})
+            default, channels = tuple(side // autoencoder.factor for side in default), autoencoder.latent_channels
+        config = config.resolve_model(tuple(size or default), channels, config.codec.factor)
     return Network(config, _sides(size or default, config.unet), predicts=False, plan=None)
 
 
