@@ -163,7 +163,7 @@ def train_small(*argv):
 def checkpoint(folder: Path, step: int = 12) -> dict[str, bytes]:
     """Return the bytes of a checkpoint and of the published weights by file name."""
     files = [*(folder / "checkpoints" / f"step_{step:08d}").iterdir(), *(folder / "model").iterdir()]
-    return {path.name: path.read_bytes() for path in files}
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
 def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 10), seed: int = 0, **options) -> Path:

@@ -1,4 +1,4 @@
-"""The latents of a frozen autoencoder, with mean 0 and spread 1 in each channel, as images for a network to generate."""
+"""The latents of a frozen autoencoder, with mean 0 and spread 1 in each channel, for a network to generate."""
 
 from collections.abc import Sequence
 from typing import Annotated

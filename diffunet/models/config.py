@@ -59,8 +59,8 @@ class UNetConfig(Settings):
     dims: Literal[1, 2, 3] = 2
     """Spatial axes: 1 signals, 2 images, 3 volumes."""
     unshuffle: int = Field(default=1, ge=1, le=64)
-    """Side of the blocks of positions that enter and leave as channels of one position (Shi et al. 2016): nothing is lost,
-    and every level has that much less resolution. 2 makes a step about four times as fast; for large images."""
+    """Side of the blocks of positions that enter and leave as channels of one position (Shi et al. 2016). Nothing is
+    lost, and each level has that much less resolution: 2 makes a step about four times as fast, for large images."""
     padding: Literal["same", "valid"] = "same"
     """same: the output has the input's size; valid: unpadded convolutions, the output is smaller."""
     block: Literal["residual", "plain"] = "residual"

@@ -75,8 +75,8 @@ class Autoencoding:
 
         (sum_p |x_p - x̂_p| + kl D(N(mean, variance) || N(0, 1))) / P
 
-    and for a linear autoencoder and squared errors instead, its minimum is that of probabilistic PCA (Lucas et al. 2019,
-    "Don't blame the ELBO").
+    and for a linear autoencoder and squared errors instead, its minimum is that of probabilistic PCA (Lucas et al.
+    2019, "Don't blame the ELBO").
     """
 
     def __init__(self, config: AutoencodingConfig, distance: Distance | None = None):

@@ -158,7 +158,7 @@ class Config(ModelConfig, RunConfig):
         return objective
 
     def resolve(self, images: ImageDataset) -> Self:
-        """Return the config completed from the data; its section `codec` is complete. Raise UserError if they disagree."""
+        """Return the config completed from the data; its section `codec` is. Raise UserError if they disagree."""
         for name, label in self.labels.items():
             found = images.conditions[name].num_classes if name in images.conditions else 0
             if label.num_classes not in (None, found):

@@ -1,0 +1,178 @@
+"""Autoencoders, and generators of their latents, from the command line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from helpers import checkpoint, copy_with_first_checkpoint, mistake, run, train_small, write_image
+
+from diffunet.core.rng import BatchRNG
+from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.latents import encode_images, statistics
+from diffunet.data.pixels import denormalize, normalize
+from diffunet.runs.run import Run
+from diffunet.tasks.generation import generation
+
+AUTOENCODER = """
+objective: {type: autoencoding, kl: 1e-4}
+autoencoder: {channels: [8, 16], latent_channels: 3, norm_groups: 4}
+data: {path: digits, random_flip: true}
+train: {output: vae, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, learning_rate: 1e-3, ema_decay: 0.9,
+        log_every: 2, checkpoint_every: 4, preview_every: 6, snapshots: 0,
+        runtime: {mixed_precision: no, compile: false}}
+"""
+
+
+@pytest.fixture
+def vae(small, monkeypatch) -> Path:
+    """Return the run of an autoencoder of latents of half the side; latents are kept in this test's home."""
+    monkeypatch.setenv("HOME", str(small))
+    Path("vae.yaml").write_text(AUTOENCODER)
+    assert run("train", "--config", "vae.yaml") == 0
+    return Path("vae")
+
+
+def test_an_autoencoder_is_resumed_to_the_byte(vae):
+    whole = checkpoint(vae)
+    copy_with_first_checkpoint("vae", "stopped")
+    assert run("train", "--resume", "stopped") == 0
+    assert checkpoint(Path("stopped")) == whole
+    assert {file.name for file in Path("vae/samples").iterdir()} == {"step_00000006.png", "step_00000012.png"}
+
+
+def test_diffusers_loads_its_folder(vae):
+    theirs = AutoencoderKL.from_pretrained("vae/model").eval()
+    from diffunet.models.autoencoder import load_autoencoder
+
+    image = torch.rand(3, 1, 8, 8) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(load_autoencoder("vae").encode(image)[0], theirs.encode(image).latent_dist.mean)
+
+
+def test_latents_are_resumed_and_encoded_again_to_the_byte(vae, small):
+    """Without the autoencoder, which the run keeps, and without the file of the latents."""
+    train_small("--codec.from", "vae")
+    whole = checkpoint(Path("run"))
+    copy_with_first_checkpoint("run", "stopped")
+    shutil.rmtree("vae")
+    assert run("train", "--resume", "stopped") == 0
+    assert checkpoint(Path("stopped")) == whole
+    copy_with_first_checkpoint("run", "encoded")
+    (cache,) = Path(small, ".cache/diffunet/latents").glob("*.npy")
+    before = cache.read_bytes()
+    cache.unlink()
+    assert run("train", "--resume", "encoded") == 0
+    assert cache.read_bytes() == before
+    assert checkpoint(Path("encoded")) == whole
+
+
+def test_batches_have_mean_zero_and_spread_one_and_depend_on_the_position_alone(vae):
+    train_small("--codec.from", "vae", "--train.steps", "1", "--data.held_out", "0")
+    config = Run("run").config()
+    assert config.codec.factor == 2 and len(config.codec.scale) == 3
+    assert config.unet.in_channels == config.unet.out_channels == 3
+    data = generation(config).data
+    number = len(data)
+    batch = data.__getitems__(list(range(number)))
+    image = data.prepare(dict(batch), BatchRNG.at(0, 1, slice(0, number), number, torch.device("cpu")))["image"]
+    assert image.shape == (number, 3, 4, 4)
+    assert image.mean((0, 2, 3)).abs().max() < 0.02 and (image.std((0, 2, 3)) - 1).abs().max() < 0.02
+    part = data.__getitems__(list(range(10, 30)))
+    alone = data.prepare(part, BatchRNG.at(0, 1, slice(10, 30), number, torch.device("cpu")))["image"]
+    assert torch.equal(alone, image[10:30])
+
+
+def test_mirrored_latents_are_those_of_mirrored_images(small, monkeypatch):
+    monkeypatch.setenv("HOME", str(small))
+    images = load_images(DataConfig(path="digits", random_flip=True), log=lambda text: None)
+    weight = torch.randn(2, 1, 2, 2)
+
+    def encode(pixels):
+        mean = torch.nn.functional.conv2d(pixels, weight, stride=2)
+        return mean, mean - 3
+
+    moments = encode_images(images, encode, "checksum")
+    assert moments.shape == (1797, 2, 4, 4, 4) and moments.dtype == torch.float16
+    pixels = normalize(images.images, 8)
+    expected = torch.stack([torch.cat(encode(view), 1) for view in (pixels, pixels.flip(-1))], 1)
+    torch.testing.assert_close(moments.float(), expected, atol=2e-3, rtol=1e-3)
+    assert encode_images(images, lambda pixels: pytest.fail("encoded again"), "checksum").shape == moments.shape
+    assert encode_images(images, encode, "other weights").shape == moments.shape
+    assert len(list(Path(small, ".cache/diffunet/latents").glob("*.npy"))) == 2
+    mean, log_variance = expected.double().transpose(1, 2).split(2, dim=1)
+    shift, scale = statistics(moments, 2, torch.arange(1797))
+    np.testing.assert_allclose(shift, mean.mean((0, 2, 3, 4)), atol=1e-3)  # 16 bits
+    variance = mean.var((0, 2, 3, 4), correction=0) + log_variance.exp().mean((0, 2, 3, 4))
+    np.testing.assert_allclose(scale, variance.sqrt(), rtol=1e-3)
+
+
+def test_samples_are_decoded_latents(vae):
+    """As diffusers decodes them; clipping of estimates, for pixels alone, is off."""
+    train_small("--codec.from", "vae")
+    trained = Run("run")
+    sampler = trained.sampler(trained.config().sample)
+    assert sampler.objective.limit is None and sampler.objective.sampler("dpm++", 5).limit is None
+    assert not sampler.objective.sampler("unipc", 5).config.thresholding
+    found, codec = trained.sample(num_images=3, seed=5), trained.config().codec
+    sampler.codec, estimates = None, []
+    latents = []
+    original, sampler.shape = sampler.shape, (3, 4, 4)
+    from diffunet.sampling import generate
+
+    keep = generate.denormalize
+    generate.denormalize = lambda images, bit_depth: latents.append(images) or keep(images[:, :1], bit_depth)
+    try:
+        list(sampler.sample(trained.config().sample.model_copy(update={"num_images": 3, "seed": 5})))
+    finally:
+        generate.denormalize = keep
+    theirs = AutoencoderKL.from_pretrained("run/model/codec").eval()
+    scale, shift = (torch.tensor(values)[:, None, None] for values in (codec.scale, codec.shift))
+    with torch.no_grad():
+        expected = denormalize(theirs.decode(latents[0].cpu() * scale + shift).sample, 8)
+    assert found.pixels.shape == (3, *original) and not estimates
+    assert (found.pixels.int() - expected.int()).abs().max() <= 1
+
+
+def test_a_run_of_latents_is_evaluated_edited_and_described(vae, capsys):
+    train_small("--codec.from", "vae")
+    assert run("evaluate", "run", "--num_images", "8") == 0
+    image = write_image(Path("a.png"), "L", (8, 8))
+    write_image(Path("b.png"), "L", (8, 8), seed=1)
+    assert run("edit", "run", image, "--strength", "0.5", "--steps", "3") == 0
+    assert run("edit", "run", image, "--between", "b.png", "--num_images", "3", "--steps", "4") == 0
+    write_image(Path("mask.png"), "L", (8, 8), seed=2)
+    assert "samples latents" in mistake(capsys, "edit", "run", image, "--mask", "mask.png")
+    assert run("describe", "run") == 0
+    assert "4×4" in capsys.readouterr().out
+
+
+def test_conditioning_images_enter_as_channels_of_fewer_positions(vae):
+    """A small copy of the image itself, of which each position of a latent has four pixels."""
+    upscale = "{source: {type: image, by: [{downscale: 2}]}}"
+    train_small("--codec.from", "vae", "--conditions", upscale, "--train.steps", "2")
+    trained = Run("run")
+    assert trained.config().unet.plane_channels == 4 * 2
+    assert trained.denoiser().plane_side == 2
+    low = write_image(Path("low.png"), "L", (4, 4))
+    assert run("sample", "run", "--source", str(low), "--num_images", "2", "--steps", "2") == 0
+
+
+def test_mistakes_are_one_line(vae, capsys):
+    small = ["--config", "small.yaml", "--codec.from", "vae"]
+    assert "does not divide 9×9; use --data.resolution 8" in mistake(capsys, "train", *small, "--data.resolution", "9")
+    assert "data.augmentation" in mistake(capsys, "train", *small, "--data.augmentation", "0.1")
+    for index in range(4):
+        write_image(Path("photos") / f"{index}.png", "RGB", (8, 8), seed=index)
+    assert run("train", *small, "--data.path", "photos") == 2
+    assert "\ncodec.from: vae takes images of 1 channels" in capsys.readouterr().err  # below the bar of decoding
+    missing = mistake(capsys, "train", "--config", "small.yaml", "--codec.from", "nothing")
+    assert "nothing: no autoencoder here" in missing
+    assert "a run of autoencoding, not of generation" in mistake(capsys, "sample", "vae")
+    odd = ["--config", "vae.yaml", "--data.resolution", "9", "--train.output", "odd"]
+    assert "autoencoder.channels" in mistake(capsys, "train", *odd)
+    train_small("--codec.from", "vae", "--train.steps", "1")
+    assert "agree" in mistake(capsys, "sample", "run", "--agree", "true")
+    assert "tile" in mistake(capsys, "sample", "run", "--tile", "8")
