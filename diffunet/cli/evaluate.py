@@ -1,6 +1,7 @@
 """The commands that measure: evaluate, ema, classifier."""
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,9 +9,12 @@ from ..core.errors import UserError
 from ..core.progress import shared_bar
 from ..core.runtime import default_device
 from ..core.settings import settings_from
+from ..core.storage import atomic_write
 from ..evaluation.comparison import format_comparison
+from ..evaluation.compressed import format_compressed
 from ..evaluation.features import choose_features
 from ..evaluation.report import format_record
+from ..runs.autoencoding import AutoencoderEvaluationConfig, AutoencoderRunConfig, evaluate_autoencoder
 from ..runs.evaluate import EvaluationConfig, evaluate_denoiser, evaluate_folder, real_images, save_evaluation
 from ..runs.evaluate import evaluate as evaluate_run
 from ..runs.evaluate_prediction import (
@@ -19,11 +23,13 @@ from ..runs.evaluate_prediction import (
     evaluate_predictor,
     save_predictor_evaluation,
 )
+from ..runs.figures import save_comparison
 from ..runs.pocket_scores import format_pockets
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from ..runs.samples import next_folder
 from ..sampling.generate import SampleConfig
+from ..tasks.autoencoding import load_lpips
 from ..tasks.classification import ClassificationConfig, classification
 from ..tasks.fit import fit
 from ..tasks.start import begin, resume
@@ -43,6 +49,8 @@ def evaluate(argv: list[str]) -> int:
     check_single_process("diffunet evaluate")
     if _is_prediction(argv):
         return _evaluate_prediction(argv)
+    if _first_task(argv) == AutoencoderRunConfig.task:
+        return _evaluate_autoencoder(argv)
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=evaluate.__doc__)
     parser.add_argument("source", metavar="RUN", help="a run folder, or a folder of images (with --data.path)")
     parser.add_argument("--output", metavar="FOLDER", help="for the record [default: RUN/evaluations/000, ...]")
@@ -73,9 +81,39 @@ def evaluate(argv: list[str]) -> int:
 
 def _is_prediction(argv: list[str]) -> bool:
     """Return whether the command line is about predictions: of a run, or in a folder beside targets."""
-    runs = [Run(word) for word in argv if not word.startswith("-") and Run(word).exists]
     targets = any(word.partition("=")[0] == "--targets" for word in argv)
-    return targets or (bool(runs) and runs[0].task == PredictionConfig.task)
+    return targets or _first_task(argv) == PredictionConfig.task
+
+
+def _first_task(argv: list[str]) -> str | None:
+    """Return the task of the first run on the command line."""
+    return next((Run(word).task for word in argv if not word.startswith("-") and Run(word).exists), None)
+
+
+def _evaluate_autoencoder(argv: list[str]) -> int:
+    """Compress the images that an autoencoder's run holds out, and compare them with the originals.
+
+    The record and the images that changed most are written to RUN/evaluations.
+    """
+    parser = argparse.ArgumentParser(prog="diffunet evaluate", description=_evaluate_autoencoder.__doc__)
+    parser.add_argument("source", metavar="RUN", help="the run of an autoencoder")
+    parser.add_argument("--output", metavar="FOLDER", help="for the record [default: RUN/evaluations/000, ...]")
+    add_flags(parser, AutoencoderEvaluationConfig)
+    args, flags = parse_flags(parser, argv)
+    run = Run(args.source)
+    own = run.config(AutoencoderRunConfig)
+    config = settings_from(AutoencoderEvaluationConfig(data=own.data), AutoencoderEvaluationConfig, flags)
+    weights = config.perceptual_weights
+    distance = load_lpips(weights, "--perceptual_weights").to(default_device()) if weights else None
+    folder = Path(args.output) if args.output else next_folder(run.folder / "evaluations")
+    check_writable(folder)
+    record, rows = evaluate_autoencoder(run, config, distance, _bar)
+    with atomic_write(folder / "evaluation.json") as file:
+        file.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    save_comparison(folder / "changed_most.png", rows)
+    print(format_compressed(record))
+    print(f"{folder}: evaluation.json; changed_most.png")
+    return 0
 
 
 def _evaluate_prediction(argv: list[str]) -> int:

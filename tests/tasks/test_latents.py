@@ -167,7 +167,7 @@ def test_mistakes_are_one_line(vae, capsys):
     for index in range(4):
         write_image(Path("photos") / f"{index}.png", "RGB", (8, 8), seed=index)
     assert run("train", *small, "--data.path", "photos") == 2
-    assert "\ncodec.from: vae takes images of 1 channels" in capsys.readouterr().err  # below the bar of decoding
+    assert "codec.from: vae takes images of 1 channels" in capsys.readouterr().err  # below the bar of decoding
     missing = mistake(capsys, "train", "--config", "small.yaml", "--codec.from", "nothing")
     assert "nothing: no autoencoder here" in missing
     assert "a run of autoencoding, not of generation" in mistake(capsys, "sample", "vae")
