@@ -71,7 +71,8 @@ def table(heads: list[str], rows: Iterable[list[str]]) -> str:
 def score_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Return scores of a record of `diffunet evaluate` ± their errors, and those of all of its references."""
     errors = ["" if row["error"] is None else f" ± {row['error']:.2g}" for row in scores.values()]
-    found = [["network", *(f"{row['value']:.4g}{error}" for row, error in zip(scores.values(), errors, strict=True))]]
+    values = ["" if row["value"] is None else f"{row['value']:.4g}" for row in scores.values()]
+    found = [["network", *(f"{value}{error}" for value, error in zip(values, errors, strict=True))]]
     for name in dict.fromkeys(name for row in scores.values() for name in row["references"]):
         values = [row["references"].get(name) for row in scores.values()]
         found.append([name, *("" if value is None else f"{value:.4g}" for value in values)])

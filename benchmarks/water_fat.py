@@ -93,7 +93,7 @@ def main() -> None:
     for row in rows:
         print(f"\n{row['name']}, {row['steps']} steps:\n\n{score_table(row['scores'])}")
     if args.record:
-        append_rows("water_fat", rows)
+        append_rows("water-fat", rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.complex_channels import to_complex
+from ..core.complex_channels import to_channels, to_complex
 from ..core.runtime import full_precision
 from ..core.water_fat import HAMILTON, MAPS, FatModel, bounded, fat_phasor, species
 from .conditioning import Conditioning
@@ -44,6 +44,21 @@ class WaterFat(Predictor):
     @property
     def out_channels(self) -> int:
         return len(MAPS)
+
+    def standardize(self, image: Tensor) -> Tensor:
+        """Return what the U-Net sees of the echoes (B, 2E, *S): how the phase turns from echo to echo.
+
+        Field and R2* do not depend on the phase of the first echo nor on the magnitude, so the E - 1 products of
+        neighboring echoes, S_e conj(S_(e-1)) over the mean power of a voxel, have all there is to learn from; the first
+        two channels are the magnitude of the first echo, relative to the others and to the training set.
+        """
+        with full_precision(image.device):
+            echoes = to_complex(image.float())
+            strength = echoes.abs().square().mean(1, keepdim=True).sqrt()
+            relative = echoes / strength.clamp(min=torch.finfo(torch.float32).tiny)
+            usual = self.input_std.square().mean().sqrt() * 2**0.5
+            first = torch.complex(relative[:, :1].abs(), strength / usual)
+            return to_channels(torch.cat([first, relative[:, 1:] * relative[:, :-1].conj()], dim=1))
 
     def forward(self, image: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         """Return the maps for (B, 2E, *S), in fp32. Raise ValueError for an image that is too small."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffunet.core.complex_channels import to_channels
+from diffunet.core.complex_channels import to_channels, to_complex
 from diffunet.core.water_fat import MAPS, signal_of_maps
 from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.unet import UNet
@@ -48,3 +48,23 @@ def test_other_numbers_of_channels_are_refused():
         WaterFat(network(6), TIMES, 3.0)
     with pytest.raises(ValueError, match=r"two or more, each of 2 channels \(got 2 and 6\)"):
         WaterFat(network(), TIMES[:2], 3.0)
+
+
+def test_species_turn_with_the_phase_and_field_and_decay_do_not():
+    """Whatever the phase of the first echo is in each voxel."""
+    torch.manual_seed(0)
+    model = WaterFat(network(), TIMES, 3.0)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.1)
+    echoes = torch.randn(2, 3, 8, 8, dtype=torch.complex64)
+    turn = torch.polar(torch.ones(2, 1, 8, 8), 6 * torch.rand(2, 1, 8, 8))
+    with torch.no_grad():
+        before, after = model(to_channels(echoes)), model(to_channels(echoes * turn))
+    torch.testing.assert_close(after[:, 4:], before[:, 4:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(after[:, :4], to_channels(to_complex(before[:, :4]) * turn), atol=1e-3, rtol=1e-3)
+    assert before[:, 4].std() > 1  # the weights count
+
+
+def test_voxels_without_signal_give_finite_maps():
+    with torch.no_grad():
+        assert WaterFat(network(), TIMES, 3.0)(torch.zeros(1, 6, 8, 8)).isfinite().all()
