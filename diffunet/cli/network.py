@@ -115,7 +115,7 @@ def export(argv: list[str]) -> int:
         return 0
     from ..interop.diffusers import export_run
 
-    print(export_run(run.denoiser(), config, args.label, to))
+    print(export_run(run.denoiser(), config, args.label, to, run.codec(config)))
     return 0
 
 

@@ -17,12 +17,14 @@ from ..conditions.label import LabelConfig
 from ..core.errors import UserError, printable
 from ..core.storage import atomic_write, load_strictly
 from ..data.dataset import DataConfig
+from ..models.codec import Codec
 from ..models.conditioning import PlaneEmbedding
 from ..models.config import LevelConfig, UNetConfig
 from ..models.denoiser import Denoiser, TimeConfig
 from ..objectives.ddpm import DDPMConfig
 from ..runs.config import Config
 from . import naming
+from .codecs import latent_code, save_codec
 from .naming import Pairs, Tensors, block_names, rename, swapped
 
 RESIDUAL = {
@@ -80,14 +82,15 @@ def from_diffusers_tensors(tensors: Tensors, unet: UNetConfig, label: str | None
 # ── export ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Path) -> str:
+def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Path, codec: Codec | None = None) -> str:
     """Write a folder for `DDPMPipeline.from_pretrained`, and return one line on its use.
 
     `DDPMPipeline` passes no labels, so an export has one class (`label`, its name or number) or is unconditional
     (None): the vector of the class is added to the bias of the time embedding. "all" keeps the classes, with the null
     class as the last one, for callers of the network itself; the pipeline cannot be called then. Nor can it be with an
-    image condition, whose planes, with the one of its presence, become input channels after those of x_t. The folder's
-    README.md has the same. Raise UserError, naming the setting, if `UNet2DModel` cannot express the network.
+    image condition, whose planes, with the one of its presence, become input channels after those of x_t. The
+    autoencoder of latents, `codec`, becomes vae/. The folder's README.md has the same. Raise UserError, naming the
+    setting, if `UNet2DModel` cannot express the network.
     """
     from diffusers import DDPMPipeline, UNet2DModel
 
@@ -107,7 +110,10 @@ def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Pa
         tensors["time.mlp.2.bias"] = tensors["time.mlp.2.bias"] + table[-1 if chosen[0] is None else chosen[0]]
     model = UNet2DModel(**diffusers_config(config, num_class_embeds))
     load_strictly(model, to_diffusers_tensors(tensors, config.unet, name), "export")
-    DDPMPipeline(unet=model, scheduler=config.objective.scheduler()).save_pretrained(folder)
+    scheduler = config.objective.scheduler(**({"clip_sample": False} if codec else {}))
+    DDPMPipeline(unet=model, scheduler=scheduler).save_pretrained(folder)
+    if codec:
+        save_codec(codec, folder / "vae")
     planes = {
         name: embedding.null_planes.shape[1] - 1
         for name, embedding in denoiser.embeddings.items()
@@ -116,6 +122,9 @@ def export_run(denoiser: Denoiser, config: Config, label: str | None, folder: Pa
     kept = condition.class_names if label == "all" else ()
     usage = _usage(condition.class_names, chosen[0], [*planes, *(["class_labels"] if kept else [])])
     code = _code(planes, bool(kept), config.objective.num_train_timesteps)
+    if codec:
+        usage = usage.replace("DDPMPipeline", "UNet2DModel")
+        code = code if planes or kept else latent_code(codec, config)
     tables = _tables(kept, config.unet.in_channels, planes)
     card = ["# Exported from diffunet", "", f"{usage[0].upper()}{usage[1:]}.", "", "```python", code, "```", *tables]
     with atomic_write(folder / "README.md") as file:

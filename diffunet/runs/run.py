@@ -188,7 +188,7 @@ class Run:
 
     # ── samples ───────────────────────────────────────────────────────────────────────────────────
 
-    def codec(self, config: Config, device: torch.device) -> Codec | None:
+    def codec(self, config: Config, device: torch.device | None = None) -> Codec | None:
         """Return what makes images of the latents that the run samples; None if it samples images."""
         if not config.codec.pretrained:
             return None

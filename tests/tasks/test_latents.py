@@ -1,18 +1,25 @@
 """Autoencoders, and generators of their latents, from the command line."""
 
+import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDPMScheduler
 from helpers import checkpoint, copy_with_first_checkpoint, mistake, run, train_small, write_image
 
 from diffunet.core.rng import BatchRNG
 from diffunet.data.dataset import DataConfig, load_images
 from diffunet.data.latents import encode_images, statistics
 from diffunet.data.pixels import denormalize, normalize
+from diffunet.models.autoencoder import load_autoencoder
+from diffunet.models.codec import Codec
+from diffunet.runs.autoencoding import AutoencoderRunConfig
 from diffunet.runs.run import Run
 from diffunet.tasks.generation import generation
 
@@ -45,8 +52,6 @@ def test_an_autoencoder_is_resumed_to_the_byte(vae):
 
 def test_diffusers_loads_its_folder(vae):
     theirs = AutoencoderKL.from_pretrained("vae/model").eval()
-    from diffunet.models.autoencoder import load_autoencoder
-
     image = torch.rand(3, 1, 8, 8) * 2 - 1
     with torch.no_grad():
         assert torch.equal(load_autoencoder("vae").encode(image)[0], theirs.encode(image).latent_dist.mean)
@@ -109,31 +114,22 @@ def test_mirrored_latents_are_those_of_mirrored_images(small, monkeypatch):
     np.testing.assert_allclose(scale, variance.sqrt(), rtol=1e-3)
 
 
-def test_samples_are_decoded_latents(vae):
+def test_samples_are_decoded_latents(vae, monkeypatch):
     """As diffusers decodes them; clipping of estimates, for pixels alone, is off."""
     train_small("--codec.from", "vae")
     trained = Run("run")
-    sampler = trained.sampler(trained.config().sample)
+    sampler, codec = trained.sampler(trained.config().sample), trained.config().codec
     assert sampler.objective.limit is None and sampler.objective.sampler("dpm++", 5).limit is None
     assert not sampler.objective.sampler("unipc", 5).config.thresholding
-    found, codec = trained.sample(num_images=3, seed=5), trained.config().codec
-    sampler.codec, estimates = None, []
     latents = []
-    original, sampler.shape = sampler.shape, (3, 4, 4)
-    from diffunet.sampling import generate
-
-    keep = generate.denormalize
-    generate.denormalize = lambda images, bit_depth: latents.append(images) or keep(images[:, :1], bit_depth)
-    try:
-        list(sampler.sample(trained.config().sample.model_copy(update={"num_images": 3, "seed": 5})))
-    finally:
-        generate.denormalize = keep
+    decode = Codec.decode
+    monkeypatch.setattr(Codec, "decode", lambda self, latent: latents.append(latent) or decode(self, latent))
+    found = trained.sample(num_images=3, seed=5).pixels
     theirs = AutoencoderKL.from_pretrained("run/model/codec").eval()
     scale, shift = (torch.tensor(values)[:, None, None] for values in (codec.scale, codec.shift))
     with torch.no_grad():
-        expected = denormalize(theirs.decode(latents[0].cpu() * scale + shift).sample, 8)
-    assert found.pixels.shape == (3, *original) and not estimates
-    assert (found.pixels.int() - expected.int()).abs().max() <= 1
+        expected = theirs.decode(latents[0] * scale + shift).sample
+    assert torch.equal(found, denormalize(expected, 8)) and found.shape == (3, 1, 8, 8)
 
 
 def test_a_run_of_latents_is_evaluated_edited_and_described(vae, capsys):
@@ -149,6 +145,29 @@ def test_a_run_of_latents_is_evaluated_edited_and_described(vae, capsys):
     assert "4×4" in capsys.readouterr().out
 
 
+def test_an_export_samples_the_same_images_without_diffunet(vae):
+    """By the code of its README.md, with diffusers alone."""
+    plain = ["--unet.levels", "[{channels: 8, blocks: 1}]", "--conditions", "{}", "--sample.guidance_scale", "1"]
+    train_small("--codec.from", "vae", *plain)
+    assert run("export", "run", "out") == 0
+    (code,) = re.findall(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.S)
+    code = code.replace("FOLDER", "out").replace("set_timesteps(1000)", "set_timesteps(5)")
+    code = code.replace("x = torch", "torch.manual_seed(0)\nx = torch") + "\ntorch.save(images, 'images.pt')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4, 4)
+    trained = Run("run")
+    scheduler = DDPMScheduler.from_pretrained("out", subfolder="scheduler")
+    assert not scheduler.config.clip_sample
+    scheduler.set_timesteps(5)
+    denoiser, codec = trained.denoiser(), trained.codec(trained.config())
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoiser(x, t), t, x).prev_sample
+    torch.testing.assert_close(torch.load("images.pt"), codec.decode(x), atol=1e-4, rtol=0)
+    theirs = AutoencoderKL.from_pretrained("out/vae")
+    np.testing.assert_allclose(theirs.config.latents_std, trained.config().codec.scale, rtol=1e-6)
+
+
 def test_conditioning_images_enter_as_channels_of_fewer_positions(vae):
     """A small copy of the image itself, of which each position of a latent has four pixels."""
     upscale = "{source: {type: image, by: [{downscale: 2}]}}"
@@ -158,6 +177,25 @@ def test_conditioning_images_enter_as_channels_of_fewer_positions(vae):
     assert trained.denoiser().plane_side == 2
     low = write_image(Path("low.png"), "L", (4, 4))
     assert run("sample", "run", "--source", str(low), "--num_images", "2", "--steps", "2") == 0
+
+
+def test_an_autoencoder_is_scored_on_the_images_that_it_holds_out(vae, capsys):
+    assert run("evaluate", "vae") == 0
+    output = capsys.readouterr().out
+    assert "89 held-out images" in output and "1.33 times fewer numbers" in output
+    record = json.loads(Path("vae/evaluations/000/evaluation.json").read_text())
+    held_out = load_images(Run("vae").config(AutoencoderRunConfig).data, log=lambda text: None).split_held_out()[1]
+    pixels = held_out.__getitems__(list(range(89)))["image"]
+    theirs = AutoencoderKL.from_pretrained("vae/model").eval()
+    with torch.no_grad():
+        latent = theirs.encode(normalize(pixels, 8)).latent_dist
+        after = denormalize(theirs.decode(latent.mean).sample, 8)
+    error = (after.double() - pixels.double()).div(255).square().mean((1, 2, 3))
+    assert record["scores"]["psnr"]["value"] == pytest.approx((-10 * error.log10()).mean().item(), abs=1e-4)
+    nats = 0.5 * (latent.mean**2 + latent.var - 1 - latent.logvar).mean((0, 2, 3))
+    np.testing.assert_allclose(record["latents"]["kl"], nats, rtol=1e-4)
+    assert record["collapsed"] == [number for number, value in enumerate(nats) if value < 0.05]
+    assert Path("vae/evaluations/000/changed_most.png").exists()
 
 
 def test_mistakes_are_one_line(vae, capsys):
