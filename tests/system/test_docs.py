@@ -107,7 +107,8 @@ def test_every_command_is_accepted(page, run, capsys):
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_every_dotted_flag_exists(page, run, capsys):
     known = {flag for name in ("train", "sample", "evaluate") for flag in help_of(name, run, capsys)}
-    known |= help_of("train", "--objective=segmentation", capsys)
+    for objective in ("segmentation", "autoencoding"):
+        known |= help_of("train", f"--objective={objective}", capsys)
     flags = set(re.findall(r"--[a-z]\w*\.[\w.]*\w", (ROOT / page).read_text(encoding="utf-8")))
     assert named(flags) <= known
 

@@ -154,13 +154,13 @@ def test_an_export_samples_the_same_images_without_diffunet(vae):
     code = code.replace("FOLDER", "out").replace("set_timesteps(1000)", "set_timesteps(5)")
     code = code.replace("x = torch", "torch.manual_seed(0)\nx = torch") + "\ntorch.save(images, 'images.pt')"
     subprocess.run([sys.executable, "-c", code], check=True)
-    torch.manual_seed(0)
-    x = torch.randn(4, 3, 4, 4)
     trained = Run("run")
     scheduler = DDPMScheduler.from_pretrained("out", subfolder="scheduler")
     assert not scheduler.config.clip_sample
     scheduler.set_timesteps(5)
     denoiser, codec = trained.denoiser(), trained.codec(trained.config())
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4, 4)
     for t in scheduler.timesteps:
         x = scheduler.step(denoiser(x, t), t, x).prev_sample
     torch.testing.assert_close(torch.load("images.pt"), codec.decode(x), atol=1e-4, rtol=0)
