@@ -52,23 +52,20 @@ class AutoencoderConfig(Settings):
 
     def build(self, image_channels: int) -> "Autoencoder":
         """Return the autoencoder for images of this many channels, with fresh weights."""
-        from diffusers import AutoencoderKL
-
         number = len(self.channels)
-        return Autoencoder(
-            AutoencoderKL(
-                in_channels=image_channels,
-                out_channels=image_channels,
-                down_block_types=("DownEncoderBlock2D",) * number,
-                up_block_types=("UpDecoderBlock2D",) * number,
-                block_out_channels=self.channels,
-                layers_per_block=self.blocks,
-                latent_channels=self.latent_channels,
-                norm_num_groups=self.norm_groups,
-                mid_block_add_attention=self.attention,
-                scaling_factor=1.0,
-            )
-        )
+        options = {
+            "in_channels": image_channels,
+            "out_channels": image_channels,
+            "down_block_types": ("DownEncoderBlock2D",) * number,
+            "up_block_types": ("UpDecoderBlock2D",) * number,
+            "block_out_channels": self.channels,
+            "layers_per_block": self.blocks,
+            "latent_channels": self.latent_channels,
+            "norm_num_groups": self.norm_groups,
+            "mid_block_add_attention": self.attention,
+            "scaling_factor": 1.0,
+        }
+        return Autoencoder(_network("AutoencoderKL", options))
 
 
 class Autoencoder(nn.Module):
