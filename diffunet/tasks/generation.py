@@ -52,8 +52,8 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
     images = load_images(config.data, config.inputs, folder, log, decoding)
     pixels, codec_files = images, {}
     if config.codec.pretrained:
-        encoding, folders = partial(tqdm, desc="encode", unit="batch", leave=False), (run.folder / "model", folder)
-        config, images, codec_files = encode_dataset(config, images, folders, accelerator.device, encoding)
+        encoding = partial(tqdm, desc="encode", unit="batch", leave=False)
+        config, images, codec_files = encode_dataset(config, images, folder, accelerator.device, encoding)
     config = config.resolve(images)
     initial = run.folder / INITIAL_WEIGHTS
     weights = {}
@@ -94,11 +94,9 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
         return "\n".join(lines)
 
     kept = f" ({len(held_out):,} held out)" if len(held_out) else ""
-    size = "×".join(map(str, config.data.size))
+    size, latent = ("×".join(map(str, sides)) for sides in (config.data.size, config.sampled_size))
     if config.codec.pretrained:
-        size += (
-            f" as latents of {config.sampled_size[0]}×{config.sampled_size[1]} with {len(config.codec.scale)} channels"
-        )
+        size = f"{size} as latents of {latent} with {len(config.codec.scale)} channels"
     conditions = ", ".join(condition.summary for condition in config.inputs.values()) or "unconditional"
     return Task(
         config=config,

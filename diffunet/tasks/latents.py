@@ -18,18 +18,18 @@ from ..runs.run import CODEC
 
 
 def encode_dataset(
-    config: Config, images: ImageDataset, folders: tuple[Path, ...], device: torch.device, progress: Callable
+    config: Config, images: ImageDataset, folder: Path, device: torch.device, progress: Callable
 ) -> tuple[Config, LatentDataset, Mapping[str, bytes]]:
     """Return the config with its codec complete, the latents of the images, and the autoencoder's files for the run.
 
-    The autoencoder is that in the first of `folders`, model/ folders of runs that this one resumes or begins from, or
-    else what `codec.from` names. Mean and spread of the latents are measured unless the config has them. Raise
-    UserError if it does not suit the images.
+    Where the config has the mean and the spread of the latents, the autoencoder is that in `folder`, the model/ folder
+    of the run that this one resumes or begins from. Otherwise it is what `codec.from` names, and they are measured.
+    Raise UserError if it does not suit the images.
     """
     if images.config.augmentation:
         raise UserError("data.augmentation: distorts images, and their latents are encoded once; use 0")
-    kept = [folder / CODEC for folder in folders if (folder / CODEC / WEIGHTS).exists() and config.codec.scale]
-    autoencoder = load_autoencoder(kept[0] if kept else str(config.codec.pretrained)).to(device)
+    is_kept = bool(config.codec.scale) and (folder / CODEC / WEIGHTS).exists()
+    autoencoder = load_autoencoder(folder / CODEC if is_kept else str(config.codec.pretrained)).to(device)
     if autoencoder.image_channels != images.config.channels:
         raise UserError(
             f"codec.from: {config.codec.pretrained} takes images of {autoencoder.image_channels} channels "

@@ -94,3 +94,31 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_line(tmp_path):
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError):
         load_autoencoder(damaged(tmp_path, _class_name="AutoencoderKL", latent_channels=4))
+
+
+def test_an_id_is_looked_up_on_the_hub(tmp_path, monkeypatch):
+    """Only the files that are read; a folder of that name comes first."""
+    import huggingface_hub
+
+    saved("AutoencoderKL", tmp_path / "snapshot" / "vae")
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, sorted(allow_patterns)))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert load_autoencoder("someone/vae").latent_channels == 4
+    files = ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert asked == [("someone/vae", sorted([*files, *(f"vae/{file}" for file in files)]))]
+    (tmp_path / "someone" / "vae").mkdir(parents=True)
+    with pytest.raises(UserError, match="no autoencoder here"):
+        load_autoencoder("someone/vae")
+
+    def offline(name, allow_patterns):
+        raise OSError("no connection\nlong advice")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError, match="^other/vae: no such folder, and on the hub: no connection$"):
+        load_autoencoder("other/vae")
