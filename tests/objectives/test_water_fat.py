@@ -15,7 +15,7 @@ TIMES = (1.2e-3, 2.2e-3, 3.2e-3, 4.2e-3, 5.2e-3)
 
 
 def config(**values) -> SignalConfig:
-    return SignalConfig(**({"echo_times": TIMES, "field_strength": 3.0} | values))
+    return SignalConfig(**({"echo_times": TIMES, "field_strength": 3.0, "smoothness": 0} | values))
 
 
 def a_case(size: tuple[int, ...] = (6, 7), examples: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,9 +13,10 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from helpers import checkpoint, copy_with_first_checkpoint, mistake, run, train_small, write_image
 
+from diffunet.conditions.image import ImageConfig
 from diffunet.core.rng import BatchRNG
-from diffunet.data.dataset import DataConfig, load_images
-from diffunet.data.latents import encode_images, statistics
+from diffunet.data.dataset import DataConfig, ImageDataset, load_images
+from diffunet.data.latents import LatentDataset, encode_images, statistics
 from diffunet.data.pixels import denormalize, normalize
 from diffunet.models.autoencoder import load_autoencoder
 from diffunet.models.codec import Codec
@@ -112,6 +113,26 @@ def test_mirrored_latents_are_those_of_mirrored_images(small, monkeypatch):
     np.testing.assert_allclose(shift, mean.mean((0, 2, 3, 4)), atol=1e-3)  # 16 bits
     variance = mean.var((0, 2, 3, 4), correction=0) + log_variance.exp().mean((0, 2, 3, 4))
     np.testing.assert_allclose(scale, variance.sqrt(), rtol=1e-3)
+
+
+def test_mirrored_examples_have_mirrored_latents_and_sources(small, monkeypatch):
+    monkeypatch.setenv("HOME", str(small))
+    source = ImageConfig.model_validate({"by": [{"downscale": 2}]})
+    images = load_images(DataConfig(path="digits", random_flip=True), {"source": source}, log=lambda text: None)
+    number = len(images)
+    moments = torch.zeros(number, 2, 1, 4, 4, dtype=torch.float16)
+    moments[:, 1] = 1  # those of mirrored images, without noise
+    own = {name: getattr(images, name) for name in ImageDataset.__dataclass_fields__}
+    data = LatentDataset(**own, moments=moments, shift=(0.0,), scale=(2.0,))
+    batch = data.prepare(data.__getitems__(list(range(64))), BatchRNG(torch.Generator().manual_seed(0)))
+    flip = torch.rand(64, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(batch["image"], (flip / 2.0)[:, None, None, None].expand(64, 1, 4, 4))
+    pixels = normalize(images.images[:64], 8)
+    pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+    plain = images.columns["source"]
+    expected = plain.prepare(torch.empty(64, 0), pixels, BatchRNG())
+    assert torch.equal(batch["source"], expected) and "pixels" not in batch
+    assert not data.plain().prepare(data.__getitems__([0, 1]), BatchRNG())["image"].any()
 
 
 def test_samples_are_decoded_latents(vae, monkeypatch):
