@@ -35,10 +35,10 @@ class SignalConfig(SupervisedConfig):
     ends are the same for evenly spaced echoes."""
     residual: float = Field(1.0, ge=0)
     """Factor of the squared difference between the echoes and those of the predicted maps, in units of their power."""
-    smoothness: float = Field(1.0, ge=0)
+    smoothness: float = Field(0.2, ge=0)
     """Factor of the squared difference of the field between neighbors, as a phase in radians between two echoes, which
     is weighted by the power of the signal. It keeps water and fat from being swapped in places: of a scan that has no
-    swapped voxel with 1, a third was swapped with 0.05."""
+    swapped voxel with 0.2, a third was swapped with 0.05."""
 
     @field_validator("echo_times")
     @classmethod
