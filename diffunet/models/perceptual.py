@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,15 +37,21 @@ def enlarged(images: Tensor) -> Tensor:
     return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3) if factor > 1 else images
 
 
+def import_lpips() -> Any:
+    """Return the package. Raise UserError if it is missing."""
+    try:
+        import lpips
+    except ImportError:
+        raise UserError("lpips is not installed; pip install 'diffunet[perceptual]'") from None
+    return lpips
+
+
 def build_lpips(vgg16: Mapping[str, Tensor]) -> LPIPS:
     """Return LPIPS with the convolutions of torchvision's VGG16, `features.0.weight`, ...; others are left out.
 
     The weights of each feature come with the package `lpips`. Raise UserError if it is missing, or a convolution is.
     """
-    try:
-        import lpips
-    except ImportError:
-        raise UserError("lpips: not installed; pip install 'diffunet[perceptual]'") from None
+    lpips = import_lpips()
     with warnings.catch_warnings(action="ignore"):  # torchvision's, about the arguments that the package uses
         network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     own = network.net.state_dict()

@@ -13,7 +13,7 @@ from ..evaluation.fidelity import psnr
 from ..evaluation.references import evenly_spaced
 from ..interop.tensor_files import load_encoder
 from ..models.autoencoder import Autoencoder
-from ..models.perceptual import LPIPS, build_lpips
+from ..models.perceptual import LPIPS, build_lpips, import_lpips
 from ..objectives.autoencoding import Autoencoding
 from ..runs.autoencoding import AutoencoderRunConfig, reconstruct
 from ..runs.figures import plot_curves, save_comparison
@@ -73,6 +73,7 @@ def autoencoding(config: AutoencoderRunConfig) -> Task:
 def load_lpips(name: str, place: str = "objective.perceptual_weights") -> LPIPS:
     """Return LPIPS with the convolutions of a file, or of vgg16, which torchvision downloads. Raise UserError."""
     try:
+        import_lpips()  # before a download
         return build_lpips(load_encoder(name))
     except UserError as mistake:
         raise UserError(f"{place}: {mistake}") from None
