@@ -39,7 +39,7 @@ class Denoiser(nn.Module):
     plane_side: side of the positions of a plane for each of x_t, as for latents beside images; they become channels.
     """
 
-    def __init__(self, unet: UNet, time: nn.Module, plane_side: int = 1, /, **embeddings: nn.Module):
+    def __init__(self, unet: UNet, time: nn.Module, plane_side: int = 1, **embeddings: nn.Module):
         super().__init__()
         self.plane_side = plane_side
         self.unet = unet
