@@ -30,21 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {**SOURCES, "consistency": Consistency}
 PACKAGE = Path(__file__).parents[1]
 CONFIG_DIR = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """The shipped configs: inside the installed package, or beside it in a checkout."""
-RESERVED = {
-    "time",
-    "image",
-    "pixels",
-    "target",
-    "weight",
-    "x_t",
-    "t",
-    "keep_masks",
-    "plane_side",
-    "model",
-    "rng",
-    "run",
-}
-RESERVED |= {"output", "help"}
+RESERVED = set("time image pixels target weight x_t t keep_masks plane_side model rng run output help".split())
 """Names that a condition cannot have: columns and arguments with another meaning."""
 MAX_NAME = 64
 """Maximum length of the name of a condition, which is also that of a folder."""
