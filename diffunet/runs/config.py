@@ -30,7 +30,9 @@ OBJECTIVES: dict[str, type[Objective]] = {**SOURCES, "consistency": Consistency}
 PACKAGE = Path(__file__).parents[1]
 CONFIG_DIR = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """The shipped configs: inside the installed package, or beside it in a checkout."""
-RESERVED = set("time image pixels target weight x_t t keep_masks plane_side model rng run output help".split())
+COLUMNS = {"image", "pixels", "target", "weight"}
+ARGUMENTS = {"time", "plane_side", "x_t", "t", "keep_masks", "model", "rng", "run", "output", "help"}
+RESERVED = COLUMNS | ARGUMENTS
 """Names that a condition cannot have: columns and arguments with another meaning."""
 MAX_NAME = 64
 """Maximum length of the name of a condition, which is also that of a folder."""
