@@ -77,14 +77,8 @@ def generate(name: str, args: argparse.Namespace) -> Run:
     run = Run(args.folder / f"{name}-{args.seed}")
     column = {"type": "label"} if args.tiny else {"type": "label", "column": "category"}
     words = ["train", "--config", "configs/unshuffle.yaml", *data(args), *quiet(args, run.folder)]
-    words += [
-        "--unet.levels",
-        levels,
-        "--unet.unshuffle",
-        str(unshuffle),
-        "--conditions",
-        json.dumps({"label": column}),
-    ]
+    words += ["--unet.levels", levels, "--unet.unshuffle", str(unshuffle)]
+    words += ["--conditions", json.dumps({"label": column})]
     share = 1.0
     if name == "latents":
         compressor = compress("autoencoder", args, LATENTS_SHARE)

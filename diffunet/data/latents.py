@@ -40,18 +40,16 @@ class LatentDataset(ImageDataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """Return a batch: `image`, moments (B, M, K, h, w), and each condition; `pixels` if one is an image, too."""
-        batch = super().__getitems__(indices) if self._has_sources else self._conditions(indices)
-        pixels = {"pixels": batch["image"]} if self._has_sources else {}
         chosen = torch.tensor(indices) if self.indices is None else self.indices[indices]
-        return {**batch, **pixels, "image": self.moments[chosen.to(self.moments.device)]}
+        image = self.moments[chosen.to(self.moments.device)]
+        if not self._has_sources:
+            return {"image": image, **{name: column[chosen] for name, column in self.columns.items()}}
+        batch = super().__getitems__(indices)
+        return {**batch, "pixels": batch["image"], "image": image}
 
     @property
     def _has_sources(self) -> bool:
         return any(condition.plane_channels for condition in self.conditions.values())
-
-    def _conditions(self, indices: list[int]) -> dict[str, Tensor]:
-        chosen = torch.tensor(indices) if self.indices is None else self.indices[indices]
-        return {name: column[chosen] for name, column in self.columns.items()}
 
     def prepare(self, batch: dict[str, Tensor], rng: BatchRNG) -> dict[str, Tensor]:
         """Return the batch as the network takes it: latents (B, C', h, w), mirrored as configured, and conditions.
@@ -80,12 +78,6 @@ class LatentDataset(ImageDataset):
     @property
     def _has_noise(self) -> bool:
         return self.moments.shape[2] == 2 * len(self.shift)
-
-    @property
-    def pixels(self) -> ImageDataset:
-        """The images themselves."""
-        own = {name: getattr(self, name) for name in ImageDataset.__dataclass_fields__}
-        return ImageDataset(**own)
 
     def to(self, device: torch.device) -> "LatentDataset":
         """Return the dataset with its latents on a GPU if they leave three quarters of its free memory, else itself."""
@@ -157,8 +149,8 @@ def statistics(moments: Tensor, channels: int, indices: Tensor) -> tuple[tuple[f
     """Return mean and standard deviation of each channel over samples of the latents of some images."""
     sums, number = torch.zeros(2, channels, dtype=torch.float64), 0
     for chunk in indices.split(1024):
-        mean = moments[chunk].double().transpose(1, 2)  # (B, K, M, h, w)
-        values, log_variance = mean[:, :channels], mean[:, channels:]
+        parts = moments[chunk].double().transpose(1, 2)  # (B, K, M, h, w)
+        values, log_variance = parts[:, :channels], parts[:, channels:]
         noise = log_variance.exp() if log_variance.shape[1] else torch.zeros_like(values)
         sums += torch.stack([values.sum((0, 2, 3, 4)), (values.square() + noise).sum((0, 2, 3, 4))])
         number += values[:, 0].numel()

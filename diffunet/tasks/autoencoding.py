@@ -89,6 +89,7 @@ class Preview:
     held_out: ImageDataset
     device: torch.device
 
+    @torch.no_grad()
     def __call__(self, step: int, ema: Autoencoder) -> dict[str, float]:
         """Return val_loss and train_eval_loss, the errors of reconstruction without the divergence, and PSNR in dB."""
         found = {}
@@ -99,7 +100,8 @@ class Preview:
             bit_depth = images.config.bit_depth or 8
             made = reconstruct(ema, pixels, bit_depth)
             pair = made.pixels, pixels
-            found[name] = float(self.objective.error(*(normalize(each, bit_depth) for each in pair)).mean())
+            normalized = (normalize(each, bit_depth).to(self.device) for each in pair)
+            found[name] = float(self.objective.error(*normalized).mean())
             found["psnr"] = float(psnr(*(to_unit(each, bit_depth) for each in pair)).mean())
             rows = [("image", pixels[:SHOWN], bit_depth), ("after", made.pixels[:SHOWN], bit_depth)]
             save_comparison(self.run.folder / "samples" / f"step_{step:08d}.png", rows)

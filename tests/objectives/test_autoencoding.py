@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffunet.core.rng import BatchRNG
-from diffunet.objectives.autoencoding import Autoencoding, AutoencodingConfig
+from diffunet.objectives.autoencoding import Autoencoding, AutoencodingConfig, Transformed
 
 DIMS, LATENT, BETA = 7, 2, 0.3
 
@@ -113,11 +113,8 @@ def test_turns_are_of_image_and_latent_alike():
     image = torch.randn(4, 3, 8, 12)
     latent = nn.functional.avg_pool2d(image, 2)
     for turns in range(4):
-        from diffunet.objectives.autoencoding import Transformed
-
         group = Transformed(torch.tensor([2, 0]), turns)
         torch.testing.assert_close(nn.functional.avg_pool2d(group(image, 2), 2), group(latent))
-        assert torch.equal(group(image).sum((1, 2, 3)), image[[2, 0]].sum((1, 2, 3))) or turns
     half = Transformed(torch.arange(4), 0, 0.5)
     assert half(image, 2).shape == (4, 3, 4, 6) and half(latent).shape == (4, 3, 2, 3)
 
