@@ -124,7 +124,7 @@ def diffunet_adamw(parameters, fused: bool) -> AdamW:
 
 def diffunet_ema(network: nn.Module, foreach: bool) -> Callable[[], None]:
     ema, steps = EMA(network, rate_at=lambda step: 1e-4), count()
-    return lambda: ema.update(network, next(steps))
+    return lambda: ema.update(next(steps))
 
 
 def diffunet_sample(network: nn.Module, number: int, side: int) -> Callable[[], Tensor]:

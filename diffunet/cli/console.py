@@ -11,6 +11,7 @@ from functools import wraps
 from pathlib import Path
 
 from ..core.errors import UserError, describe_oserror, ran_out_of_memory
+from ..core.shared_work import UNFINISHED, SharedWork, job_in
 from ..runs.run import Run
 from ..runs.samples import next_folder
 from .flags import FLAG
@@ -77,12 +78,27 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{existing}: not writable; choose another folder with --output")
 
 
-def output_folder(requested: str | None, numbered: Path) -> Path:
-    """Return the requested folder, if it is empty, or the first free one of numbered/000, ...; it can be written to."""
+def output_folder(
+    requested: str | None, numbered: Path, goes_on: Callable[[Path], bool] = lambda folder: False
+) -> Path:
+    """Return the requested folder, if it is empty, or the first free one of numbered/000, ...; it can be written to.
+
+    A folder that `goes_on` is taken as well: the requested one, or the newest of the numbered.
+    """
+    newest = max(numbered.glob("[0-9]*"), default=numbered)
+    if not requested and goes_on(newest):
+        return newest
     folder = Path(requested) if requested else next_folder(numbered)
-    if requested and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if requested and folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not goes_on(folder):
         raise UserError(f"--output: {folder} is not empty; choose another folder")
     check_writable(folder)
+    return folder
+
+
+def begin(requested: str | None, numbered: Path, job: str) -> Path:
+    """Return a folder as `output_folder`, with the beginning of a job, or with what there is of it already."""
+    folder = output_folder(requested, numbered, lambda folder: job_in(folder / UNFINISHED) == job)
+    SharedWork(folder / UNFINISHED, job)
     return folder
 
 

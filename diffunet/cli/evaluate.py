@@ -15,7 +15,14 @@ from ..evaluation.compressed import format_compressed
 from ..evaluation.features import choose_features
 from ..evaluation.report import format_record
 from ..runs.autoencoding import AutoencoderEvaluationConfig, AutoencoderRunConfig, evaluate_autoencoder
-from ..runs.evaluate import EvaluationConfig, evaluate_denoiser, evaluate_folder, real_images, save_evaluation
+from ..runs.evaluate import (
+    EvaluationConfig,
+    evaluate_denoiser,
+    evaluate_folder,
+    real_images,
+    sample_for,
+    save_evaluation,
+)
 from ..runs.evaluate import evaluate as evaluate_run
 from ..runs.evaluate_prediction import (
     EvaluatedPairs,
@@ -28,12 +35,14 @@ from ..runs.pocket_scores import format_pockets
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
 from ..runs.samples import next_folder
+from ..runs.shared_samples import SharedSamples
 from ..sampling.generate import SampleConfig
 from ..tasks.autoencoding import load_lpips
 from ..tasks.classification import ClassificationConfig, classification
 from ..tasks.fit import fit
 from ..tasks.start import begin, resume
 from ..training.ema import MAX_STD, MIN_STD
+from ..training.processes import launched
 from .console import add_condition_flags, check_single_process, check_writable, user_friendly
 from .flags import add_flags, parse_flags
 
@@ -42,11 +51,11 @@ from .flags import add_flags, parse_flags
 def evaluate(argv: list[str]) -> int:
     """Evaluate a run, or a folder of images, against real images.
 
-    New images of a run are sampled first. The record is written to RUN/evaluations, or for a folder to --output, with
+    New images of a run are sampled first, under a launcher by all its processes; the same command goes on where it was
+    interrupted. The record is written to RUN/evaluations, or for a folder to --output, with
     the samples that are closest to real images. A run of predictions is evaluated against the targets of the cases that
     it holds out, and a folder of predictions with --targets FOLDER against those; RUN --help lists the options.
     """
-    check_single_process("diffunet evaluate")
     if _is_prediction(argv):
         return _evaluate_prediction(argv)
     if _first_task(argv) == AutoencoderRunConfig.task:
@@ -55,15 +64,23 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("source", metavar="RUN", help="a run folder, or a folder of images (with --data.path)")
     parser.add_argument("--output", metavar="FOLDER", help="for the record [default: RUN/evaluations/000, ...]")
     args, sampling, flags = _parse(parser, argv)
-    run = Run(args.source)
+    run, collect = Run(args.source), None
     if run.exists or not run.folder.is_dir():
         own = run.config()
         config = settings_from(EvaluationConfig(data=own.data), EvaluationConfig, flags)
         sample = settings_from(own.sample, SampleConfig, sampling)
         folder = Path(args.output) if args.output else next_folder(run.folder / "evaluations")
         check_writable(folder)
-        evaluation = evaluate_run(run, config, sample, shared_bar("sample", "step", sample.total_steps))
+        with launched() as process:
+            pass
+        collect = SharedSamples(run.folder / "evaluations", wait=process.is_main_process)
+        if not process.is_main_process:
+            sample_for(run, config, sample, collect)
+            return 0
+        bar = shared_bar("sample", "step", sample.total_steps // process.of)
+        evaluation = evaluate_run(run, config, sample, bar, collect)
     else:
+        check_single_process("diffunet evaluate FOLDER")
         if "data.path" not in flags or not args.output:
             raise UserError(f"{run.folder}: not a run; for a folder of images add --data.path DATA and --output FOLDER")
         for flag in sampling.keys() - {"num_images"}:
@@ -74,6 +91,8 @@ def evaluate(argv: list[str]) -> int:
         config = settings_from(EvaluationConfig(), EvaluationConfig, flags)
         evaluation = evaluate_folder(run.folder, config, number, shared_bar)
     save_evaluation(evaluation, folder)
+    if collect:
+        collect.close()
     print(format_record(evaluation.record))
     print(f"{folder}: evaluation.json; closest_in_*.png, with samples on the left, the nearest real image on the right")
     return 0
@@ -95,6 +114,7 @@ def _evaluate_autoencoder(argv: list[str]) -> int:
 
     The record and the images that changed most are written to RUN/evaluations.
     """
+    check_single_process("diffunet evaluate")
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=_evaluate_autoencoder.__doc__)
     parser.add_argument("source", metavar="RUN", help="the run of an autoencoder")
     parser.add_argument("--output", metavar="FOLDER", help="for the record [default: RUN/evaluations/000, ...]")
@@ -121,6 +141,7 @@ def _evaluate_prediction(argv: list[str]) -> int:
 
     The record and the worst cases are written to RUN/evaluations, or for a folder to --output, if given.
     """
+    check_single_process("diffunet evaluate")
     parser = argparse.ArgumentParser(prog="diffunet evaluate", description=_evaluate_prediction.__doc__)
     parser.add_argument(
         "source", metavar="RUN", help="a run folder, or a folder of label images or numbers (with --targets)"

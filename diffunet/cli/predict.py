@@ -4,21 +4,24 @@ import argparse
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..core.progress import shared_bar
+from ..core.progress import no_progress, shared_bar
 from ..core.settings import settings_from
 from ..runs.predict import ImagePredictor
 from ..runs.predicted_arrays import Extras
-from ..runs.predicted_files import inputs_of, predict_files
+from ..runs.predicted_files import inputs_of, job_of, predict_files
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
-from .console import check_single_process, output_folder, user_friendly
+from ..training.processes import from_main, launched
+from .console import begin, user_friendly
 from .flags import add_flags, parse_flags
 
 
 @user_friendly
 def predict(argv: list[str]) -> int:
-    """Predict the classes or numbers of images or volumes: files or folders in, files of the same names out."""
-    check_single_process("diffunet predict")
+    """Predict the classes or numbers of images or volumes: files or folders in, files of the same names out.
+
+    The same command goes on where it was interrupted. Under a launcher, such as torchrun, the files are shared out.
+    """
     parser = argparse.ArgumentParser(prog="diffunet predict", description=predict.__doc__)
     parser.add_argument(
         "words", metavar="RUN... IMAGE...", nargs="+", help="run folders, of which the mean is predicted; then images"
@@ -42,12 +45,15 @@ def predict(argv: list[str]) -> int:
     if not images:
         raise UserError(f"{args.words[-1]}: a run; add images to predict, files or folders")
     config = settings_from(runs[0].config(PredictionConfig).predict, PredictConfig, flags)
-    predictor = ImagePredictor(runs, config)
-    dims = predictor.own.unet.dims
-    inputs = inputs_of(images, predictor.own.data.channels, dims)
-    folder = output_folder(args.output, runs[0].folder / "predictions")
-    bar = shared_bar("predict", "volume" if dims == 3 else "image", len(inputs))
     extras = Extras(args.probabilities, args.overlays, args.objects, args.members)
-    skipped = predict_files(predictor, inputs, folder, extras, bar)
-    print(f"{len(inputs) - skipped} predictions: {Path(folder)}")
+    with launched() as process:
+        predictor = ImagePredictor(runs, config)
+        dims = predictor.own.unet.dims
+        inputs = inputs_of(images, predictor.own.data.channels, dims)
+        job = job_of(predictor, inputs, extras)
+        folder = from_main(process, lambda: begin(args.output, runs[0].folder / "predictions", job))
+    bar = shared_bar("predict", "volume" if dims == 3 else "image", len(inputs) // process.of)
+    skipped = predict_files(predictor, inputs, folder, extras, bar if process.is_main_process else no_progress)
+    if skipped is not None:
+        print(f"{len(inputs) - skipped} predictions: {Path(folder)}")
     return 2 if skipped == len(inputs) else 0

@@ -2,19 +2,22 @@
 
 import argparse
 
-from ..core.progress import shared_bar
+from ..core.progress import no_progress, shared_bar
 from ..core.settings import settings_from
 from ..runs.run import Run
-from ..runs.samples import grid_columns, save_samples
+from ..runs.shared_samples import job_of, sample_to_folder
 from ..sampling.generate import SampleConfig
-from .console import add_condition_flags, check_single_process, output_folder, user_friendly
+from ..training.processes import from_main, launched
+from .console import add_condition_flags, begin, user_friendly
 from .flags import add_flags, parse_flags
 
 
 @user_friendly
 def sample(argv: list[str]) -> int:
-    """Sample images from a run, with its EMA weights. Without options, reproduce its last preview."""
-    check_single_process("sample.py")
+    """Sample images from a run, with its EMA weights. Without options, reproduce its last preview.
+
+    The same command goes on where it was interrupted. Under a launcher, such as torchrun, all processes sample.
+    """
     parser = argparse.ArgumentParser(prog="sample.py", description=sample.__doc__)
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/digits; RUN --help shows its conditions")
     parser.add_argument("--output", metavar="FOLDER", help="empty folder for the images [default: RUN/images/000, ...]")
@@ -24,12 +27,14 @@ def sample(argv: list[str]) -> int:
     run = Run(args.run)
     own = run.config()
     config = settings_from(own.sample, SampleConfig, flags)
-    folder = output_folder(args.output, run.folder / "images")
-    sampler = run.sampler(config)
-    values = sampler.values(config)
-    if "num_images" not in flags and (number := sampler.number_of_files(config, values)):
-        config = config.model_copy(update={"num_images": number})
-    batches = sampler.sample(config, shared_bar("sample", "step", config.total_steps))
-    number = save_samples(batches, folder, own.data, own.inputs, grid_columns(values))
-    print(f"{number} images: {folder}")
+    with launched() as process:
+        sampler = run.sampler(config)
+        values = sampler.values(config)
+        if "num_images" not in flags and (number := sampler.number_of_files(config, values)):
+            config = config.model_copy(update={"num_images": number})
+        job = job_of(sampler, config)
+        folder = from_main(process, lambda: begin(args.output, run.folder / "images", job))
+    bar = shared_bar("sample", "step", config.total_steps // process.of) if process.is_main_process else no_progress
+    if number := sample_to_folder(sampler, config, folder, own, bar):
+        print(f"{number} images: {folder}")
     return 0

@@ -156,6 +156,8 @@ class ResidualBlock(nn.Module):
     `resize`, if given, halves or doubles the size on both branches (ADM 2021, from BigGAN).
     """
 
+    own_shard = True
+
     def __init__(
         self,
         in_channels: int,
@@ -183,6 +185,8 @@ class ResidualBlock(nn.Module):
 
 class PlainBlock(nn.Module):
     """A convolution and ReLU; two of them are the double convolution of the first U-Nets (2015, 2016)."""
+
+    own_shard = True
 
     def __init__(self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float):
         super().__init__()
@@ -226,6 +230,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, like: Tensor,
 class SelfAttention(nn.Module):
     """Every position of x attends to every other (Vaswani et al. 2017), as a residual branch."""
 
+    own_shard = True
+
     def __init__(self, channels: int, heads: int, norm: Norm):
         super().__init__()
         self.heads = heads
@@ -241,6 +247,8 @@ class SelfAttention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Every position of x attends to the tokens, as a residual branch; the identity without tokens."""
+
+    own_shard = True
 
     def __init__(self, channels: int, heads: int, norm: Norm, token_dim: int):
         super().__init__()

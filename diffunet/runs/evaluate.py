@@ -1,11 +1,12 @@
 """Evaluation of runs and of folders of images against real images."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,23 @@ from .samples import encode_image
 
 MAX_EXAMPLES, SAMPLES_PER_EXAMPLE = 100, 8
 """Held-out examples, at most, whose conditions are sampled, and samples for each."""
+
+
+class Collect(Protocol):
+    """How the samples of an evaluation are made."""
+
+    def __call__(
+        self, sampler: Sampler, config: SampleConfig, progress: Callable = no_progress, purpose: str = ""
+    ) -> SampleBatch:
+        """Return all of them; `purpose` stands for conditions that the config does not tell."""
+        ...
+
+
+def in_memory(
+    sampler: Sampler, config: SampleConfig, progress: Callable = no_progress, purpose: str = ""
+) -> SampleBatch:
+    """Return all samples, made in this process."""
+    return SampleBatch.concatenate(sampler.sample(config, progress))
 
 
 class EvaluationConfig(Settings):
@@ -63,10 +81,11 @@ def evaluate(
     config: EvaluationConfig | None = None,
     sampling: SampleConfig | None = None,
     progress: Callable = no_progress,
+    collect: Collect = in_memory,
 ) -> Evaluation:
     """Sample from a run and compare with real images. By default the settings of sampling and the data are the run's.
 
-    A run with other conditions than labels is also sampled under those of held-out examples.
+    A run with other conditions than labels is also sampled under those of held-out examples. `collect` samples.
 
     Raise UserError for too few images, or for real images that do not fit the run.
     """
@@ -75,10 +94,20 @@ def evaluate(
     real = real_images(own, config.data, run.folder / "model")
     features = choose_features(config.features, config.weights, real, default_device())
     denoiser, sampling = run.denoiser(), sampling or own.sample
-    evaluation = evaluate_denoiser(run, denoiser, sampling, real, features, progress)
-    if conditional := evaluate_held_out(run.sampler(sampling, denoiser), sampling, real, features, progress):
-        evaluation.record["conditional"] = conditional
+    evaluation = evaluate_denoiser(run, denoiser, sampling, real, features, progress, collect)
+    if held_out := HeldOut.of(run.sampler(sampling, denoiser), sampling, real):
+        evaluation.record["conditional"] = held_out.measure(features, progress, collect)
     return evaluation
+
+
+def sample_for(run: Run, config: EvaluationConfig, sampling: SampleConfig, collect: Collect) -> None:
+    """Sample for another process that calls `evaluate` with the same arguments. Raise UserError if that does."""
+    real = real_images(run.config(), config.data, run.folder / "model")
+    check_enough(sampling.num_images, len(real))
+    sampler = run.sampler(sampling)
+    collect(sampler, sampling)
+    if held_out := HeldOut.of(sampler, sampling, real):
+        held_out.sample(no_progress, collect)
 
 
 def evaluate_denoiser(
@@ -88,11 +117,12 @@ def evaluate_denoiser(
     real: ImageDataset,
     features: FeatureExtractor,
     progress: Callable = no_progress,
+    collect: Collect = in_memory,
 ) -> Evaluation:
     """Evaluate any weights of the run's network, with real images and features at hand."""
     check_enough(sampling.num_images, len(real))
     sampler = run.sampler(sampling, denoiser.to(default_device()))
-    samples = SampleBatch.concatenate(sampler.sample(sampling, progress))
+    samples = collect(sampler, sampling, progress)
     source = sampling.model_dump(mode="json", exclude={"batch_size"})
     source |= {"objective": run.config().objective.type, "weights_sha256": sha256_of_tensors(denoiser.state_dict())}
     if sampling.guide and sampling.guidance_scale != 1:
@@ -101,35 +131,52 @@ def evaluate_denoiser(
     return Evaluation.of(source, samples.pixels, samples.conditions, real, features, bar)
 
 
-def evaluate_held_out(
-    sampler: Sampler,
-    sampling: SampleConfig,
-    real: ImageDataset,
-    features: FeatureExtractor,
-    progress: Callable = no_progress,
-) -> dict[str, Any] | None:
-    """Return the record of samples under the conditions of held-out examples; None if there are only labels.
+@dataclass(frozen=True)
+class HeldOut:
+    """Samples under the conditions of held-out examples: SAMPLES_PER_EXAMPLE for each of at most MAX_EXAMPLES."""
 
-    SAMPLES_PER_EXAMPLE images are sampled for each of at most MAX_EXAMPLES examples, from `sampling.seed`.
-    """
-    _, held_out = real.split_held_out()
-    shared = {name: sampler.conditions[name] for name in real.conditions if name in sampler.conditions}
-    if all(isinstance(condition, LabelConfig) for condition in shared.values()) or len(held_out) < 2:
-        return None
-    truth, words = examples_of(held_out, fixed_subset(len(held_out), MAX_EXAMPLES).tolist())
-    number, repeats = len(truth), SAMPLES_PER_EXAMPLE
-    with TemporaryDirectory() as folder:
-        conditions = {name: _as_files(real, name, words[name], Path(folder)) for name in shared}
-        config = sampling.model_copy(update={"num_images": repeats * number, "conditions": conditions})
-        values = sampler.values(config)
-        bar = progress if progress is no_progress else shared_bar("sample examples", "step", config.total_steps)
-        pixels = SampleBatch.concatenate(sampler.sample(config, bar)).pixels  # of each example in turn
-    samples = pixels.unflatten(0, (repeats, number)).transpose(0, 1)
-    types = {condition.type for condition in shared.values()}
-    measured = {name: _measurement(shared[name], values[name], truth, samples, sampler.bit_depth) for name in shared}
-    measured = {name: measurement for name, measurement in measured.items() if measurement is not None}
-    metrics = evaluate_conditional(truth, samples, sampler.bit_depth, types, features, measured)
-    return {"examples": number, "samples_per_example": repeats, "seed": config.seed, "metrics": metrics}
+    sampler: Sampler
+    sampling: SampleConfig
+    real: ImageDataset
+    truth: Tensor
+    """The examples themselves, integers (N, C, H, W)."""
+    words: Mapping[str, list]
+    """Their conditions, by name."""
+
+    @classmethod
+    def of(cls, sampler: Sampler, sampling: SampleConfig, real: ImageDataset) -> "HeldOut | None":
+        """Return the examples among the held-out images; None if there are only labels, or too few images."""
+        _, held_out = real.split_held_out()
+        shared = [name for name in real.conditions if name in sampler.conditions]
+        if all(isinstance(sampler.conditions[name], LabelConfig) for name in shared) or len(held_out) < 2:
+            return None
+        truth, words = examples_of(held_out, fixed_subset(len(held_out), MAX_EXAMPLES).tolist())
+        return cls(sampler, sampling, real, truth, {name: words[name] for name in shared})
+
+    def sample(self, progress: Callable, collect: Collect) -> tuple[Tensor, dict[str, list[Value]]]:
+        """Return samples (N, SAMPLES_PER_EXAMPLE, C, H, W), from `sampling.seed`, and the values of the conditions."""
+        number, repeats = len(self.truth), SAMPLES_PER_EXAMPLE
+        with TemporaryDirectory() as folder:
+            conditions = {name: _as_files(self.real, name, words, Path(folder)) for name, words in self.words.items()}
+            config = self.sampling.model_copy(update={"num_images": repeats * number, "conditions": conditions})
+            values = self.sampler.values(config)
+            bar = progress if progress is no_progress else shared_bar("sample examples", "step", config.total_steps)
+            batch = collect(self.sampler, config, bar, f"held-out images of {self.real.fingerprint}")
+        return batch.pixels.unflatten(0, (-1, number)).transpose(0, 1), values  # each example in turn
+
+    def measure(self, features: FeatureExtractor, progress: Callable, collect: Collect) -> dict[str, Any]:
+        """Return the record of the samples beside the examples."""
+        samples, values = self.sample(progress, collect)
+        shared, bit_depth = {name: self.sampler.conditions[name] for name in self.words}, self.sampler.bit_depth
+        measured = {
+            name: _measurement(condition, values[name], self.truth, samples, bit_depth)
+            for name, condition in shared.items()
+        }
+        measured = {name: measurement for name, measurement in measured.items() if measurement is not None}
+        types = {condition.type for condition in shared.values()}
+        metrics = evaluate_conditional(self.truth, samples, bit_depth, types, features, measured)
+        about = {"examples": len(self.truth), "samples_per_example": SAMPLES_PER_EXAMPLE, "seed": self.sampling.seed}
+        return about | {"metrics": metrics}
 
 
 def _measurement(

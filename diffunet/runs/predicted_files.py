@@ -1,10 +1,14 @@
 """Predictions as files: images or volumes in, files of the same names and sizes out."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ..core.errors import UserError, did_you_mean, printable
 from ..core.progress import no_progress
+from ..core.shared_work import UNFINISHED, SharedWork
+from ..core.storage import atomic_write, load_json, sha256_of_tensors
 from ..data.complex_pairs import SUFFIXES as MOLECULES
 from ..data.complex_pairs import is_molecule
 from ..data.pairs import STACK, Source, group_channels, image_files, natural, number_of_pages
@@ -63,16 +67,31 @@ def predict_files(
     folder: Path,
     extras: Extras = Extras(),
     progress: Callable = no_progress,
-) -> int:
-    """Write the prediction of each image, and return how many could not be read, which are reported and left out."""
-    skipped = 0
-    for name, sources in progress(inputs.items()):
+) -> int | None:
+    """Write the predictions of images that are missing, and return how many images cannot be read, once all is there.
+
+    Those are reported and left out. Several processes may do so at the same time, in the same folder; all but the last
+    to finish return None. Raise UserError if the folder holds the beginning of other predictions.
+    """
+    names = {f"{index:06d}.json": name for index, name in enumerate(inputs)}
+    work = SharedWork(folder / UNFINISHED, job_of(predictor, inputs, extras), list(names))
+    for part in progress(work.claim()):
+        name, skipped = names[part.name], False
         try:
-            _saver_of(predictor, sources)(predictor, sources, folder / name, extras)
+            _saver_of(predictor, inputs[name])(predictor, inputs[name], folder / name, extras)
         except (UserError, ValueError) as mistake:
             print(f"skipped {name}: {mistake}")
-            skipped += 1
-    return skipped
+            skipped = True
+        with atomic_write(part) as partial:
+            partial.write_text(json.dumps({"skipped": skipped}), encoding="utf-8")
+    with work.closing() as last:
+        return sum(load_json(part)["skipped"] for part in work.parts) if last else None
+
+
+def job_of(predictor: ImagePredictor, inputs: dict[str, tuple[Source, ...]], extras: Extras) -> str:
+    """Return what distinguishes predictions from others: weights, settings and images."""
+    settings = predictor.settings.model_dump(mode="json"), asdict(extras)
+    return json.dumps([sha256_of_tensors(predictor.model.state_dict()), settings, str(inputs)])
 
 
 def _saver_of(predictor: ImagePredictor, sources: tuple[Source, ...]) -> Callable:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from ..sampling.generate import SampleBatch
 from .figures import save_grid, to_pil
 
 MAX_COLUMNS = 16
+GRID = 1024
+"""Images of grid.png, at most: the first."""
 PNG = ((8, 1), (8, 3), (8, 4), (16, 1))
 """Bit depth and channels of the images that Pillow writes as PNG without loss."""
 DTYPES = {8: "u1", 16: "u2", 32: "f4"}
@@ -40,32 +43,67 @@ def save_samples(
     `data` and `conditions` are those of the run, `columns` those of the grid. Each batch is on the disk before the next
     is sampled. The folder is made with the first.
     """
-    records, pixels, names = [], [], Counter()
-    bit_depth = data.bit_depth or 8
+    records, pixels, names = [], [], Names()
     for batch in batches:
-        folder.mkdir(parents=True, exist_ok=True)
-        for place, (image, seed) in enumerate(zip(batch.pixels, batch.seeds, strict=True)):
-            suffix, content = encode_image(image, bit_depth, data.value_range)
-            words = {name: turn[place] for name, turn in batch.conditions.items() if turn[place] is not None}
-            origin = [str(edited[len(records)])] if edited else []
-            sources = [word for name, word in words.items() if conditions[name].type == "image"]
-            stem = next((Path(file).stem for file in [*origin, *sources]), None)
-            names[stem] += 1
-            repeat = f"_{names[stem] - 1}" if names[stem] > 1 else ""
-            stem = f"{len(records):05d}" if stem is None else stem + repeat
-            record: dict = {"file_name": f"{stem}{suffix}", "seed": seed}
-            if edited:
-                record["image"] = origin[0]
-            for name, word in words.items():
-                record |= {name: word} | conditions[name].record(name, word)
-            (folder / record["file_name"]).write_bytes(content)
-            records.append(record)
+        origins = [str(file) for file in edited[len(records) : len(records) + len(batch.seeds)]]
+        turns = ({name: turn[place] for name, turn in batch.conditions.items()} for place in range(len(batch.seeds)))
+        stems = [names(origins[place : place + 1] + sources_of(turn, conditions)) for place, turn in enumerate(turns)]
+        records += write_images(batch, stems, folder, data, conditions, origins)
         pixels.append(batch.pixels)
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        write_metadata(records, folder)
     if len({images.shape[1:] for images in pixels}) == 1:
-        save_grid(torch.cat(pixels), bit_depth, folder / "grid.png", columns)
+        save_grid(torch.cat(pixels)[:GRID], data.bit_depth or 8, folder / "grid.png", columns)
     return len(records)
+
+
+class Names:
+    """The names of samples in order: numbers, or the names of their sources, which are numbered where they repeat."""
+
+    def __init__(self):
+        self._number, self._seen = 0, Counter()
+
+    def __call__(self, sources: Sequence[str]) -> str:
+        """Return the name of the next sample, without a suffix; sources: files that it is made from, if any."""
+        number, stem = self._number, Path(sources[0]).stem if sources else None
+        repeat = self._seen[stem]
+        self._number += 1
+        self._seen[stem] += 1
+        return f"{number:05d}" if stem is None else f"{stem}_{repeat}" if repeat else stem
+
+
+def sources_of(words: Mapping[str, Any], conditions: Mapping[str, ConditionConfig]) -> list[str]:
+    """Return the source files among what a sample is sampled for."""
+    return [word for name, word in words.items() if word is not None and conditions[name].type == "image"]
+
+
+def write_images(
+    batch: SampleBatch,
+    stems: Sequence[str],
+    folder: Path,
+    data: DataConfig,
+    conditions: Mapping[str, ConditionConfig],
+    edited: Sequence[str] = (),
+) -> list[dict]:
+    """Write the images of a batch by their names, and return their lines of metadata.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for place, (image, seed, stem) in enumerate(zip(batch.pixels, batch.seeds, stems, strict=True)):
+        suffix, content = encode_image(image, data.bit_depth or 8, data.value_range)
+        record: dict = {"file_name": f"{stem}{suffix}", "seed": seed}
+        if edited:
+            record["image"] = edited[place]
+        for name, turn in batch.conditions.items():
+            if (word := turn[place]) is not None:
+                record |= {name: word} | conditions[name].record(name, word)
+        (folder / record["file_name"]).write_bytes(content)
+        records.append(record)
+    return records
+
+
+def write_metadata(records: Iterable[dict], folder: Path) -> None:
+    """Write metadata.jsonl, a line for each image."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 
 
 def encode_image(pixels: Tensor, bit_depth: int, value_range: tuple[float, float] | None = None) -> tuple[str, bytes]:

@@ -27,6 +27,8 @@ from .loop import sample
 Share = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(ge=0, le=1000)]
 Words = str | int | float | list[str | int | float | list[float] | None]
+Part = tuple[list[int], tuple[int, ...]]
+"""Indices of the images of a batch, and their (height, width)."""
 
 
 class SampleConfig(Settings):
@@ -162,20 +164,22 @@ class Sampler:
         progress: Callable = no_progress,
         edit: Edit = FROM_NOISE,
         watch: Callable[[Tensor], None] | None = None,
+        choose: Callable[[list[Part]], Iterable[Part]] = iter,
     ) -> Iterator[SampleBatch]:
         """Yield batches of images, on the CPU. `progress` wraps the steps of each batch.
 
         Image i has the seed `config.seed` + i, and its conditions cycle through the values of each. A batch has images
         of one size. `watch` gets the estimate of the images, (B, C, H, W) in about [-1, 1], at each network call.
+        `choose` gets all batches and returns those to sample, by default all of them, in order.
         Raise UserError before the first batch if `values` does, and if the network's output is not finite.
         """
         values = self.values(config)
         if config.agree:
             self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
-        batches = self._batches(config, values, edit)
+        batches = self.parts(config, values, edit)
         edit = edit.of_latents(self.codec.encode) if self.codec else edit
-        for indices, size in batches:
+        for indices, size in choose(list(batches)):
             model = self._model(config, device, config.tile if size != self.shape[1:] else None)
             model = edit.model(model, self.objective, indices)
             seeds = [config.seed + index for index in indices]
@@ -228,9 +232,7 @@ class Sampler:
                     problems.append(problem)
         raise problems[0] if problems else UserError("agree: no source is given; give one, or leave agree out")
 
-    def _batches(
-        self, config: SampleConfig, values: dict[str, list[Value]], edit: Edit
-    ) -> Iterator[tuple[list[int], tuple]]:
+    def parts(self, config: SampleConfig, values: dict[str, list[Value]], edit: Edit = FROM_NOISE) -> Iterator[Part]:
         """Yield the indices of each batch and the (height, width) of its images.
 
         Raise UserError for another size than the run's without tiles, or for images of different sizes.

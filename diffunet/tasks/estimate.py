@@ -33,7 +33,7 @@ def resolve_schedule(
         minutes = steps * seconds_per_step(0) / 60
         log(f"{steps:,} steps: about {duration(minutes)}, without previews")
     if compiling == "auto":
-        compiling = (minutes or 0) > COMPILING_PAYS
+        compiling = (minutes or 0) > COMPILING_PAYS and not config.shard
     if config.minutes:
         per_step = seconds_per_step(REHEARSAL * 60 * config.minutes)
         steps = max(1, round(60 * config.minutes / per_step))

@@ -3,7 +3,6 @@
 import os
 import signal
 from contextlib import ExitStack
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,8 @@ from ..core.runtime import default_device, precision
 from ..training.benchmark import Throughput, largest_batch, measure
 from ..training.config import TrainConfig
 from ..training.loader import TrainingData
-from ..training.processes import from_main
+from ..training.placement import check_shardable
+from ..training.processes import TIMEOUT, from_main
 from ..training.trainer import Trainer
 from .estimate import resolve_schedule
 from .task import Start, Task
@@ -22,8 +22,6 @@ from .task import Start, Task
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PROCESS_TIMEOUT = timedelta(minutes=30)
-"""How long processes wait for each other: longer than a preview, during which all wait for the main process."""
 BENCHMARK_SECONDS = 5
 """How long each part of a benchmark is measured."""
 
@@ -34,6 +32,8 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
     Raise UserError where the training cannot begin, or cannot continue.
     """
     accelerator, log = task.accelerator, task.accelerator.print
+    if task.config.train.shard:
+        check_shardable(task.config.train)
     config = _with_batch_size(task)
     if not start.previous:
         config = resolve_schedule(config, partial(_trainer, task), log)
@@ -52,6 +52,7 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
         accelerator.init_trackers("tensorboard" if config.log_with == "tensorboard" else "diffunet")
         _log_beginning(task, trainer)
         ended_by = trainer.fit()
+    published = trainer.placement.whole(trainer.published)
     accelerator.end_training()
     if ended_by:
         log(f"saved at step {trainer.step}; python train.py --resume {start.run.folder} continues")
@@ -60,7 +61,7 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
         log(f"trained for {trainer.spent['steps'] / 60:.2f} of {config.minutes:g} minutes")
     if (least := trainer.least) and least.step:
         log(f"published: step {int(least.step)}, with the least validation loss, {float(least.loss):.4g}")
-    log(task.report(trainer.published))
+    log(task.report(published))
     return None
 
 
@@ -77,7 +78,7 @@ def make_accelerator(config: TrainConfig) -> "Accelerator":
     """
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise UserError(f"accelerate: use_{name.lower()}: sharding is not supported; leave it out")
+            raise UserError(f"accelerate: use_{name.lower()}: not supported; leave it out, and use --train.shard true")
     tracker = _tracker(config.log_with)
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -87,7 +88,7 @@ def make_accelerator(config: TrainConfig) -> "Accelerator":
         mixed_precision=precision(config.runtime.mixed_precision, default_device()),
         log_with=tracker,
         project_dir=config.output,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
 
 

@@ -19,6 +19,7 @@ RESUMABLE = {
     "train.runtime.mixed_precision",
     "train.runtime.channels_last",
     "train.runtime.compile",
+    "train.shard",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

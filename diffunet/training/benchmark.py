@@ -152,7 +152,7 @@ def largest_batch(trainer_for: TrainerFor, config: TrainConfig, data: TrainingDa
     accelerator, device = trainer.accelerator, trainer.accelerator.device
     processes = accelerator.num_processes
     parts = processes * config.gradient_accumulation_steps
-    weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
+    weights = sum(parameter.nbytes for parameter in trainer.placement.module.parameters())
     memory = free_memory(device) / (processes if device.type == "cpu" else 1)
     most = min(images_that_fit(memory, weights, bytes_per_image(trainer)), len(data) / parts)
     size = 2 ** int(math.log2(max(1, most)))
@@ -190,7 +190,7 @@ def bytes_per_image(trainer: Trainer) -> float:
         batch = data.__getitems__([index % len(data) for index in range(number)])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         prepared = data.prepare(batch, BatchRNG())
-        return stored_bytes(lambda: trainer.objective.loss(trainer.model, rng=BatchRNG(), **prepared))
+        return stored_bytes(lambda: trainer.objective.loss(trainer.placement.model, rng=BatchRNG(), **prepared))
 
     return per_example(stored)
 

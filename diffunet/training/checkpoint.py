@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..core import storage
 from ..core.errors import UserError
 from ..core.settings import Settings
+from .placement import load_moments, load_weights
 
 OPTIMIZER = "optimizer"
 FORMAT_1 = {"surroundings": "environment"}, {"ema_0.05": "average_0.05", "ema_0.1": "average_0.1"}
@@ -88,18 +88,15 @@ def checksum_of(checkpoint: Path) -> str:
 # ── contents ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_checkpoint(
-    folder: Path, state: State, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> None:
+def write_checkpoint(folder: Path, state: State, files: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
     """Write a checkpoint beside the older ones of a run folder.
 
-    It holds state.json, a safetensors file for each of `models`, and the optimizer state of `models["model"]`.
-    Raise OSError if it cannot be written, which leaves the others untouched.
+    It holds state.json and safetensors `files`, of which `optimizer` is as `placement.moments_of` returns it. Raise
+    OSError if it cannot be written, which leaves the others untouched.
     """
     with storage.atomic_directory(folder / "checkpoints" / f"step_{state.step:08d}") as checkpoint:
-        for name, model in models.items():
-            storage.save_tensors(checkpoint / f"{name}.safetensors", model.state_dict())
-        storage.save_tensors(checkpoint / f"{OPTIMIZER}.safetensors", _pack(models["model"], optimizer))
+        for name, tensors in files:
+            storage.save_tensors(checkpoint / f"{name}.safetensors", tensors)
         (checkpoint / "state.json").write_text(json.dumps(state.model_dump(), indent=2))
 
 
@@ -116,45 +113,18 @@ def read_state(checkpoint: Path) -> State:
 
 
 def restore(checkpoint: Path, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Load the tensors of a checkpoint. Raise UserError, naming the tensor, if they do not fit."""
+    """Load the tensors of a checkpoint; `optimizer` is that of `models["model"]`.
+
+    Raise UserError, naming the tensor, if they do not fit.
+    """
     for name, model in models.items():
         file = _file(checkpoint, name)
-        storage.load_strictly(model, storage.load_tensors(file), file)
-    _unpack(storage.load_tensors(_file(checkpoint, OPTIMIZER)), models["model"], optimizer, checkpoint)
+        load_weights(model, storage.load_tensors(file), file)
+    file = _file(checkpoint, OPTIMIZER)
+    load_moments(models["model"], optimizer, storage.load_tensors(file), file)
 
 
 def _file(checkpoint: Path, name: str) -> Path:
     file = checkpoint / f"{name}.safetensors"
     former = checkpoint / f"{FORMAT_1[1].get(name, name)}.safetensors"
     return former if former.exists() and not file.exists() else file
-
-
-def _pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's moments by "parameter:moment"."""
-    from torch.distributed.checkpoint import state_dict as dcp
-
-    state = dcp.get_optimizer_state_dict(model, optimizer, options=dcp.StateDictOptions(full_state_dict=True))["state"]
-    return {f"{name}:{key}": value for name, moments in state.items() for key, value in moments.items()}
-
-
-def _unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, source: Path) -> None:
-    """Load the moments that `_pack` returned. Raise UserError if the parameters are not the model's."""
-    from torch.distributed.checkpoint import state_dict as dcp
-
-    if not tensors:  # saved before the first step that was not skipped
-        return
-    parameters = dict(model.named_parameters())
-    if {label.rpartition(":")[0] for label in tensors} != set(parameters):
-        raise UserError(f"{source}/{OPTIMIZER}.safetensors: does not match the network")
-    options = dcp.StateDictOptions(full_state_dict=True)
-    state = dcp.get_optimizer_state_dict(model, optimizer, options=options)
-    state["state"] = defaultdict(dict)
-    for label, tensor in tensors.items():
-        name, _, key = label.rpartition(":")
-        state["state"][name][key] = _with_strides_of(parameters[name], tensor)
-    dcp.set_optimizer_state_dict(model, optimizer, state, options=options)
-
-
-def _with_strides_of(parameter: Tensor, moment: Tensor) -> Tensor:
-    """Return a copy of a moment in its parameter's memory format, which fused optimizers expect; a scalar as it is."""
-    return torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment.clone()

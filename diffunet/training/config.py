@@ -74,6 +74,9 @@ class TrainConfig(Settings):
     """Steps between previews: a grid of samples by the section `sample`, and validation; also at the end."""
     log_with: str | None = None
     """A tracker that Accelerate supports, such as tensorboard or wandb."""
+    shard: bool = False
+    """Each process holds a part of the weights, gradients, moments and EMAs, for networks that are too large for one
+    device (docs/distributed.md)."""
     seed: int = Field(0, ge=0, le=10**18)
     """Seed of the initial weights, the data order and every random number."""
     runtime: RuntimeConfig = RuntimeConfig()

@@ -7,7 +7,7 @@ standard deviation of an average's profile relative to the length of the trainin
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +23,37 @@ MIN_STD, MAX_STD = 0.02, 0.25
 """The lengths that can be reconstructed from their snapshots."""
 
 
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy for evaluation. Buffers outside the state dict are constants, which both models share."""
+    return copy.deepcopy(model, constants_of(model)).requires_grad_(False).eval()
+
+
+def constants_of(model: nn.Module) -> dict[int, Tensor]:
+    """Return the buffers outside the state dict by their id, for `copy.deepcopy` to share them."""
+    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    return {id(buffer): buffer for buffer in model.buffers() if id(buffer) not in saved}
+
+
 class EMA:
     """A copy of a model that follows its weights; its buffers are the model's."""
 
-    def __init__(self, model: nn.Module, rate_at: Callable[[int], float]):
+    def __init__(
+        self,
+        model: nn.Module,
+        rate_at: Callable[[int], float],
+        copy_of: Callable[[nn.Module], nn.Module] = copy_of,
+    ):
         """At step 0, 1, ... the average moves by `rate_at(step)` of the way to the model."""
         self.model = copy_of(model)
         self.rate_at = rate_at
+        self._averaged, self._followed = list(self.model.parameters()), list(model.parameters())
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move the average towards the weights after step 0, 1, ..."""
-        averaged, current = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averaged, current, self.rate_at(step))
-        for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+        torch._foreach_lerp_(self._averaged, self._followed, self.rate_at(step))
+        for kept, buffer in self._buffers:
             kept.copy_(buffer)
 
 
@@ -58,13 +75,6 @@ class LeastLoss(nn.Module):
             self.model.load_state_dict(ema.state_dict())
             self.loss.fill_(loss)
             self.step.fill_(step)
-
-
-def copy_of(model: nn.Module) -> nn.Module:
-    """Return a copy for evaluation. Buffers outside the state dict are constants, which both models share."""
-    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    constants = {id(buffer): buffer for buffer in model.buffers() if id(buffer) not in saved}
-    return copy.deepcopy(model, constants).requires_grad_(False).eval()
 
 
 def std_to_gamma(std: float) -> float:
@@ -110,12 +120,12 @@ def _profile_dot_product(gamma_a, end_a, gamma_b, end_b):
 # ── snapshots of a run ────────────────────────────────────────────────────────────────────────────
 
 
-def save_snapshot(folder: Path, step: int, averages: dict[float, EMA]) -> None:
-    """Write the averages at this step, in half precision, to RUN/ema_snapshots."""
+def save_snapshot(folder: Path, step: int, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
+    """Write the state dicts of the averages at this step, in half precision, to RUN/ema_snapshots."""
     tensors = {
         f"{std}:{name}": tensor.half() if tensor.is_floating_point() else tensor
         for std, average in averages.items()
-        for name, tensor in average.model.state_dict().items()
+        for name, tensor in average.items()
     }
     with atomic_write(folder / "ema_snapshots" / f"step_{step:08d}.safetensors") as file:
         save_tensors(file, tensors)

@@ -1,31 +1,79 @@
-"""Agreement between the processes of a training."""
+"""Agreement between the processes of a launcher."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
+from torch import distributed
 
 from ..core.errors import UserError, describe_oserror
+from ..core.runtime import default_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
 
+TIMEOUT = timedelta(minutes=30)
+"""How long processes wait for each other: longer than a preview, during which all wait for the main process."""
 
-def from_main(accelerator: "Accelerator", choose: Callable[[], T]) -> T:
+
+class Process(Protocol):
+    """One of the processes of a launcher, such as an Accelerator."""
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether it is the first of all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process by its number, and their number."""
+
+    number: int = 0
+    of: int = 1
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.number == 0
+
+
+@contextmanager
+def launched() -> Iterator[Rank]:
+    """Connect the processes of a launcher, for as long as they have to agree, and give each a device of its own.
+
+    This is for work that is divided by files; training is connected by Accelerate.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield Rank()
+        return
+    device = default_device()
+    if device.type != "cpu" and (devices := torch.accelerator.device_count()) > 1:
+        getattr(torch, device.type).set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
+    distributed.init_process_group("gloo", timeout=TIMEOUT)
+    try:
+        yield Rank(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
+
+
+def from_main(process: Process, choose: Callable[[], T]) -> T:
     """Call `choose` in the main process and return its result in all. A UserError or OSError is a UserError in all."""
-    from accelerate.utils import broadcast_object_list
-
     found: list = [None, None]
-    if accelerator.is_main_process:
+    if process.is_main_process:
         try:
             found[0] = choose()
         except UserError as mistake:
             found[1] = str(mistake)
         except OSError as error:  # the others would wait for this process
             found[1] = describe_oserror(error)
-    broadcast_object_list(found)
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(found)
     if found[1] is not None:
         raise UserError(found[1])
     return found[0]

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from ..core.errors import UserError, describe_oserror
 from ..core.rng import BatchRNG, EpochShuffle, seed_for
 from ..core.runtime import synchronize
-from .checkpoint import State, checksum_of, list_checkpoints, newest_checkpoint, read_state, remove, restore
+from .checkpoint import OPTIMIZER, State, checksum_of, list_checkpoints, newest_checkpoint, read_state, remove, restore
 from .checkpoint import write_checkpoint as write
 from .config import TrainConfig
 from .ema import EMA, STDS, LeastLoss, list_snapshots, power_ema_rate, save_snapshot
 from .failures import explained
 from .loader import TrainingData, fetch
 from .log import Log
+from .placement import Replicas, Shards
 from .processes import agree, any_process, from_main
 from .signals import GracefulShutdown
 
@@ -67,14 +68,15 @@ class Trainer:
         self.step = 0
         self.batch_size, self.micro_batch_size = _batch_sizes(config, accelerator.num_processes)
         self.order = EpochShuffle(len(data), self.batch_size, config.seed)
-        model = model.to(accelerator.device)
+        sharded = config.shard and accelerator.num_processes > 1
+        self.placement = (Shards if sharded else Replicas)(model, accelerator)
+        model, copy_of = self.placement.module, self.placement.copy
         self._skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self._non_finite_in_a_row = torch.zeros_like(self._skipped)
-        self.ema = EMA(model, lambda step: 1 - config.ema_decay_at(step))
-        self.posthoc = {std: EMA(model, power_ema_rate(std)) for std in STDS if config.snapshots}
+        self.ema = EMA(model, lambda step: 1 - config.ema_decay_at(step), copy_of)
+        self.posthoc = {std: EMA(model, power_ema_rate(std), copy_of) for std in STDS if config.snapshots}
         self.least = LeastLoss(self.ema.model) if config.publish == "least_val_loss" else None
-        optimizer = config.build_optimizer(model.parameters())
-        self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
+        self.placement.prepare(config.build_optimizer)
         self._logged = 0  # step of the newest line of the log
         self._seconds = 0.0  # spent in steps since then
         self.spent = {"steps": 0.0, "previews": 0.0}  # seconds in all, of this process
@@ -90,10 +92,6 @@ class Trainer:
     def published(self) -> nn.Module:
         """The EMA weights, or those of the least validation loss so far if `config.publish` is that."""
         return self.least.model if self.least and self.least.step else self.ema.model
-
-    @property
-    def _unwrapped(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────
 
@@ -124,9 +122,8 @@ class Trainer:
                 self._seconds += time.monotonic() - started
                 if due.log or self.step % NON_FINITE_LIMIT == 0:
                     self._check_finite()
-                if due.snapshot and self.accelerator.is_main_process:
-                    with self._tolerate_io_error("snapshot"):
-                        save_snapshot(self.folder, self.step, self.posthoc)
+                if due.snapshot:
+                    self._save_snapshot()
                 seen = self._preview() if due.preview else {}
                 if due.log and (line := self._log(seen)):
                     bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s")
@@ -166,12 +163,19 @@ class Trainer:
                 f"the checkpoints in {self.folder} are intact; try a lower --train.learning_rate"
             )
 
+    def _save_snapshot(self) -> None:
+        averages = {std: self.placement.tensors(average.model) for std, average in self.posthoc.items()}
+        if self.accelerator.is_main_process:
+            with self._tolerate_io_error("snapshot"):
+                save_snapshot(self.folder, self.step, averages)
+
     def _preview(self) -> dict[str, float]:
+        ema = self.placement.whole(self.ema.model)
         if not self.accelerator.is_main_process:
             return {}
         started, seen = time.monotonic(), {}
         with self._tolerate_io_error("preview"):
-            seen = self.preview(self.step, self.ema.model)
+            seen = self.preview(self.step, ema)
         if self.least and "val_loss" in seen:
             self.least.update(self.ema.model, self.step, seen["val_loss"])
         self.spent["previews"] += time.monotonic() - started
@@ -231,7 +235,7 @@ class Trainer:
         from accelerate.utils import send_to_device
 
         config, accelerator = self.config, self.accelerator
-        for group in self.optimizer.param_groups:
+        for group in self.placement.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
         objective = self.objective
         if hasattr(objective, "at"):  # it has stages
@@ -242,19 +246,19 @@ class Trainer:
             rng = BatchRNG.at(config.seed, self.step, positions, self.batch_size, accelerator.device)
             batch = self.data.prepare(send_to_device(batch, accelerator.device, non_blocking=True), rng)
             last = part == len(micro_batches) - 1  # only then do processes exchange gradients
-            with nullcontext() if last else accelerator.no_sync(self.model):
-                losses = objective.loss(self.model, rng=rng, **batch)
+            with nullcontext() if last else self.placement.without_sync():
+                losses = objective.loss(self.placement.model, rng=rng, **batch)
                 accelerator.backward(losses["loss"].mean() / len(micro_batches))
             for name, values in losses.items():
                 self.log.count(name, values.detach())
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        norm = self.placement.clip(config.max_grad_norm)
         broken = ~norm.detach().isfinite()
         if not accelerator.scaler:  # which skips by itself, and adapts
-            self.optimizer.optimizer.found_inf = broken.float()  # a fused optimizer skips without a host sync
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.placement.optimizer.optimizer.found_inf = broken.float()  # a fused optimizer skips without a host sync
+        self.placement.optimizer.step()
+        self.placement.optimizer.zero_grad()
         for average in (self.ema, *self.posthoc.values()):
-            average.update(self._unwrapped, self.step)
+            average.update(self.step)
         self.log.count("grad_norm", norm.detach().reshape(1))
         self._skipped += broken
         self._non_finite_in_a_row = (self._non_finite_in_a_row + 1) * broken
@@ -289,8 +293,6 @@ class Trainer:
 
         Raise OSError if it cannot be written, which leaves the older ones.
         """
-        if not self.accelerator.is_main_process:
-            return
         state = State(
             step=self.step,
             skipped=self.skipped,
@@ -299,9 +301,27 @@ class Trainer:
             environment=self._environment,
             scaler=self.accelerator.scaler and self.accelerator.scaler.state_dict(),
         )
-        write(self.folder, state, self._models, self.optimizer.optimizer)
-        remove(self.folder, list_checkpoints(self.folder)[: -self.config.keep_checkpoints])
-        self.publish(self.published)
+        files = self._files()
+        try:
+            if self.accelerator.is_main_process:
+                write(self.folder, state, files)
+                remove(self.folder, list_checkpoints(self.folder)[: -self.config.keep_checkpoints])
+        finally:
+            published = self._gathered(files)
+        if self.accelerator.is_main_process:
+            self.publish(published)
+
+    def _files(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield the names and tensors of the files of a checkpoint, gathered one after the other from all processes."""
+        for name, model in self._models.items():
+            yield name, self.placement.tensors(model)
+        yield OPTIMIZER, self.placement.moments()
+
+    def _gathered(self, files: Iterator) -> nn.Module:
+        """Gather what is left of the files, which takes all processes, and return what is published."""
+        for _ in files:
+            pass
+        return self.placement.whole(self.published)
 
     def resume(self, checkpoint: Path | None = None, force: bool = False) -> None:
         """Restore a checkpoint, or the newest, or the start if there is none; the same one in all processes.
@@ -317,6 +337,7 @@ class Trainer:
         if chosen := from_main(self.accelerator, choose):
             agree(self.accelerator, lambda: self._restore(*chosen, force))
         self._logged = self.step
+        published = self.placement.whole(self.published)
         if self.accelerator.is_main_process:
             self.log.forget_after(self.step)
             for step, snapshot in list_snapshots(self.folder).items():
@@ -325,7 +346,7 @@ class Trainer:
             if chosen:
                 newer = [other for other in list_checkpoints(self.folder) if other.name > chosen[0].name]
                 remove(self.folder, newer)
-                self.publish(self.published)  # a kill may have come between the two
+                self.publish(published)  # a kill may have come between the two
         self.accelerator.wait_for_everyone()
 
     def _restore(self, checkpoint: Path, checksum: str, force: bool) -> None:
@@ -340,7 +361,7 @@ class Trainer:
         for name, now in self._environment.items():
             if (before := state.environment.get(name)) != now:
                 self._print(f"{name}: {before} -> {now}")
-        restore(checkpoint, self._models, self.optimizer.optimizer)
+        restore(checkpoint, self._models, self.placement.optimizer.optimizer)
         if self.accelerator.scaler and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
@@ -350,7 +371,7 @@ class Trainer:
     def _models(self) -> dict[str, nn.Module]:
         posthoc = {f"ema_{std}": average.model for std, average in self.posthoc.items()}
         least = {"least_val_loss": self.least} if self.least else {}
-        return {"model": self._unwrapped, "ema": self.ema.model, **posthoc, **least}
+        return {"model": self.placement.module, "ema": self.ema.model, **posthoc, **least}
 
     @property
     def _environment(self) -> dict[str, str | int]:

@@ -123,14 +123,14 @@ def test_the_error_of_a_launched_training_comes_last(small):
 @pytest.mark.parametrize(
     ("command", "argv"),
     [
-        ("sample", ["run"]),
-        ("evaluate", ["run"]),
+        ("evaluate", ["folder", "--data.path", "digits", "--output", "out"]),
         ("ema", ["run", "0.1"]),
         ("export", ["run", "out"]),
         ("import", ["a.pt", "b"]),
     ],
 )
 def test_commands_of_one_process_refuse_a_launcher(in_a_new_folder, capsys, monkeypatch, command, argv):
+    Path("folder").mkdir()
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = mistake(capsys, command, *argv)
     assert "runs in one process (got 2 from a launcher); start it with python" in line

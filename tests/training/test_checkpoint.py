@@ -18,6 +18,7 @@ from diffunet.training.checkpoint import (
     remove,
     write_checkpoint,
 )
+from diffunet.training.placement import moments_of
 
 
 def state(step):
@@ -37,7 +38,8 @@ def run(tmp_path):
     for step in (4, 8):
         model, ema = vector(float(step)), vector(step / 2)
         optimizer = torch.optim.AdamW(model.parameters())
-        write_checkpoint(tmp_path, state(step), {"model": model, "ema": ema}, optimizer)
+        files = ("model", model.state_dict()), ("ema", ema.state_dict()), ("optimizer", moments_of(model, optimizer))
+        write_checkpoint(tmp_path, state(step), files)
     return tmp_path
 
 

@@ -42,9 +42,9 @@ def run(tmp_path):
     for step, weights in enumerate(path):
         model.weight.data = weights[None].clone()
         for average in averages.values():
-            average.update(model, step)
+            average.update(step)
         if (step + 1) % (STEPS // 16) == 0:
-            save_snapshot(tmp_path, step + 1, averages)
+            save_snapshot(tmp_path, step + 1, {std: average.model.state_dict() for std, average in averages.items()})
     return tmp_path, path.double(), averages
 
 
@@ -112,9 +112,9 @@ def test_buffers_are_copied_from_the_model(tmp_path):
     averages = {std: EMA(model, lambda step: 0.5) for std in STDS}
     model(torch.randn(8, 2) + 3)
     for average in averages.values():
-        average.update(model, 0)
+        average.update(0)
         assert torch.equal(average.model.running_mean, model.running_mean)
-    save_snapshot(tmp_path, 1, averages)
+    save_snapshot(tmp_path, 1, {std: average.model.state_dict() for std, average in averages.items()})
     torch.testing.assert_close(posthoc_ema(tmp_path, 0.1)["running_mean"], model.running_mean, atol=2e-3, rtol=0)
     assert posthoc_ema(tmp_path, 0.1)["num_batches_tracked"] == 1
 
@@ -130,7 +130,7 @@ def test_an_ema_of_a_share_of_the_training_leaves_its_first_weights_exponentiall
     assert torch.equal(ema.model.weight[0], weights[0])
     for step in range(200):
         model.weight.data = weights[step + 1][None].clone()
-        ema.update(model, step)
+        ema.update(step)
         if step + 1 in (1, 20, 200):
             decay = 1 - 1 / 20
             own = decay ** np.arange(step, -1, -1) * (1 - decay) @ weights[1 : step + 2].double().numpy()

@@ -32,9 +32,9 @@ def broadcast(monkeypatch):
             objects[:] = sent
         else:
             sent[:] = objects
-        return objects
 
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast_object_list)
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast_object_list)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
 
 
 def test_from_main_returns_the_choice_of_the_main_process_in_all(broadcast):

@@ -31,12 +31,12 @@ def log(folder):
 
 def fit_and_record(run):
     """Train, and return the first layer's weights before the first step and after each."""
-    weights = [run._unwrapped[0].weight.detach().clone()]
+    weights = [run.placement.module[0].weight.detach().clone()]
     step = run._train_step
 
     def recorded(micro_batches):
         step(micro_batches)
-        weights.append(run._unwrapped[0].weight.detach().clone())
+        weights.append(run.placement.module[0].weight.detach().clone())
 
     run._train_step = recorded
     run.fit()
@@ -100,10 +100,10 @@ def test_gradient_accumulation_does_not_change_the_weights(tmp_path, parts):
     results = []
     for number in (1, parts):
         run = trainer(tmp_path / str(number), gradient_accumulation_steps=number)
-        for module in run.model.modules():
+        for module in run.placement.module.modules():
             module.p = 0.0
         run.fit()
-        results.append(run._unwrapped.state_dict())
+        results.append(run.placement.module.state_dict())
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], atol=1e-6, rtol=1e-5)
 
@@ -234,7 +234,7 @@ def test_too_many_non_finite_steps_stop_the_run(tmp_path):
         run.fit()
     saved = load_tensors(list_checkpoints(tmp_path)[-1] / "model.safetensors")
     assert all(value.isfinite().all() for value in saved.values())
-    assert torch.equal(saved["0.weight"], run._unwrapped[0].weight)
+    assert torch.equal(saved["0.weight"], run.placement.module[0].weight)
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):

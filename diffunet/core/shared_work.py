@@ -1,0 +1,104 @@
+"""Work that several processes share, on one machine or several: its parts are files in a folder that all of them see.
+
+    work = SharedWork(folder, job="2,000 samples of this run", parts=["a.json", "b.json"])
+    for file in work.claim():
+        ...                         # compute, and write the file
+    with work.closing() as last:
+        if last:
+            ...                     # every part is there: assemble them
+
+Nothing is sent between the processes. One that is killed loses its locks, and the others, or the same work started
+again, do what it left. On a file system without locks each process does all parts that are missing.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+from .storage import atomic_write, load_json
+
+UNFINISHED = ".unfinished"
+"""Name of the folder, in that of the results."""
+JOB = "job.json"
+"""In the folder for as long as the work is not finished."""
+
+
+def job_in(folder: Path) -> str | None:
+    """Return the job whose unfinished parts are in a folder; None if there are none."""
+    return load_json(folder / JOB).get("job") if (folder / JOB).exists() else None
+
+
+class SharedWork:
+    """The unfinished parts of a job. The folder exists until all of them are there and were assembled."""
+
+    def __init__(self, folder: Path, job: str, parts: Sequence[str] = ()):
+        """`job` says what is done, in any words; parts are names of files. Raise UserError if the folder is of another
+        job."""
+        self.folder, self.job = folder, folder / JOB
+        self.parts = [folder / name for name in parts]
+        with _lock_of(folder / f".{JOB}"):
+            if (found := job_in(folder)) is None:
+                with atomic_write(self.job) as file:
+                    file.write_text(json.dumps({"job": job}), encoding="utf-8")
+            elif found != job:
+                raise UserError(f"{folder}: holds the beginning of other work; remove it, or choose another folder")
+
+    @property
+    def missing(self) -> list[Path]:
+        """The parts that are not there yet; none once the job is finished."""
+        return [part for part in self.parts if not part.exists()] if self.job.exists() else []
+
+    def claim(self) -> Iterator[Path]:
+        """Yield each part that is missing and that no other process is at, for the caller to write."""
+        worked = True
+        while worked:  # again, for parts of processes that were killed meanwhile
+            worked = False
+            for part in self.missing:
+                with self._locked(part.name) as mine:
+                    if mine and not part.exists():
+                        worked = True
+                        yield part
+
+    @contextmanager
+    def closing(self) -> Iterator[bool]:
+        """Yield whether it is this process that assembles the parts; then the folder is removed."""
+        if self.missing:
+            yield False
+            return
+        with self._locked("closing", wait=True) as mine:
+            yield mine
+            if mine:
+                finished = self.folder.with_name(f"{self.folder.name}.finished")
+                self.folder.rename(finished)  # at once: no process sees half of it
+                shutil.rmtree(finished)
+
+    @contextmanager
+    def _locked(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Yield whether this process holds the lock of this name, of a job that is not finished."""
+        with _lock_of(self.folder / f".{name}", wait) as mine:
+            yield mine and self.job.exists()
+        if not self.job.exists():  # finished meanwhile: the lock has made the folder again
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def _lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Yield whether this process holds the lock of that path; on a file system without locks each of them does."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError:
+        pass
+    try:
+        yield True
+    finally:
+        lock.release()
