@@ -4,6 +4,7 @@ import argparse
 
 from ..core.progress import no_progress, shared_bar
 from ..core.settings import settings_from
+from ..core.shared_work import UNFINISHED, kept_if_begun
 from ..runs.run import Run
 from ..runs.shared_samples import job_of, sample_to_folder
 from ..sampling.generate import SampleConfig
@@ -35,6 +36,8 @@ def sample(argv: list[str]) -> int:
         job = job_of(sampler, config)
         folder = from_main(process, lambda: begin(args.output, run.folder / "images", job))
     bar = shared_bar("sample", "step", config.total_steps // process.of) if process.is_main_process else no_progress
-    if number := sample_to_folder(sampler, config, folder, own, bar):
+    with kept_if_begun(folder / UNFINISHED):
+        number = sample_to_folder(sampler, config, folder, own, bar)
+    if number:
         print(f"{number} images: {folder}")
     return 0

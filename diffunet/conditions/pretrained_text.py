@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +17,13 @@ from torch import Tensor, nn
 from ..core.errors import UserError, printable
 from ..core.progress import no_progress
 from ..core.runtime import default_device
-from ..core.storage import atomic_write, load_tensors, save_tensors, sha256_of_file
+from ..core.storage import atomic_write, cache_folder, load_tensors, save_tensors, sha256_of_file
 from ..data.captions import Sequences
 
 FILES = ("config.json", "*.safetensors", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 """Files of an encoder and its tokenizer; never pickled weights, never code."""
 BATCH = 16
 """Captions that are encoded at once, repeated where there are fewer."""
-
-
-def cache_folder() -> Path:
-    """Return the folder of encoded captions: diffunet/texts in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet" / "texts"
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class PretrainedText:
         """
         device = default_device()
         key = [self.sha256, max_length, device.type, *captions]
-        file = cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
+        file = cache_folder("texts") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):  # other processes of a launcher wait for the first
             try:

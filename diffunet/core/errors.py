@@ -27,8 +27,12 @@ def describe_oserror(error: OSError) -> str:
     return f"{error.filename}: {why}" if error.filename else why
 
 
+OUT_OF_MEMORY = "out of memory", "ALLOC_FAILED", "can't allocate memory"
+"""In messages of CUDA, its libraries, and torch's allocator on the CPU; also inside those of a compiler."""
+
+
 def ran_out_of_memory(error: Exception) -> bool:
     """Return whether an exception means that device or host memory was exhausted."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    )

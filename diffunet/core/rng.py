@@ -71,8 +71,8 @@ class EpochShuffle:
         """Return the indices of the examples in batch `step`, (batch_size,) int64."""
         position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = position // self.length
-        shuffled = [_permutation(self.length, self.seed, int(e)) for e in epochs.unique()]
-        return torch.stack(shuffled)[epochs - epochs[0], position % self.length]
+        parts = [(int(epoch), position[epochs == epoch] % self.length) for epoch in epochs.unique()]
+        return torch.cat([_permutation(self.length, self.seed, epoch)[places] for epoch, places in parts])
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .settings import Settings
-
-COMPILE_CACHE = Path.home() / ".cache" / "diffunet" / "compiled"
-"""Cache of torch's compiler, shared by all processes; TORCHINDUCTOR_CACHE_DIR overrides it."""
+from .storage import cache_folder
 
 
 class RuntimeConfig(Settings):
@@ -31,6 +28,11 @@ def default_device() -> torch.device:
     """Return the accelerator of this machine, or its CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the kind of device, of a GPU its model: with another one, random numbers and sums are others."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -57,7 +59,7 @@ def prepare_for(unet: nn.Module, config: RuntimeConfig) -> None:
     if config.channels_last and weights in FORMATS:
         unet.to(memory_format=FORMATS[weights])
     if config.compile is True and unet._compiled_call_impl is None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(COMPILE_CACHE))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))  # shared by all processes
         unet.compile()
 
 
@@ -84,4 +86,5 @@ def synchronize(device: torch.device) -> None:
 def full_precision(device: torch.device) -> AbstractContextManager:
     """Return a context without autocast, for what mixed precision would spoil."""
     known = torch.amp.is_autocast_available(device.type)  # not of the meta device
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    active = known and torch.is_autocast_enabled(device.type)  # exported networks have no trace of it
+    return torch.autocast(device.type, enabled=False) if active else nullcontext()

@@ -14,7 +14,7 @@ again, do what it left. On a file system without locks each process does all par
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -29,6 +29,19 @@ JOB = "job.json"
 def job_in(folder: Path) -> str | None:
     """Return the job whose unfinished parts are in a folder; None if there are none."""
     return load_json(folder / JOB).get("job") if (folder / JOB).exists() else None
+
+
+@contextmanager
+def kept_if_begun(folder: Path) -> Iterator[None]:
+    """Remove the folder of unfinished work, and that of the results, after a mistake that came before any part."""
+    try:
+        yield
+    except UserError:
+        if not any(file.name != JOB for file in folder.glob("[!.]*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()
+        raise
 
 
 class SharedWork:

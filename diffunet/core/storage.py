@@ -21,6 +21,14 @@ CHECKSUMS = "SHA256SUMS"
 """In an atomic directory: the SHA-256 of each of its files, in the format of `sha256sum --check SHA256SUMS`."""
 
 
+def cache_folder(name: str) -> Path:
+    """Return a folder for files that can be made again: below $XDG_CACHE_HOME or ~/.cache.
+
+    Without a home, as in some containers, it is below the working folder.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")) / "diffunet" / name
+
+
 # ── complete or absent ────────────────────────────────────────────────────────────────────────────
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from ..core.storage import atomic_directory
+from ..core.storage import atomic_directory, cache_folder
 from .cases import Case
 
 PARTS = "image", "target", "weight", "instances"
@@ -17,10 +17,10 @@ FORMAT = 1
 """Of these files, and of how cases are decoded; part of their place."""
 
 
-def cache_folder(*decided_by: object) -> Path:
+def folder_of(*decided_by: object) -> Path:
     """Return the folder of decoded cases by everything that decides about them, in words."""
     digest = hashlib.sha256(repr((FORMAT, *map(str, decided_by))).encode()).hexdigest()
-    return Path.home() / ".cache" / "diffunet" / "cases" / digest[:16]
+    return cache_folder("cases") / digest[:16]
 
 
 class Stored:

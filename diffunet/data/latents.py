@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.progress import no_progress
 from ..core.rng import BatchRNG
-from ..core.storage import atomic_write
+from ..core.storage import atomic_write, cache_folder
 from .dataset import ImageDataset
 from .decoding import file_of
 from .pixels import normalize
@@ -104,7 +104,7 @@ def cache_file(images: ImageDataset, encoder: str) -> Path:
     digest = hashlib.sha256(repr((*decided_by, config.random_flip)).encode())
     for content in _contents(images):
         digest.update(content)
-    return Path.home() / ".cache" / "diffunet" / "latents" / f"{digest.hexdigest()[:16]}.npy"
+    return cache_folder("latents") / f"{digest.hexdigest()[:16]}.npy"
 
 
 def _contents(images: ImageDataset) -> Iterator[bytes]:

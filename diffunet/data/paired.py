@@ -14,7 +14,7 @@ from ..core.progress import no_progress
 from ..core.rng import seed_for
 from .annotation import keep_slices
 from .borders import WeightConfig, place_weights, separate_touching
-from .case_cache import Stored, cache_folder
+from .case_cache import Stored, folder_of
 from .cases import Cached, Case, Cases
 from .complex_pairs import ComplexFolder, has_molecules
 from .intensity import clipped, foreground_window, standardized
@@ -108,7 +108,7 @@ def load_pairs(
         balance = of_training if weights.classes == "balanced" else None
         kept = files.config.spacing, files.config.intensity, files.config.channels
         sparse = (config.slices, sorted(decode.sparse)) if decode.sparse else None
-        folder = cache_folder(fingerprint, files.changed, *kept, weights, balance, sparse)
+        folder = folder_of(fingerprint, files.changed, *kept, weights, balance, sparse)
         cases = Stored(decode, number, folder)
         log(f"{gibibytes:.1f} GiB decoded, over data.memory_budget: kept in {folder}, which may be deleted")
     for index in progress(range(number)) if in_memory else ():  # a mistake is found before the training, not amid it

@@ -4,7 +4,6 @@ The floor is the same metric for as many real images (at most half of them) agai
 """
 
 import hashlib
-import os
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,7 +19,7 @@ from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..core.progress import no_progress
 from ..core.rng import fixed_subset
-from ..core.storage import atomic_write, load_tensors, save_tensors
+from ..core.storage import atomic_write, cache_folder, load_tensors, save_tensors
 from ..data.dataset import ImageDataset
 from . import metrics
 from .features import INCEPTION_SHA, FeatureExtractor, PixelFeatures, extract
@@ -270,8 +269,7 @@ def _real_features(
     if not features.weights:
         return [extract(features, real.images, part) for part in parts]
     key = "|".join(map(str, (digest, *map(len, parts), features.name, features.resize, features.weights)))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
-    file = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    file = cache_folder("features") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     if not file.exists():
         found = [extract(features, real.images, part, progress) for part in parts]
         with atomic_write(file) as partial:

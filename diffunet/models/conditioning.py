@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core.runtime import full_precision
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -76,7 +78,8 @@ class TimeEmbedding(nn.Module):
         """t: (B,), or one number for the whole batch."""
         angle = t.reshape(-1, 1).float() * self.frequencies  # (B, C/2)
         sinusoids = torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, C)
-        return Conditioning(vector=self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype)))
+        with full_precision(t.device):  # in 16 bits neighboring times would be one
+            return Conditioning(vector=self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype)))
 
 
 class LabelEmbedding(nn.Module):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..core.runtime import full_precision
 from . import layers
 from .conditioning import Conditioning
 from .config import LevelPlan, StackPlan, UNetConfig, min_input_size, output_side
@@ -104,10 +105,15 @@ class UNet(nn.Module):
         if cond.planes is not None:
             x = torch.cat([x, cond.planes.expand(len(x), -1, *size)], dim=1)
         if self.config.padding == "valid":
-            return self.head(self.body(self.stem(x), cond))
+            return self._output(self.body(self.stem(x), cond))
         side = self.config.unshuffle
-        x = self.head(self.body(self.stem(layers.unshuffle(self._padded(x), side)), cond))
+        x = self._output(self.body(self.stem(layers.unshuffle(self._padded(x), side)), cond))
         return layers.shuffle(x, side)[(..., *map(slice, size))]
+
+    def _output(self, x: Tensor) -> Tensor:
+        """Return the output of the head, which mixed precision leaves as exact as its weights are."""
+        with full_precision(x.device):
+            return self.head(x.to(next(self.head.parameters()).dtype))
 
     def output_size(self, *size: int) -> tuple[int, ...]:
         """Return the sides of the output for an input with these sides. Raise ValueError if they are too small."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..core.progress import no_progress
-from ..core.shared_work import UNFINISHED, SharedWork
+from ..core.shared_work import UNFINISHED, SharedWork, kept_if_begun
 from ..core.storage import atomic_write, load_tensors, save_tensors, sha256_of_tensors
 from ..data.decoding import decode
 from ..sampling.generate import Part, SampleBatch, SampleConfig, Sampler
@@ -81,9 +81,10 @@ class SharedSamples:
         work = SharedWork(folder, job, names)
         self._works.append(work)
         while True:
-            for file, batch in _claimed(work, sampler, config, progress):
-                with atomic_write(file) as partial:
-                    save_tensors(partial, {"pixels": batch.pixels})
+            with kept_if_begun(folder):
+                for file, batch in _claimed(work, sampler, config, progress):
+                    with atomic_write(file) as partial:
+                        save_tensors(partial, {"pixels": batch.pixels})
             if not (self.wait and work.missing):
                 break
             time.sleep(POLL)

@@ -21,13 +21,13 @@ from ..models.codec import Codec
 from ..models.denoiser import Denoiser
 from ..objectives.base import Objective
 from .editing import FROM_NOISE, Edit, Interpolate, invert
-from .guidance import Guided
+from .guidance import EVERYWHERE, Guided
 from .loop import sample
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(ge=0, le=1000)]
 Words = str | int | float | list[str | int | float | list[float] | None]
-Part = tuple[list[int], tuple[int, ...]]
+Part = tuple[list[int], tuple[int, int]]
 """Indices of the images of a batch, and their (height, width)."""
 
 
@@ -239,13 +239,14 @@ class Sampler:
         """
         own = self.shape[1:]
 
-        def size_of(index: int) -> tuple[int, ...]:
+        def size_of(index: int) -> tuple[int, int]:
             chosen = {name: turn[index % len(turn)].size for name, turn in values.items()} | {"image": edit.size}
             sizes = {name: size for name, size in chosen.items() if size}
             if len(set(sizes.values())) > 1:
                 found = ", ".join(f"{height}×{width}" for height, width in sizes.values())
                 raise UserError(f"{', '.join(sizes)}: sources of images of different sizes (got {found}); match them")
-            return next(iter(sizes.values()), own)
+            height, width = next(iter(sizes.values()), own)
+            return height, width
 
         for size, group in groupby(range(config.num_images), key=size_of):
             if size != own and not config.tile:
@@ -269,11 +270,14 @@ class Sampler:
         except ValueError as error:
             raise UserError(f"tile: {str(error).removeprefix('tile ')}") from None
         model, *guide = (autocast(network, config.runtime.mixed_precision, device) for network in networks)
-        lowest, highest = self.objective.time_at(torch.tensor(config.guidance_interval)).tolist()
+        interval = EVERYWHERE
+        if config.guidance_interval != (0, 1):
+            lowest, highest = self.objective.time_at(torch.tensor(config.guidance_interval)).tolist()
+            interval = lowest, highest
         scale = config.guidance_scale
         if isinstance(scale, dict):  # in the order of the conditions, whatever that of the config
             scale = {name: scale[name] for name in self.conditions if name in scale}
-        return Guided(model, scale, (lowest, highest), *guide)
+        return Guided(model, scale, interval, *guide)
 
 
 def _watched(

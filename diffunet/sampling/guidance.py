@@ -6,6 +6,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+EVERYWHERE = float("-inf"), float("inf")
+"""The interval without which guidance need not look at t, which a GPU would have to send."""
+
 
 class Guided(nn.Module):
     """A model guided away from a worse one, `guide`, with the scale as in diffusers:
@@ -30,7 +33,7 @@ class Guided(nn.Module):
         self,
         model: Callable[..., Tensor],
         guidance_scale: float | Mapping[str, float],
-        interval: tuple[float, float] = (float("-inf"), float("inf")),
+        interval: tuple[float, float] = EVERYWHERE,
         guide: Callable[..., Tensor] | None = None,
     ):
         super().__init__()
@@ -44,7 +47,7 @@ class Guided(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """Return the guided prediction, in the shape of x_t. t: one number for the whole batch."""
         lowest, highest = self.interval
-        if not lowest <= t <= highest:
+        if self.interval != EVERYWHERE and not lowest <= t <= highest:
             return self.model(x_t, t, **conditions)
         scale = self.guidance_scale
         if self.guide is None or isinstance(scale, Mapping):

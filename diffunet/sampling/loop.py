@@ -34,8 +34,9 @@ def sample(
     if generator is not None and kind not in WITHOUT_GENERATOR:
         options = {**options, "generator": generator}
     x = noise * sampler.init_noise_sigma
+    on_device = iter(sampler.timesteps.to(x.device))  # all at once: a copy for each step would wait for the device
     for t in progress(sampler.timesteps):
-        prediction = model(sampler.scale_model_input(x, t), t.to(x.device), **conditions).float()
+        prediction = model(sampler.scale_model_input(x, t), next(on_device), **conditions).float()
         prediction = prediction[:, : x.shape[1]]  # ADM's learned variance follows; no sampler uses it
         x = sampler.step(prediction, t, x, **options).prev_sample
     return x

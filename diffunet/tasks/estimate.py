@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from ..core.runtime import default_device
 from ..training.benchmark import TRAIN_FLOPS_RATIO, Throughput
 from ..training.config import TrainConfig
 from ..training.trainer import Trainer
@@ -11,8 +12,9 @@ REHEARSAL = 0.05
 """Share of `train.minutes` that is spent beforehand on measuring the speed."""
 WORTH_MEASURING = 700
 """Steps from which on measuring a few of them costs no more than one percent."""
-COMPILING_PAYS = 30
-"""Minutes of training from which on compiling, which takes one to three, pays off (docs/performance.md)."""
+COMPILING_PAYS = {"cuda": 5}, 30
+"""Minutes of training from which on compiling, which takes one to three, pays off (docs/performance.md): by the kind of
+device, and elsewhere."""
 
 
 def resolve_schedule(
@@ -33,7 +35,8 @@ def resolve_schedule(
         minutes = steps * seconds_per_step(0) / 60
         log(f"{steps:,} steps: about {duration(minutes)}, without previews")
     if compiling == "auto":
-        compiling = (minutes or 0) > COMPILING_PAYS and not config.shard
+        by_device, otherwise = COMPILING_PAYS
+        compiling = (minutes or 0) > by_device.get(default_device().type, otherwise) and not config.shard
     if config.minutes:
         per_step = seconds_per_step(REHEARSAL * 60 * config.minutes)
         steps = max(1, round(60 * config.minutes / per_step))

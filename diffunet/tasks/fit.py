@@ -81,14 +81,17 @@ def make_accelerator(config: TrainConfig) -> "Accelerator":
             raise UserError(f"accelerate: use_{name.lower()}: not supported; leave it out, and use --train.shard true")
     tracker = _tracker(config.log_with)
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=precision(config.runtime.mixed_precision, default_device()),
         log_with=tracker,
         project_dir=config.output,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
     )
 
 
@@ -109,7 +112,7 @@ def _trainer(task: Task, config: TrainConfig, data: TrainingData | None = None) 
     from accelerate.utils import set_seed
 
     task.accelerator.free_memory()
-    set_seed(config.seed)
+    set_seed(config.seed % 2**32)  # all that numpy takes
     return Trainer(
         config,
         task.build_model(config),

@@ -78,6 +78,8 @@ def measure(
     activations = bytes_per_image(trainer)
     fitting = max(1, int(MAX_STEP / trainer.measure_step_time(0)))
     config = _with_micro_batch(config, min(config.batch_size // parts, fitting))
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     log(f"measuring training with batches of {config.batch_size} ...")
     with_data = config.batch_size / trainer_for(config, data).measure_step_time(seconds)
     memory = memory_peak(accelerator.device)
@@ -192,7 +194,8 @@ def bytes_per_image(trainer: Trainer) -> float:
         prepared = data.prepare(batch, BatchRNG())
         return stored_bytes(lambda: trainer.objective.loss(trainer.placement.model, rng=BatchRNG(), **prepared))
 
-    return per_example(stored)
+    with torch.compiler.set_stance("force_eager"):  # other sizes would make the batch a variable of the compiled graph
+        return per_example(stored)
 
 
 def stored_bytes(compute: Callable[[], object]) -> int:

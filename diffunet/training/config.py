@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from ..core.errors import UserError
 from ..core.runtime import RuntimeConfig
 from ..core.settings import Settings
 
@@ -80,6 +81,19 @@ class TrainConfig(Settings):
     seed: int = Field(0, ge=0, le=10**18)
     """Seed of the initial weights, the data order and every random number."""
     runtime: RuntimeConfig = RuntimeConfig()
+
+    def batch_sizes(self, processes: int) -> tuple[int, int]:
+        """Return the global batch size and that of a micro-batch. Raise UserError if it cannot be shared equally."""
+        parts = processes * self.gradient_accumulation_steps
+        if self.batch_size == "auto":
+            raise UserError("train.batch_size: auto is resolved by fit(); give the Trainer a number")
+        if self.batch_size % parts:
+            raise UserError(
+                f"train.batch_size: {self.batch_size} cannot be shared equally by {processes} process(es) × "
+                f"{self.gradient_accumulation_steps} accumulation step(s); "
+                f"try {max(1, round(self.batch_size / parts)) * parts}"
+            )
+        return self.batch_size, self.batch_size // parts
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of step 0, 1, ..."""

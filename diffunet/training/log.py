@@ -43,9 +43,10 @@ class Log:
     def means(self, accelerator: "Accelerator") -> dict[str, float]:
         """Return the means since the last call, without empty ones. Collective: all processes must call it."""
         names = sorted(self._sums)
-        sums = torch.tensor([self._sums[name] for name in names], device=accelerator.device)
+        exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # counts beyond 2^24
+        sums = torch.stack([torch.stack([part.to(exact) for part in self._sums[name]]) for name in names])
         self._sums.clear()
-        sums = accelerator.reduce(sums, "sum").tolist()
+        sums = accelerator.reduce(sums, "sum").tolist()  # one copy from the device
         return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
 
     def write(self, line: dict[str, float]) -> None:

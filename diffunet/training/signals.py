@@ -7,12 +7,15 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import torch
+from torch import distributed
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STDOUT = 1
 AGREE_EVERY = 4
-"""Steps between agreements of several processes, each of which waits for their devices."""
+"""Steps between agreements of several processes: between their CPUs, which does not wait for devices."""
 REPEAT_SECONDS = 3
 """Repeats within this time are ignored: launchers often deliver a signal twice."""
 
@@ -27,6 +30,7 @@ class GracefulShutdown:
         self.accelerator = accelerator
         self.signal: signal.Signals | None = None
         self._received = math.inf
+        self._group = distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
     def __enter__(self) -> "GracefulShutdown":
         self._previous = {}
@@ -45,13 +49,14 @@ class GracefulShutdown:
         if self.signal:
             return
         self.signal, self._received = signal.Signals(number), time.monotonic()
-        self.accelerator.set_trigger()
         if self.accelerator.is_main_process:  # print() is not reentrant
             text = f"\n{signal.Signals(number).name}: saving a checkpoint after this step ...\n"
             os.write(STDOUT, text.encode())
 
     def requested(self, step: int) -> bool:
         """Return whether any process received a signal. All processes have to call this after each step."""
-        if self.accelerator.num_processes == 1:
-            return self.signal is not None
-        return step % AGREE_EVERY == 0 and self.accelerator.check_trigger()
+        if self._group is None or step % AGREE_EVERY:
+            return self._group is None and self.signal is not None
+        received = torch.tensor(self.signal is not None, dtype=torch.int32)
+        distributed.all_reduce(received, group=self._group)
+        return bool(received)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError, describe_oserror
 from ..core.rng import BatchRNG, EpochShuffle, seed_for
-from ..core.runtime import synchronize
+from ..core.runtime import device_name, synchronize
 from .checkpoint import OPTIMIZER, State, checksum_of, list_checkpoints, newest_checkpoint, read_state, remove, restore
 from .checkpoint import write_checkpoint as write
 from .config import TrainConfig
@@ -34,9 +34,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # takes seconds to import, which `--help` does not need
 
 NON_FINITE_LIMIT = 10
-"""Training stops after this many consecutive steps with a loss or gradient that is not finite."""
+"""Training stops after at least this many consecutive steps with a loss or gradient that is not finite."""
+CHECK_EVERY = 100
+"""Steps after which it is looked for those at the latest: a look waits for the device."""
 SLOW_STEP = 2.0
 """Seconds; of slower steps the first two are enough for an estimate."""
+QUEUED = 10
+"""Steps of a GPU that are measured together."""
 
 
 class Trainer:
@@ -66,7 +70,7 @@ class Trainer:
         self.objective, self.data, self.accelerator = objective, data, accelerator
         self.preview, self.publish = preview, publish
         self.step = 0
-        self.batch_size, self.micro_batch_size = _batch_sizes(config, accelerator.num_processes)
+        self.batch_size, self.micro_batch_size = config.batch_sizes(accelerator.num_processes)
         self.order = EpochShuffle(len(data), self.batch_size, config.seed)
         sharded = config.shard and accelerator.num_processes > 1
         self.placement = (Shards if sharded else Replicas)(model, accelerator)
@@ -117,10 +121,10 @@ class Trainer:
                 bar.update()
                 stopping = shutdown.requested(self.step)
                 due = config.due_after(self.step, stopping, self._checkpoint_pending)
-                if due.log:
+                if due.log or self.step % CHECK_EVERY == 0:
                     synchronize(self.accelerator.device)  # at no other step, so that the queue stays full
                 self._seconds += time.monotonic() - started
-                if due.log or self.step % NON_FINITE_LIMIT == 0:
+                if due.log or self.step % CHECK_EVERY == 0:
                     self._check_finite()
                 if due.snapshot:
                     self._save_snapshot()
@@ -136,25 +140,30 @@ class Trainer:
     def measure_step_time(self, seconds: float) -> float:
         """Train for about `seconds`, but at least three steps, without writing anything.
 
-        Return the median seconds of a step, averaged over the processes. Slow steps are measured once.
+        Return the median seconds of a step, averaged over the processes. Slow steps are measured once. On a GPU steps
+        are waited for a few at a time, as in a training, where the next one is queued while it computes.
         """
         batches = self._batches()
+        together = 1 if self.accelerator.device.type == "cpu" else QUEUED
 
-        def median_of(steps: int) -> float:
+        def median_of(blocks: int, together: int) -> float:
             took = []
-            for _ in range(steps):
+            for _ in range(blocks):
                 started = time.monotonic()
-                self._train_step(next(batches))
-                self.step += 1
+                for _ in range(together):
+                    self._train_step(next(batches))
+                    self.step += 1
                 synchronize(self.accelerator.device)
-                took.append(time.monotonic() - started)
+                took.append((time.monotonic() - started) / together)
             median = torch.tensor(statistics.median(took), device=self.accelerator.device)
             return float(self.accelerator.reduce(median, "mean"))
 
         with explained(self._situation):
-            if median_of(1) > SLOW_STEP:  # the first step warms up
-                return median_of(1)
-            return median_of(3 + int(seconds / median_of(3)))
+            if median_of(1, 1) > SLOW_STEP:  # the first step warms up
+                return median_of(1, 1)
+            about = median_of(3, 1)
+            together = min(together, max(1, int(SLOW_STEP / about)))
+            return median_of(3 + int(seconds / about / together), together)
 
     def _check_finite(self) -> None:
         if self._non_finite_in_a_row >= NON_FINITE_LIMIT:
@@ -377,21 +386,7 @@ class Trainer:
     def _environment(self) -> dict[str, str | int]:
         return {
             "processes": self.accelerator.num_processes,
-            "device": self.accelerator.device.type,
+            "device": device_name(self.accelerator.device),
             "precision": self.accelerator.mixed_precision,
             "torch": torch.__version__,
         }
-
-
-def _batch_sizes(config: TrainConfig, processes: int) -> tuple[int, int]:
-    """Return the global and the micro-batch size."""
-    parts = processes * config.gradient_accumulation_steps
-    if config.batch_size == "auto":
-        raise UserError("train.batch_size: auto is resolved by fit(); give the Trainer a number")
-    if config.batch_size % parts:
-        raise UserError(
-            f"train.batch_size: {config.batch_size} cannot be shared equally by {processes} process(es) × "
-            f"{config.gradient_accumulation_steps} accumulation step(s); "
-            f"try {max(1, round(config.batch_size / parts)) * parts}"
-        )
-    return config.batch_size, config.batch_size // parts

@@ -5,11 +5,11 @@ import pytest
 import torch
 from helpers import small_unet
 
-from diffunet.conditions.pretrained_text import PretrainedText, cache_folder
+from diffunet.conditions.pretrained_text import PretrainedText
 from diffunet.conditions.text import TextConfig
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
-from diffunet.core.storage import load_tensors
+from diffunet.core.storage import cache_folder, load_tensors
 from diffunet.data.sources import Table
 
 CAPTIONS = ["a red circle", "a red square", None, "a blue circle", ["blue square", "a square that is blue"], ""]
@@ -210,7 +210,7 @@ def test_caption_alone_in_a_batch_and_cached_has_the_same_bytes(encoders, kind):
     for index, caption in enumerate(captions):
         alone = encoder.encode_anew([caption], 16, torch.device("cpu"))
         assert torch.equal(alone.values, fresh.values[fresh.offsets[index] : fresh.offsets[index + 1]])
-    assert len(list(cache_folder().glob("*.safetensors"))) == 1
+    assert len(list(cache_folder("texts").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_damaged_cache_is_written_again(encoders):
     encoder = PretrainedText(str(encoders[0]["bert"]), "here")
     encoded = encoder.encode(["a red circle"], 16)
     values = encoded.values.clone()
-    (file,) = cache_folder().glob("*.safetensors")
+    (file,) = cache_folder("texts").glob("*.safetensors")
     del encoded
     file.write_bytes(file.read_bytes()[:-7])
     assert torch.equal(encoder.encode(["a red circle"], 16).values, values)

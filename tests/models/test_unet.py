@@ -9,7 +9,7 @@ from diffunet.conditions.label import LabelConfig
 from diffunet.core.settings import read_yaml
 from diffunet.interop.diffusers import from_diffusers_tensors, to_diffusers_tensors
 from diffunet.models import layers
-from diffunet.models.conditioning import Conditioning
+from diffunet.models.conditioning import Conditioning, TimeEmbedding
 from diffunet.models.config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for
 from diffunet.models.denoiser import Denoiser, TimeConfig
 from diffunet.models.inspection import build_probe
@@ -372,3 +372,16 @@ def test_unshuffle_is_that_of_torch_and_loses_nothing():
 def test_unshuffle_needs_padding():
     with pytest.raises(ValueError, match="unshuffle: 2 needs padding"):
         UNetConfig(padding="valid", unshuffle=2)
+
+
+def test_mixed_precision_leaves_the_time_and_the_output_exact():
+    time = TimeEmbedding(32, 64)
+    t = torch.tensor([500.0, 500.4])
+    with torch.autocast("cpu", torch.bfloat16):
+        vector = time(t).vector
+    assert torch.equal(vector, time(t).vector)
+    unet = randomized(UNet(small_unet(in_channels=1, out_channels=1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = unet(torch.randn(2, 1, 8, 8), Conditioning(vector=vector))
+    assert output.dtype == torch.float32
+    assert not torch.equal(output, output.bfloat16().float()), "the last convolution computed in 16 bits"

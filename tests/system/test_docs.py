@@ -65,7 +65,10 @@ def typed_commands(page: str) -> list[list[str]]:
     starts = ("python train.py", "python sample.py", "diffunet ", "accelerate launch", "torchrun")
     words = [shlex.split(line, comments=True) for line in lines if line.startswith(starts)]
     files = [[w if w != "diffunet" else f"{words[i + 1]}.py" for i, w in enumerate(words)] for words in words]
-    firsts = [next((i for i, w in enumerate(words) if w in ("train.py", "sample.py")), 0) for words in files]
+    firsts = [
+        next((i for i, w in enumerate(words) if w in ("train.py", "sample.py") or words[i - 1] == "-m"), 0)
+        for words in files
+    ]
     return [words[first:] for words, first in zip(files, firsts, strict=True)]
 
 

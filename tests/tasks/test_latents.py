@@ -38,6 +38,7 @@ train: {output: vae, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, l
 def vae(small, monkeypatch) -> Path:
     """Return the run of an autoencoder of latents of half the side; latents are kept in this test's home."""
     monkeypatch.setenv("HOME", str(small))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     Path("vae.yaml").write_text(AUTOENCODER)
     assert run("train", "--config", "vae.yaml") == 0
     return Path("vae")
@@ -93,6 +94,7 @@ def test_batches_have_mean_zero_and_spread_one_and_depend_on_the_position_alone(
 
 def test_mirrored_latents_are_those_of_mirrored_images(small, monkeypatch):
     monkeypatch.setenv("HOME", str(small))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     images = load_images(DataConfig(path="digits", random_flip=True), log=lambda text: None)
     weight = torch.randn(2, 1, 2, 2)
 
@@ -117,6 +119,7 @@ def test_mirrored_latents_are_those_of_mirrored_images(small, monkeypatch):
 
 def test_mirrored_examples_have_mirrored_latents_and_sources(small, monkeypatch):
     monkeypatch.setenv("HOME", str(small))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     source = ImageConfig.model_validate({"by": [{"downscale": 2}]})
     images = load_images(DataConfig(path="digits", random_flip=True), {"source": source}, log=lambda text: None)
     number = len(images)

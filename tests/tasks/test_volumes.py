@@ -60,6 +60,7 @@ def write_volumes(folder: Path, count: int = 8, affine: np.ndarray = OBLIQUE, sc
 def volumes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     Path("volumes.yaml").write_text(CONFIG)
     write_volumes(Path("volumes"))
 

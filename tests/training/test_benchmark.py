@@ -27,7 +27,10 @@ def test_bytes_per_image_counts_each_stored_activation_once(examples):
     data = Points()
     data.x = data.x[:examples]
     measured = SimpleNamespace(
-        data=data, objective=DoubleSine(), model=nn.Linear(1, 1000), accelerator=SimpleNamespace(device=CPU)
+        data=data,
+        objective=DoubleSine(),
+        placement=SimpleNamespace(model=nn.Linear(1, 1000)),
+        accelerator=SimpleNamespace(device=CPU),
     )
     # x with 1 number, for the weights; the layer's output and its sine with 1,000 each; none of them twice.
     assert bytes_per_image(measured) == 4 * (1 + 1000 + 1000)
@@ -38,7 +41,7 @@ def test_the_largest_batch_follows_from_the_free_memory(tmp_path, monkeypatch):
         return trainer(tmp_path, **config.model_dump(include={"batch_size", "gradient_accumulation_steps"}))
 
     per_image = bytes_per_image(trainer(tmp_path))
-    weights = sum(parameter.nbytes for parameter in trainer(tmp_path).model.parameters())
+    weights = sum(parameter.nbytes for parameter in trainer(tmp_path).placement.module.parameters())
     for parts in (1, 2):
         config = TrainConfig(gradient_accumulation_steps=parts)
         for images, expected in ((10, 8), (17, 16), (1000, 32 // parts)):  # of forty examples
