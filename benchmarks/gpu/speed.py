@@ -4,6 +4,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from checks import _step, _with_train
@@ -59,7 +60,7 @@ def peak(bench: Workbench) -> dict:
     big = torch.empty(2**20 if bench.tiny else 2**30, device=bench.device, dtype=torch.uint8)
     copy = bench.seconds(big.clone, 10)
     return {
-        "tflops": round(2 * size**3 / product / 1e12, 1),
+        "tflops": round(2 * size**3 / product / 1e12, 3),
         "terabytes_per_second": round(2 * len(big) / copy / 1e12, 3),
     }
 
@@ -152,20 +153,20 @@ def sampling(bench: Workbench) -> dict:
     """Network calls per second, eager and as a recorded CUDA graph."""
     config = bench.config(side=16 if bench.tiny else 32, unet=_network(bench))
     model = bench.trainer(config.model_copy(update={"conditions": {}})).ema.model
-    call, rows = autocast(model, bench.precision, bench.device), []
-    for size in (2,) if bench.tiny else (1, 64, 256):
-        side = config.data.resolution or (16 if bench.tiny else 32)
-        x, t = torch.randn(size, 3, side, side, device=bench.device), torch.tensor(500.0, device=bench.device)
-        with torch.no_grad():
-            call(x, t)
-            row = {
-                "batch": size,
-                "eager_ms": round(1e3 * bench.seconds(lambda: call(x, t), 3 if bench.tiny else 20), 3),
-            }
-            if bench.cuda:
-                row["graph_ms"] = round(1e3 * bench.seconds(_recorded(lambda: call(x, t)), 20), 3)
-        rows.append(row)
-    return {"rows": rows}
+    call, sizes = autocast(model, bench.precision, bench.device), (2,) if bench.tiny else (1, 64, 256)
+    return {"rows": [_call(bench, call, size) for size in sizes]}
+
+
+@torch.no_grad()
+def _call(bench: Workbench, model: Callable, size: int) -> dict:
+    side, times = (16, 3) if bench.tiny else (32, 20)
+    x, t = torch.randn(size, 3, side, side, device=bench.device), torch.tensor(500.0, device=bench.device)
+    call = partial(model, x, t)
+    call()
+    row = {"batch": size, "eager_ms": round(1e3 * bench.seconds(call, times), 3)}
+    if bench.cuda:
+        row["graph_ms"] = round(1e3 * bench.seconds(_recorded(call), times), 3)
+    return row
 
 
 def _recorded(act: Callable[[], object]) -> Callable[[], object]:

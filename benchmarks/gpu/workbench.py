@@ -67,7 +67,7 @@ class Workbench:
         return _trainer(task, task.config.train)
 
     def command(self, *words: object, code: int = 0, processes: int = 1) -> str:
-        """Run a command of diffunet in a new process, and return what it prints. Raise RuntimeError for another code."""
+        """Run a command of diffunet in new processes, and return what it prints. RuntimeError for another code."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         start = [sys.executable, *(launcher if processes > 1 else []), "-m", "diffunet"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
