@@ -147,7 +147,7 @@ def samplers(bench: Workbench) -> dict:
         there = copy.deepcopy(here).cpu()
         noise, label = torch.randn(3, 3, 16, 16, generator=generator), torch.tensor([0, 1, 0])
         interval = tuple(objective.time_at(torch.tensor([0.1, 0.9])).tolist())
-        for kind in objective.samplers:
+        for kind in objective.samplers():
             images = []
             for model, device in ((here, bench.device), (there, torch.device("cpu"))):
                 generators = [torch.Generator().manual_seed(seed) for seed in range(3)]

@@ -21,7 +21,8 @@ class RuntimeConfig(Settings):
     channels_last: bool = True
     """Store the channels of a pixel next to each other, which convolutions prefer; false: torch's own order."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the network: minutes the first time, seconds from the cache. auto: if training exceeds half an hour."""
+    """Compile the network: minutes the first time, seconds from the cache. auto: if training exceeds half an hour, on a
+    GPU five minutes."""
 
 
 def default_device() -> torch.device:
