@@ -9,6 +9,7 @@ import torch
 from workbench import Workbench
 
 from diffunet.core.errors import UserError
+from diffunet.core.runtime import set_deterministic
 from diffunet.sampling.guidance import Guided
 from diffunet.sampling.loop import sample
 from diffunet.training.trainer import Trainer
@@ -112,25 +113,22 @@ def resumed(bench: Workbench) -> dict:
     """How far a training differs from itself, and resumed from itself, with and without deterministic algorithms."""
     found = {}
     for exact in (False, True):
-        torch.use_deterministic_algorithms(exact, warn_only=True)
-        torch.backends.cudnn.deterministic = exact
         weights = {}
         for how in ("once", "again", "in pieces"):
-            trainer = bench.trainer(bench.config())
+            config = _with_train(bench.config(), deterministic=exact)
+            trainer = bench.trainer(config)
             if how == "in pieces":
-                folder = Path(trainer.config.output)
                 trainer.config = trainer.config.model_copy(update={"steps": 6})
                 trainer.fit()
-                trainer = bench.trainer(bench.config(output=folder))
+                trainer = bench.trainer(config)
                 trainer.resume()
             trainer.fit()
             weights[how] = torch.cat([p.detach().flatten() for p in trainer.placement.module.parameters()])
         differences = {how: float((weights[how] - weights["once"]).abs().max()) for how in ("again", "in pieces")}
         found["deterministic" if exact else "default"] = differences
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.deterministic = False
-    if not bench.cuda:
-        assert found["default"] == {"again": 0.0, "in pieces": 0.0}, found
+    set_deterministic(False)
+    same = {"again": 0.0, "in pieces": 0.0}
+    assert found["deterministic"] == same or bench.cuda, found
     return found
 
 

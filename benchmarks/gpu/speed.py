@@ -82,12 +82,12 @@ def training(bench: Workbench) -> dict:
 
 def _train(bench: Workbench, row: Row, highest: float) -> dict:
     torch._dynamo.reset()
-    torch.backends.cudnn.benchmark = row.searched
     size = 4 if bench.tiny else row.batch
     config = bench.config(side=16 if bench.tiny else 32, unet=_network(bench), conditions={})
     config = config.model_copy(update={"conditions": {}})
     runtime = {"mixed_precision": bench.precision, "compile": False, **row.runtime}
     trainer = bench.trainer(_with_train(config, steps=10**9, batch_size=size, runtime=runtime))
+    torch.backends.cudnn.benchmark = row.searched
     if row.mode:
         trainer.placement.module.unet.compile(mode=row.mode, dynamic=False)
     batches = trainer._batches()

@@ -84,6 +84,20 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize()
 
 
+def set_deterministic(deterministic: bool) -> None:
+    """Let this process compute the same bytes each time on a GPU, or as fast as it can: cuDNN then tries its algorithms.
+
+    What has no deterministic algorithm warns. CPUs are deterministic in either case.
+    """
+    if default_device().type == "cpu":
+        return
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as its documentation asks for
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager:
     """Return a context without autocast, for what mixed precision would spoil."""
     known = torch.amp.is_autocast_available(device.type)  # not of the meta device

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core.errors import UserError, did_you_mean
-from ..core.runtime import default_device, precision
+from ..core.runtime import default_device, precision, set_deterministic
 from ..training.benchmark import Throughput, largest_batch, measure
 from ..training.config import TrainConfig
 from ..training.loader import TrainingData
@@ -74,8 +74,9 @@ def benchmark(task: Task) -> tuple[Throughput, TrainConfig]:
 def make_accelerator(config: TrainConfig) -> "Accelerator":
     """Return Accelerate's view of the processes and devices.
 
-    Raise UserError where a launcher requests sharding, which is not supported, or where a tracker is missing.
+    Raise UserError where a launcher requests sharding by Accelerate, or where a tracker is missing.
     """
+    set_deterministic(config.deterministic)
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise UserError(f"accelerate: use_{name.lower()}: not supported; leave it out, and use --train.shard true")

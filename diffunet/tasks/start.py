@@ -20,6 +20,7 @@ RESUMABLE = {
     "train.runtime.channels_last",
     "train.runtime.compile",
     "train.shard",
+    "train.deterministic",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -78,6 +78,8 @@ class TrainConfig(Settings):
     shard: bool = False
     """Each process holds a part of the weights, gradients, moments and EMAs, for networks that are too large for one
     device (docs/distributed.md)."""
+    deterministic: bool = False
+    """On a GPU the same bytes each time, by algorithms that may be slower; a CPU does so anyway."""
     seed: int = Field(0, ge=0, le=10**18)
     """Seed of the initial weights, the data order and every random number."""
     runtime: RuntimeConfig = RuntimeConfig()

@@ -1,10 +1,12 @@
 import copy
+import os
 
 import pytest
 import torch
 from helpers import randomized, small_unet
 from torch import nn
 
+from diffunet.core import runtime
 from diffunet.core.errors import UserError
 from diffunet.core.runtime import RuntimeConfig, autocast, precision, prepare_for
 from diffunet.models.unet import UNet
@@ -73,3 +75,22 @@ def test_compile_true_compiles_once_and_copies_are_not_compiled(monkeypatch):
         prepare_for(unet, RuntimeConfig(compile=requested))
     assert calls == [unet]
     assert copy.deepcopy(unet)._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_algorithms_are_for_gpus(monkeypatch, deterministic):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", not deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # to be restored
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(runtime, "default_device", lambda: torch.device("cpu"))
+    runtime.set_deterministic(deterministic)
+    assert asked == []
+    monkeypatch.setattr(runtime, "default_device", lambda: torch.device("cuda"))
+    runtime.set_deterministic(deterministic)
+    assert asked == [(deterministic, True)]
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert torch.backends.cudnn.deterministic is deterministic
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is deterministic
