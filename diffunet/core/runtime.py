@@ -85,7 +85,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Let this process compute the same bytes each time on a GPU, or as fast as it can: cuDNN then tries its algorithms.
+    """Let this process compute the same bytes each time on a GPU, or as fast as it can, as cuDNN finds by trying.
 
     What has no deterministic algorithm warns. CPUs are deterministic in either case.
     """
