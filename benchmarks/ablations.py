@@ -27,6 +27,9 @@ TRAINED = {
     "EDM": ["--objective", "edm", "--objective.sigma_data", "0.75", "--objective.condition_dropout", "0.05"],
     "flow matching": ["--objective", "flow", "--objective.condition_dropout", "0.05"],
     "augmentation 0.12": ["--data.augmentation", "0.12"],
+    "Muon": ["--train.optimizer", "muon"],
+    "trapezoid": ["--train.lr_schedule", "trapezoid"],
+    "Muon, trapezoid": ["--train.optimizer", "muon", "--train.lr_schedule", "trapezoid"],
 }
 """Flags of a training for each row."""
 

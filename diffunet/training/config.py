@@ -1,7 +1,6 @@
 """The section `train` of a configuration, and the actions due after each step."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,9 +11,14 @@ from torch import nn
 from ..core.errors import UserError
 from ..core.runtime import RuntimeConfig
 from ..core.settings import Settings
+from .muon import Muon
 
 POLY_POWER = 0.9
 """Of the schedule poly, as in DeepLab (Chen et al. 2018) and nnU-Net."""
+
+
+TRAPEZOID_END = 0.2
+"""Share of the steps in which the schedule trapezoid falls to zero (Hägele et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ class TrainConfig(Settings):
     """Micro-batches per process and step, to save memory."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd: stochastic gradient descent with Nesterov momentum."""
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """adamw; muon: orthogonalized momentum for matrices, with the learning rates of adamw; sgd: stochastic gradient
+    descent with Nesterov momentum."""
     momentum: float = Field(0.99, ge=0, lt=1)
     """Momentum of sgd."""
-    lr_schedule: Literal["constant", "linear", "cosine", "poly"] = "constant"
-    """After warm-up: constant, or decay to zero at the last step; poly: by the power 0.9 of the steps that are left."""
+    lr_schedule: Literal["constant", "linear", "cosine", "poly", "trapezoid"] = "constant"
+    """After warm-up: constant, or decay to zero at the last step; poly: by the power 0.9 of the steps that are left;
+    trapezoid: constant but for the last fifth."""
     warmup_steps: int = Field(0, ge=0, le=10**9)
     """Steps over which the learning rate rises to its peak."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
@@ -103,14 +109,19 @@ class TrainConfig(Settings):
         done = step / self.steps
         cosine = (1 + math.cos(math.pi * done)) / 2
         decay = {"constant": 1.0, "linear": 1 - done, "cosine": cosine, "poly": max(0.0, 1 - done) ** POLY_POWER}
+        decay["trapezoid"] = min(1.0, (1 - done) / TRAPEZOID_END)
         return self.learning_rate * warmup * decay[self.lr_schedule]
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimizer, whose fused step can skip gradients that are not finite."""
-        shared = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer of a model, whose step can skip gradients that are not finite."""
+        shared = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        betas = 0.9, self.adam_beta2
+        if self.optimizer == "muon":
+            return Muon(model, betas=betas, **shared)
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, momentum=self.momentum, nesterov=self.momentum > 0, **shared)
-        return torch.optim.AdamW(parameters, betas=(0.9, self.adam_beta2), **shared)
+            nesterov = self.momentum > 0
+            return torch.optim.SGD(model.parameters(), momentum=self.momentum, nesterov=nesterov, fused=True, **shared)
+        return torch.optim.AdamW(model.parameters(), betas=betas, fused=True, **shared)
 
     def ema_decay_at(self, step: int) -> float:
         """Return the EMA decay of step 0, 1, ...: short at first, so that random initial weights are forgotten.

@@ -5,7 +5,7 @@ torch's `fully_shard`. Modules that set `own_shard` are gathered only for the ti
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 REFUSED = {
     "batch_size": ("auto", "a number"),
     "publish": ("least_val_loss", "newest"),
+    "optimizer": ("muon", "adamw"),
     "runtime.mixed_precision": ("fp16", "bf16"),
     "runtime.compile": (True, "false"),
 }
 """Settings that do not go with `shard`, and what to use instead."""
-BuildOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+BuildOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class Replicas:
@@ -41,7 +42,7 @@ class Replicas:
 
     def prepare(self, build_optimizer: BuildOptimizer) -> None:
         """Make `model`, to be called in training, and `optimizer`. Copies are made before."""
-        optimizer = build_optimizer(self.module.parameters())
+        optimizer = build_optimizer(self.module)
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
 
     def copy(self, model: nn.Module) -> nn.Module:
@@ -102,7 +103,7 @@ class Shards(Replicas):
                 return convert_to_fp32(self.module(*inputs, **conditions))
 
         self.model = call if self.accelerator.mixed_precision == "bf16" else self.module
-        self.optimizer = self.accelerator.prepare(build_optimizer(self.module.parameters()))
+        self.optimizer = self.accelerator.prepare(build_optimizer(self.module))
 
     def copy(self, model: nn.Module) -> nn.Module:
         return _with_weights(self._blank, {name: tensor.clone() for name, tensor in model.state_dict().items()})

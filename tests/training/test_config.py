@@ -9,7 +9,7 @@ from diffunet.training.config import TrainConfig
 def trained(config: TrainConfig, gradients: list[float]) -> list[float]:
     """Return a weight, 1 at first, after each step with these gradients."""
     weight = torch.nn.Parameter(torch.ones(()))
-    optimizer, found = config.build_optimizer([weight]), []
+    optimizer, found = config.build_optimizer(torch.nn.ParameterList([weight])), []
     for gradient in gradients:
         weight.grad = torch.tensor(gradient)
         optimizer.step()
@@ -37,7 +37,7 @@ def test_adamw_is_the_default_and_can_skip_steps():
     expected.step()
     assert trained(TrainConfig(), [3.0]) == pytest.approx([plain.item()])
     for name in ("adamw", "sgd"):
-        optimizer = TrainConfig(optimizer=name).build_optimizer([plain])
+        optimizer = TrainConfig(optimizer=name).build_optimizer(torch.nn.ParameterList([plain]))
         assert optimizer.defaults["fused"]
 
 
@@ -45,3 +45,9 @@ def test_poly_is_the_power_of_the_steps_that_are_left():
     config = TrainConfig(steps=100, warmup_steps=10, learning_rate=2.0, lr_schedule="poly")
     found = [config.learning_rate_at(step) for step in (4, 50, 99, 100, 120)]
     assert found == pytest.approx([2 * 0.5 * 0.96**0.9, 2 * 0.5**0.9, 2 * 0.01**0.9, 0, 0])
+
+
+def test_a_trapezoid_is_constant_but_for_its_last_fifth():
+    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=2.0, lr_schedule="trapezoid")
+    found = [config.learning_rate_at(step) for step in (4, 50, 80, 90, 99)]
+    assert found == pytest.approx([1.0, 2.0, 2.0, 1.0, 0.1])
