@@ -29,7 +29,8 @@ from torch import Tensor
 
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.rng import fixed_subset
-from diffunet.data.dataset import DataConfig, ImageDataset, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import ImageDataset, load_images
 from diffunet.evaluation.conditional import wilson_error
 from diffunet.runs.figures import save_comparison
 from diffunet.runs.run import Run

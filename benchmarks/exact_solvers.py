@@ -20,7 +20,8 @@ from records import add_record_flag, append_rows
 from records import table as markdown
 from torch import Tensor
 
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.data.pixels import normalize
 from diffunet.objectives.base import Objective
 from diffunet.objectives.ddpm import DDPM, DDPMConfig

@@ -19,7 +19,8 @@ from PIL import Image
 from records import add_record_flag, append_rows, machine, mean_std, table
 
 from diffunet.core.runtime import default_device
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.data.digits import digit_images, load_digits
 from diffunet.evaluation.features import FeatureExtractor, choose_features
 from diffunet.runs.evaluate import evaluate_denoiser, real_images

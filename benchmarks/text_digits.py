@@ -20,7 +20,8 @@ from records import add_record_flag, append_rows, machine, run_command, table
 from torch import Tensor
 
 from diffunet.conditions.label import LabelConfig
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.data.digits import (
     CAPTIONS,
     CLASSES,

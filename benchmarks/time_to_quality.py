@@ -105,7 +105,8 @@ class Evaluator:
 
     def __init__(self, args: argparse.Namespace):
         from diffunet.core.runtime import default_device
-        from diffunet.data.dataset import DataConfig, load_images
+        from diffunet.data.config import DataConfig
+        from diffunet.data.dataset import load_images
         from diffunet.evaluation.features import choose_features
         from diffunet.evaluation.metrics import frechet_distance, real_vs_real
 

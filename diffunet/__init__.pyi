@@ -5,7 +5,8 @@ from .conditions.label import LabelConfig
 from .conditions.text import TextConfig
 from .conditions.vector import VectorConfig
 from .core.errors import UserError
-from .data.dataset import DataConfig, ImageDataset, load_images
+from .data.config import DataConfig
+from .data.dataset import ImageDataset, load_images
 from .data.degradation import Degradation
 from .data.pairs import PairConfig
 from .interop.adapters import DiffusersUNet, LucidrainsUNet

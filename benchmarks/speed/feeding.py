@@ -20,7 +20,8 @@ import torch
 from report import add_record_flag, append_rows, header, table
 from timing import format_median
 
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.training.benchmark import loader_throughput
 
 RESOLUTION, BATCH = 32, 128

@@ -11,13 +11,12 @@ from PIL import Image
 
 from ..core.errors import UserError, did_you_mean, printable
 from .columns import Column
+from .config import DataConfig
 from .decoding import file_of, reason_of
 from .quiet import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from .dataset import DataConfig
 
 
 @quiet()

@@ -16,7 +16,7 @@ from ..conditions.base import NONE
 from ..conditions.label import LabelConfig
 from ..core.errors import UserError, printable
 from ..core.storage import atomic_write, load_strictly
-from ..data.dataset import DataConfig
+from ..data.config import DataConfig
 from ..models.codec import Codec
 from ..models.conditioning import PlaneEmbedding
 from ..models.config import LevelConfig, UNetConfig

@@ -14,7 +14,8 @@ from ..conditions.types import Condition
 from ..core.errors import UserError, did_you_mean, printable
 from ..core.settings import Settings
 from ..data.augmentation import KINDS
-from ..data.dataset import DataConfig, ImageDataset
+from ..data.config import DataConfig
+from ..data.dataset import ImageDataset
 from ..models.codec import CodecConfig
 from ..models.config import MAX_CHANNELS, UNetConfig, levels_for
 from ..models.denoiser import Denoiser, TimeConfig

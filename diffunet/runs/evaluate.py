@@ -19,7 +19,8 @@ from ..core.rng import fixed_subset
 from ..core.runtime import default_device
 from ..core.settings import Settings
 from ..core.storage import atomic_write, sha256_of_tensors
-from ..data.dataset import DataConfig, ImageDataset, load_images
+from ..data.config import DataConfig
+from ..data.dataset import ImageDataset, load_images
 from ..data.pixels import normalize
 from ..evaluation.conditional import Measurement, evaluate_conditional
 from ..evaluation.features import FeatureExtractor, choose_features

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..conditions.base import ConditionConfig, Value
-from ..data.dataset import DataConfig
+from ..data.config import DataConfig
 from ..sampling.generate import SampleBatch
 from .figures import save_grid, to_pil
 

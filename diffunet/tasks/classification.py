@@ -9,7 +9,8 @@ from pydantic import Field
 from ..conditions.label import LabelConfig
 from ..core.errors import UserError
 from ..core.runtime import RuntimeConfig
-from ..data.dataset import DataConfig, load_images
+from ..data.config import DataConfig
+from ..data.dataset import load_images
 from ..data.pixels import normalize
 from ..evaluation.classifier import (
     Blocks,

@@ -14,7 +14,8 @@ from ..conditions.label import LISTED, LabelConfig
 from ..core.errors import UserError, printable
 from ..core.runtime import autocast, prepare_for
 from ..core.settings import TAG, merge, read_yaml, settings_from
-from ..data.dataset import DataConfig, ImageDataset
+from ..data.config import DataConfig
+from ..data.dataset import ImageDataset
 from ..evaluation.features import PixelFeatures, extract
 from ..evaluation.report import memorization_record
 from ..interop.diffusers import load_diffusers

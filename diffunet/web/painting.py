@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import UserError, printable
-from ..data.dataset import DataConfig
+from ..data.config import DataConfig
 from ..data.decoding import UNREADABLE, decode, reason_of, resize
 from ..runs.figures import displayable, to_pil
 from .uploads import checked_upload

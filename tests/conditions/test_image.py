@@ -11,7 +11,8 @@ from diffunet.conditions.base import ABSENT
 from diffunet.conditions.image import ImageConfig
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.data.pixels import denormalize, normalize
 from diffunet.models.conditioning import PlaneEmbedding
 

@@ -10,7 +10,8 @@ from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
 from diffunet.data.columns import Column
-from diffunet.data.dataset import DataConfig, ImageDataset, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import ImageDataset, load_images
 from diffunet.data.pixels import normalize
 from diffunet.data.sources import fingerprint
 

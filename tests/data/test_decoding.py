@@ -12,7 +12,8 @@ import torch
 from helpers import write_image
 from PIL import Image
 
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.data.decoding import UNREADABLE, decode, inspect, open_image, read_values, reason_of, values_of
 from diffunet.data.quiet import quiet
 from stress.fuzz_images import png

@@ -16,7 +16,8 @@ from pyarrow import parquet
 
 from diffunet.conditions.label import LabelConfig, class_labels
 from diffunet.core.errors import UserError
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.data.sources import Table, split_patterns
 
 

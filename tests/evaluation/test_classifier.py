@@ -5,7 +5,8 @@ from diffunet.core.errors import UserError
 from diffunet.core.rng import BatchRNG
 from diffunet.core.settings import settings_from
 from diffunet.data.columns import Column
-from diffunet.data.dataset import DataConfig, ImageDataset
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import ImageDataset
 from diffunet.evaluation.classifier import (
     ClassificationLoss,
     Classifier,

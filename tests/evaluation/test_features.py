@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
 from diffunet.core.storage import sha256_of_file
-from diffunet.data.dataset import DataConfig, ImageDataset, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import ImageDataset, load_images
 from diffunet.evaluation.classifier import Classifier, ClassifierConfig, save_classifier
 from diffunet.evaluation.features import DigitFeatures, PixelFeatures, choose_features, extract, load_features
 from diffunet.evaluation.report import evaluate_images, frechet_name

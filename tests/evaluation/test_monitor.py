@@ -9,7 +9,8 @@ from helpers import gaussian_flow as exact
 
 from diffunet.core.rng import BatchRNG
 from diffunet.data.columns import Column
-from diffunet.data.dataset import DataConfig, ImageDataset
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import ImageDataset
 from diffunet.evaluation.monitor import Monitor
 from diffunet.objectives.flow import Flow, FlowConfig
 

@@ -5,7 +5,8 @@ from sklearn.datasets import load_digits
 
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
-from diffunet.data.dataset import DataConfig, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import load_images
 from diffunet.evaluation.features import INCEPTION_SHA, DigitFeatures, PixelFeatures
 from diffunet.evaluation.metrics import frechet_distance
 from diffunet.evaluation.report import (

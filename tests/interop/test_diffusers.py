@@ -10,7 +10,7 @@ from helpers import randomized, small_unet
 from diffunet.conditions.augmentation import AugmentationConfig
 from diffunet.conditions.label import LabelConfig
 from diffunet.core.errors import UserError
-from diffunet.data.dataset import DataConfig
+from diffunet.data.config import DataConfig
 from diffunet.interop.diffusers import export_run, load_diffusers
 from diffunet.models.conditioning import LabelEmbedding, PlaneEmbedding, TextEmbedding, TimeEmbedding
 from diffunet.models.denoiser import Denoiser

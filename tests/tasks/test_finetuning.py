@@ -12,7 +12,7 @@ from diffunet.conditions.label import LabelConfig
 from diffunet.conditions.vector import VectorConfig
 from diffunet.core.errors import UserError
 from diffunet.core.storage import load_tensors
-from diffunet.data.dataset import DataConfig
+from diffunet.data.config import DataConfig
 from diffunet.objectives.ddpm import DDPMConfig
 from diffunet.runs.config import Config
 from diffunet.runs.run import Run, load_run

@@ -15,7 +15,8 @@ from helpers import checkpoint, copy_with_first_checkpoint, mistake, run, train_
 
 from diffunet.conditions.image import ImageConfig
 from diffunet.core.rng import BatchRNG
-from diffunet.data.dataset import DataConfig, ImageDataset, load_images
+from diffunet.data.config import DataConfig
+from diffunet.data.dataset import ImageDataset, load_images
 from diffunet.data.latents import LatentDataset, encode_images, statistics
 from diffunet.data.pixels import denormalize, normalize
 from diffunet.models.autoencoder import load_autoencoder

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from diffunet.core.errors import UserError
-from diffunet.data.dataset import DataConfig
+from diffunet.data.config import DataConfig
 from diffunet.web.painting import CANVAS, canvas_of, mask_of, read_image
 
 
