@@ -73,9 +73,9 @@ def evaluate(argv: list[str]) -> int:
         check_writable(folder)
         with launched() as process:
             pass
-        collect = SharedSamples(run.folder / "evaluations", wait=process.is_main_process)
+        collect = SharedSamples(run.folder / "evaluations")
         if not process.is_main_process:
-            sample_for(run, config, sample, collect)
+            sample_for(run, config, sample, collect.assist)
             return 0
         bar = shared_bar("sample", "step", sample.total_steps // process.of)
         evaluation = evaluate_run(run, config, sample, bar, collect)

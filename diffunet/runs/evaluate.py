@@ -1,7 +1,8 @@
 """Evaluation of runs and of folders of images against real images."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,14 +102,18 @@ def evaluate(
     return evaluation
 
 
-def sample_for(run: Run, config: EvaluationConfig, sampling: SampleConfig, collect: Collect) -> None:
-    """Sample for another process that calls `evaluate` with the same arguments. Raise UserError if that does."""
+def sample_for(run: Run, config: EvaluationConfig, sampling: SampleConfig, assist: Callable) -> None:
+    """Sample for another process that calls `evaluate` with the same arguments. Raise UserError if that does.
+
+    assist: takes what a `Collect` takes.
+    """
     real = real_images(run.config(), config.data, run.folder / "model")
     check_enough(sampling.num_images, len(real))
     sampler = run.sampler(sampling)
-    collect(sampler, sampling)
+    assist(sampler, sampling)
     if held_out := HeldOut.of(sampler, sampling, real):
-        held_out.sample(no_progress, collect)
+        with held_out.asked() as (config_of_examples, purpose):
+            assist(sampler, config_of_examples, no_progress, purpose)
 
 
 def evaluate_denoiser(
@@ -154,20 +159,22 @@ class HeldOut:
         truth, words = examples_of(held_out, fixed_subset(len(held_out), MAX_EXAMPLES).tolist())
         return cls(sampler, sampling, real, truth, {name: words[name] for name in shared})
 
-    def sample(self, progress: Callable, collect: Collect) -> tuple[Tensor, dict[str, list[Value]]]:
-        """Return samples (N, SAMPLES_PER_EXAMPLE, C, H, W), from `sampling.seed`, and the values of the conditions."""
-        number, repeats = len(self.truth), SAMPLES_PER_EXAMPLE
+    @contextmanager
+    def asked(self) -> Iterator[tuple[SampleConfig, str]]:
+        """Yield the settings of the samples, with files for sources, and what stands for the conditions in them."""
         with TemporaryDirectory() as folder:
             conditions = {name: _as_files(self.real, name, words, Path(folder)) for name, words in self.words.items()}
-            config = self.sampling.model_copy(update={"num_images": repeats * number, "conditions": conditions})
-            values = self.sampler.values(config)
-            bar = progress if progress is no_progress else shared_bar("sample examples", "step", config.total_steps)
-            batch = collect(self.sampler, config, bar, f"held-out images of {self.real.fingerprint}")
-        return batch.pixels.unflatten(0, (-1, number)).transpose(0, 1), values  # each example in turn
+            number = SAMPLES_PER_EXAMPLE * len(self.truth)
+            config = self.sampling.model_copy(update={"num_images": number, "conditions": conditions})
+            yield config, f"held-out images of {self.real.fingerprint}"
 
     def measure(self, features: FeatureExtractor, progress: Callable, collect: Collect) -> dict[str, Any]:
-        """Return the record of the samples beside the examples."""
-        samples, values = self.sample(progress, collect)
+        """Return the record of the samples, from `sampling.seed`, beside the examples."""
+        with self.asked() as (config, purpose):
+            values = self.sampler.values(config)
+            bar = progress if progress is no_progress else shared_bar("sample examples", "step", config.total_steps)
+            pixels = collect(self.sampler, config, bar, purpose).pixels  # of each example in turn
+        samples = pixels.unflatten(0, (SAMPLES_PER_EXAMPLE, -1)).transpose(0, 1)
         shared, bit_depth = {name: self.sampler.conditions[name] for name in self.words}, self.sampler.bit_depth
         measured = {
             name: _measurement(condition, values[name], self.truth, samples, bit_depth)

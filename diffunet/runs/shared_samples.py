@@ -64,34 +64,43 @@ def sample_to_folder(
 
 
 class SharedSamples:
-    """Samples for an evaluation: kept in files until `close`, and made by all processes that evaluate the same."""
+    """Samples for evaluations of a run: kept in files until `close`, and made by all processes that evaluate the same."""
 
-    def __init__(self, folder: Path, wait: bool = True):
-        """folder: of the run's evaluations. wait: for the samples of other processes; otherwise there is no result."""
-        self.folder, self.wait = folder, wait
+    def __init__(self, folder: Path):
+        """folder: of the run's evaluations."""
+        self.folder = folder
         self._works: list[SharedWork] = []
 
     def __call__(
         self, sampler: Sampler, config: SampleConfig, progress: Callable = no_progress, purpose: str = ""
     ) -> SampleBatch:
-        """Return all samples, without those of others unless `wait`; `purpose` as in `job_of`."""
-        values, job = sampler.values(config), job_of(sampler, config, purpose)
-        folder = self.folder / f"{UNFINISHED}-{sha256(job.encode()).hexdigest()[:12]}"
-        names = [f"{indices[0]:08d}.safetensors" for indices, _ in sampler.parts(config, values)]
-        work = SharedWork(folder, job, names)
-        self._works.append(work)
-        while True:
-            with kept_if_begun(folder):
-                for file, batch in _claimed(work, sampler, config, progress):
-                    with atomic_write(file) as partial:
-                        save_tensors(partial, {"pixels": batch.pixels})
-            if not (self.wait and work.missing):
-                break
+        """Return all samples, once other processes have finished theirs; `purpose` as in `job_of`."""
+        work = self.assist(sampler, config, progress, purpose)
+        while work.missing:
             time.sleep(POLL)
-        pixels = torch.cat([load_tensors(part)["pixels"] for part in work.parts if part.exists()])
+            self._add(work, sampler, config, progress)  # what a process left that was killed
+        self._works.append(work)
+        pixels, values = torch.cat([load_tensors(part)["pixels"] for part in work.parts]), sampler.values(config)
         seeds = list(range(config.seed, config.seed + len(pixels)))
         words = {name: [turn[i % len(turn)].word for i in range(len(pixels))] for name, turn in values.items()}
         return SampleBatch(pixels, seeds, words)
+
+    def assist(
+        self, sampler: Sampler, config: SampleConfig, progress: Callable = no_progress, purpose: str = ""
+    ) -> SharedWork:
+        """Make samples that another process calls for with the same arguments, until none is left to begin."""
+        job = job_of(sampler, config, purpose)
+        folder = self.folder / f"{UNFINISHED}-{sha256(job.encode()).hexdigest()[:12]}"
+        parts = sampler.parts(config, sampler.values(config))
+        work = SharedWork(folder, job, [f"{indices[0]:08d}.safetensors" for indices, _ in parts])
+        self._add(work, sampler, config, progress)
+        return work
+
+    def _add(self, work: SharedWork, sampler: Sampler, config: SampleConfig, progress: Callable) -> None:
+        with kept_if_begun(work.folder):
+            for file, batch in _claimed(work, sampler, config, progress):
+                with atomic_write(file) as partial:
+                    save_tensors(partial, {"pixels": batch.pixels})
 
     def close(self) -> None:
         """Remove the files, once the evaluation is saved."""
