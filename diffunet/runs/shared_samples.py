@@ -64,7 +64,7 @@ def sample_to_folder(
 
 
 class SharedSamples:
-    """Samples for evaluations of a run: kept in files until `close`, and made by all processes that evaluate the same."""
+    """Samples for evaluations of a run, in files until `close`, made by all processes that evaluate the same."""
 
     def __init__(self, folder: Path):
         """folder: of the run's evaluations."""

@@ -9,6 +9,9 @@ import pytest
 from helpers import SMALL_PREDICTOR, mistake, run, train_small, write_pairs
 
 from diffunet.core.shared_work import UNFINISHED
+from diffunet.runs.evaluate import EvaluationConfig, evaluate, sample_for
+from diffunet.runs.run import load_run
+from diffunet.runs.shared_samples import SharedSamples
 from stress.program import kill_all, program
 
 
@@ -114,3 +117,23 @@ def test_two_processes_evaluate_as_one(small):
     assert output.count("two: evaluation.json") == 1
     assert contents("two") == contents("one")
     assert list(Path("run/evaluations").iterdir()) == []
+
+
+def test_an_evaluation_assisted_by_another_process_is_that_of_one(small):
+    """Also under the conditions of held-out examples, whose files lie elsewhere in each process."""
+    source = "{source: {type: image, by: [{downscale: 2}]}}"
+    Path("small.yaml").write_text(Path("small.yaml").read_text().replace("{label: {type: label}}", source))
+    train_small("--sample.guidance_scale", "1", "--train.steps", "2")
+    trained = load_run("run")
+    config = EvaluationConfig(data=trained.config().data)
+    sampling = trained.config().sample.model_copy(update={"num_images": 6, "batch_size": 200, "steps": 2})
+    alone = evaluate(trained, config, sampling)
+    shared, folder = SharedSamples(Path("run/evaluations")), Path("run/evaluations")
+    sample_for(trained, config, sampling, shared.assist)
+    works = sorted(folder.iterdir())
+    assert len(works) == 2, "samples of all classes, and of held-out examples"
+    begun = {file: file.stat().st_mtime_ns for work in works for file in work.glob("0*")}
+    assert evaluate(trained, config, sampling, collect=shared).record == alone.record
+    assert begun == {file: file.stat().st_mtime_ns for file in begun}, "made again"
+    shared.close()
+    assert list(folder.iterdir()) == []
