@@ -210,8 +210,8 @@ def test_a_level_halves_only_its_axes(resampling, padding):
     """Sizes of the real network; along an axis that no level halves, shifting the input shifts every feature."""
     if (resampling, padding) == ("conv_end_padded", "valid"):
         return
-    levels = (LevelConfig(channels=4, blocks=1), LevelConfig(channels=4, blocks=1, halves=("x",)))
-    levels += (LevelConfig(channels=4, blocks=1, halves=("y", "x")),)
+    levels = (LevelConfig(channels=2, blocks=1), LevelConfig(channels=2, blocks=1, halves=("x",)))
+    levels += (LevelConfig(channels=2, blocks=1, halves=("y", "x")),)
     for block, skips in itertools.product(("residual", "plain"), ("block", "level", "none")):
         config = UNetConfig(
             levels=levels, dims=3, in_channels=1, out_channels=1, norm="none", middle_attention=False,

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from diffunet.core.runtime import RuntimeConfig
 from diffunet.tasks.estimate import COMPILING_PAYS, describe_throughput, duration, resolve_schedule
@@ -31,7 +32,18 @@ def test_long_trainings_are_compiled_and_minutes_become_steps(config, compiling,
     assert (found.steps, found.runtime.compile) == expected
     runtime = config.runtime.model_copy(update={"compile": found.runtime.compile})
     assert found == config.model_copy(update={"steps": found.steps, "runtime": runtime})
-    assert 10 < COMPILING_PAYS < 60
+    _, otherwise = COMPILING_PAYS
+    assert 10 < otherwise < 60
+
+
+def test_compiling_pays_earlier_on_a_gpu(monkeypatch):
+    config = TrainConfig(minutes=10)
+    trainer = SimpleNamespace(measure_step_time=lambda seconds: 0.01)
+    assert not resolve_schedule(config, lambda train: trainer, lambda text: None).runtime.compile
+    monkeypatch.setattr("diffunet.tasks.estimate.default_device", lambda: torch.device("cuda"))
+    assert resolve_schedule(config, lambda train: trainer, lambda text: None).runtime.compile
+    sharded = config.model_copy(update={"shard": True})
+    assert not resolve_schedule(sharded, lambda train: trainer, lambda text: None).runtime.compile
 
 
 def test_durations_have_a_suitable_unit():
