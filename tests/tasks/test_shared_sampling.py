@@ -27,7 +27,7 @@ def finish(process: subprocess.Popen) -> str:
 
 def test_an_interrupted_sampling_goes_on_with_the_same_command(small, capsys, monkeypatch):
     train_small()
-    sampling = "--num_images", "12", "--batch_size", "4"
+    sampling = "--num_images", "12", "--batch_size", "4", "--steps", "2"
     assert run("sample", "run", *sampling, "--output", "whole") == 0
     from diffunet.runs import shared_samples
 

@@ -85,7 +85,7 @@ def test_the_rest_is_adamw_and_a_broken_gradient_changes_nothing():
 
 
 def test_a_training_with_muon_is_resumed_to_the_byte(small):
-    train_small("--train.optimizer", "muon")
+    train_small("--train.optimizer", "muon", "--train.preview_every", "100", "--sample.steps", "2")
     expected = checkpoint(Path("run"))
     shutil.rmtree("run/checkpoints/step_00000012")
     assert run("train", "--resume", "run") == 0
