@@ -201,7 +201,7 @@ def latents(bench: Workbench) -> dict:
 
 
 def out_of_memory(bench: Workbench) -> dict:
-    """A batch that is too large ends in one line that says what to do."""
+    """A batch that is too large ends in one line with a remedy."""
     if not bench.cuda:
         return {"skipped": "needs a GPU"}
     trainer = bench.trainer(_with_train(bench.config(side=64), batch_size=10**6, snapshots=0))

@@ -5,7 +5,7 @@
     python benchmarks/gpu/run.py --folder rehearsal --tiny              everything, small, also without a GPU
 
 Each check runs by itself: one that fails is reported with the end of its traceback, and the next begins. None begins
-after --seconds. The same command goes on with what is missing; --again repeats everything.
+after --seconds. The same command does what is missing; --again repeats everything.
 """
 
 import argparse

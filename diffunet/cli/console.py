@@ -79,24 +79,24 @@ def check_writable(folder: Path) -> None:
 
 
 def output_folder(
-    requested: str | None, numbered: Path, goes_on: Callable[[Path], bool] = lambda folder: False
+    requested: str | None, numbered: Path, resumable: Callable[[Path], bool] = lambda folder: False
 ) -> Path:
     """Return the requested folder, if it is empty, or the first free one of numbered/000, ...; it can be written to.
 
-    A folder that `goes_on` is taken as well: the requested one, or the newest of the numbered.
+    A `resumable` folder is returned as well: the requested one, or the newest of the numbered.
     """
     newest = max(numbered.glob("[0-9]*"), default=numbered)
-    if not requested and goes_on(newest):
+    if not requested and resumable(newest):
         return newest
     folder = Path(requested) if requested else next_folder(numbered)
-    if requested and folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not goes_on(folder):
+    if requested and folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not resumable(folder):
         raise UserError(f"--output: {folder} is not empty; choose another folder")
     check_writable(folder)
     return folder
 
 
 def begin(requested: str | None, numbered: Path, job: str) -> Path:
-    """Return a folder as `output_folder`, with the beginning of a job, or with what there is of it already."""
+    """Return a folder as `output_folder` does, prepared for a job, or with the unfinished results of that job."""
     folder = output_folder(requested, numbered, lambda folder: job_in(folder / UNFINISHED) == job)
     SharedWork(folder / UNFINISHED, job)
     return folder

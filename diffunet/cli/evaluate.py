@@ -42,7 +42,7 @@ from ..tasks.classification import ClassificationConfig, classification
 from ..tasks.fit import fit
 from ..tasks.start import begin, resume
 from ..training.ema import MAX_STD, MIN_STD
-from ..training.processes import launched
+from ..training.processes import this_process
 from .console import add_condition_flags, check_single_process, check_writable, user_friendly
 from .flags import add_flags, parse_flags
 
@@ -51,10 +51,10 @@ from .flags import add_flags, parse_flags
 def evaluate(argv: list[str]) -> int:
     """Evaluate a run, or a folder of images, against real images.
 
-    New images of a run are sampled first, under a launcher by all its processes; the same command goes on where it was
-    interrupted. The record is written to RUN/evaluations, or for a folder to --output, with
-    the samples that are closest to real images. A run of predictions is evaluated against the targets of the cases that
-    it holds out, and a folder of predictions with --targets FOLDER against those; RUN --help lists the options.
+    New images of a run are sampled first, under a launcher by all its processes; the same command resumes them. The
+    record is written to RUN/evaluations, or for a folder to --output, with the samples that are closest to real images.
+    A run of predictions is evaluated against the targets of the cases that it holds out, and a folder of predictions
+    with --targets FOLDER against those; RUN --help lists the options.
     """
     if _is_prediction(argv):
         return _evaluate_prediction(argv)
@@ -71,8 +71,7 @@ def evaluate(argv: list[str]) -> int:
         sample = settings_from(own.sample, SampleConfig, sampling)
         folder = Path(args.output) if args.output else next_folder(run.folder / "evaluations")
         check_writable(folder)
-        with launched() as process:
-            pass
+        process = this_process()
         collect = SharedSamples(run.folder / "evaluations")
         if not process.is_main_process:
             sample_for(run, config, sample, collect.assist)

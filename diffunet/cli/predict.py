@@ -1,7 +1,6 @@
 """The predict command."""
 
 import argparse
-from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.progress import no_progress, shared_bar
@@ -11,7 +10,7 @@ from ..runs.predicted_arrays import Extras
 from ..runs.predicted_files import inputs_of, job_of, predict_files
 from ..runs.prediction import PredictConfig, PredictionConfig
 from ..runs.run import Run
-from ..training.processes import from_main, launched
+from ..training.processes import from_main, this_process
 from .console import begin, user_friendly
 from .flags import add_flags, parse_flags
 
@@ -20,7 +19,7 @@ from .flags import add_flags, parse_flags
 def predict(argv: list[str]) -> int:
     """Predict the classes or numbers of images or volumes: files or folders in, files of the same names out.
 
-    The same command goes on where it was interrupted. Under a launcher, such as torchrun, the files are shared out.
+    The same command resumes an interrupted prediction. A launcher, such as torchrun, shares the files among processes.
     """
     parser = argparse.ArgumentParser(prog="diffunet predict", description=predict.__doc__)
     parser.add_argument(
@@ -46,14 +45,15 @@ def predict(argv: list[str]) -> int:
         raise UserError(f"{args.words[-1]}: a run; add images to predict, files or folders")
     config = settings_from(runs[0].config(PredictionConfig).predict, PredictConfig, flags)
     extras = Extras(args.probabilities, args.overlays, args.objects, args.members)
-    with launched() as process:
-        predictor = ImagePredictor(runs, config)
-        dims = predictor.own.unet.dims
-        inputs = inputs_of(images, predictor.own.data.channels, dims)
-        job = job_of(predictor, inputs, extras)
+    process = this_process()
+    predictor = ImagePredictor(runs, config)
+    dims = predictor.own.unet.dims
+    inputs = inputs_of(images, predictor.own.data.channels, dims)
+    job = job_of(predictor, inputs, extras)
+    with process.connected():
         folder = from_main(process, lambda: begin(args.output, runs[0].folder / "predictions", job))
     bar = shared_bar("predict", "volume" if dims == 3 else "image", len(inputs) // process.of)
     skipped = predict_files(predictor, inputs, folder, extras, bar if process.is_main_process else no_progress)
     if skipped is not None:
-        print(f"{len(inputs) - skipped} predictions: {Path(folder)}")
+        print(f"{len(inputs) - skipped} predictions: {folder}")
     return 2 if skipped == len(inputs) else 0

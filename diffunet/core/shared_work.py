@@ -7,8 +7,8 @@
         if last:
             ...                     # every part is there: assemble them
 
-Nothing is sent between the processes. One that is killed loses its locks, and the others, or the same work started
-again, do what it left. On a file system without locks each process does all parts that are missing.
+Nothing is sent between the processes. One that is killed loses its locks, and its unfinished parts are done by the
+others, or when the same work is started again. On a file system without locks each process does all missing parts.
 """
 
 import json
@@ -48,8 +48,7 @@ class SharedWork:
     """The unfinished parts of a job. The folder exists until all of them are there and were assembled."""
 
     def __init__(self, folder: Path, job: str, parts: Sequence[str] = ()):
-        """`job` says what is done, in any words; parts are names of files. Raise UserError if the folder is of another
-        job."""
+        """`job` identifies what is done; parts are names of files. Raise UserError if the folder has another job."""
         self.folder, self.job = folder, folder / JOB
         self.parts = [folder / name for name in parts]
         with _lock_of(folder / f".{JOB}"):
@@ -65,7 +64,7 @@ class SharedWork:
         return [part for part in self.parts if not part.exists()] if self.job.exists() else []
 
     def claim(self) -> Iterator[Path]:
-        """Yield each part that is missing and that no other process is at, for the caller to write."""
+        """Yield each part that is missing and that no other process holds, for the caller to write."""
         worked = True
         while worked:  # again, for parts of processes that were killed meanwhile
             worked = False

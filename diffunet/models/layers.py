@@ -156,7 +156,7 @@ class ResidualBlock(nn.Module):
     `resize`, if given, halves or doubles the size on both branches (ADM 2021, from BigGAN).
     """
 
-    own_shard = True
+    own_shard = True  # its weights are gathered together where they are in shards
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class ResidualBlock(nn.Module):
 class PlainBlock(nn.Module):
     """A convolution and ReLU; two of them are the double convolution of the first U-Nets (2015, 2016)."""
 
-    own_shard = True
+    own_shard = True  # its weights are gathered together where they are in shards
 
     def __init__(self, in_channels: int, out_channels: int, conv: Conv, norm: Norm, modulated: Norm, dropout: float):
         super().__init__()
@@ -230,7 +230,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, like: Tensor,
 class SelfAttention(nn.Module):
     """Every position of x attends to every other (Vaswani et al. 2017), as a residual branch."""
 
-    own_shard = True
+    own_shard = True  # its weights are gathered together where they are in shards
 
     def __init__(self, channels: int, heads: int, norm: Norm):
         super().__init__()
@@ -248,7 +248,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Every position of x attends to the tokens, as a residual branch; the identity without tokens."""
 
-    own_shard = True
+    own_shard = True  # its weights are gathered together where they are in shards
 
     def __init__(self, channels: int, heads: int, norm: Norm, token_dim: int):
         super().__init__()

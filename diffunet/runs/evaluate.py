@@ -44,7 +44,7 @@ class Collect(Protocol):
     def __call__(
         self, sampler: Sampler, config: SampleConfig, progress: Callable = no_progress, purpose: str = ""
     ) -> SampleBatch:
-        """Return all of them; `purpose` stands for conditions that the config does not tell."""
+        """Return all of them; `purpose` identifies conditions that are temporary files."""
         ...
 
 
@@ -112,8 +112,8 @@ def sample_for(run: Run, config: EvaluationConfig, sampling: SampleConfig, assis
     sampler = run.sampler(sampling)
     assist(sampler, sampling)
     if held_out := HeldOut.of(sampler, sampling, real):
-        with held_out.asked() as (config_of_examples, purpose):
-            assist(sampler, config_of_examples, no_progress, purpose)
+        with held_out.sampling_config() as (sample_config, purpose):
+            assist(sampler, sample_config, no_progress, purpose)
 
 
 def evaluate_denoiser(
@@ -160,8 +160,8 @@ class HeldOut:
         return cls(sampler, sampling, real, truth, {name: words[name] for name in shared})
 
     @contextmanager
-    def asked(self) -> Iterator[tuple[SampleConfig, str]]:
-        """Yield the settings of the samples, with files for sources, and what stands for the conditions in them."""
+    def sampling_config(self) -> Iterator[tuple[SampleConfig, str]]:
+        """Yield the settings of the samples, with temporary files as sources, and their `purpose`."""
         with TemporaryDirectory() as folder:
             conditions = {name: _as_files(self.real, name, words, Path(folder)) for name, words in self.words.items()}
             number = SAMPLES_PER_EXAMPLE * len(self.truth)
@@ -170,7 +170,7 @@ class HeldOut:
 
     def measure(self, features: FeatureExtractor, progress: Callable, collect: Collect) -> dict[str, Any]:
         """Return the record of the samples, from `sampling.seed`, beside the examples."""
-        with self.asked() as (config, purpose):
+        with self.sampling_config() as (config, purpose):
             values = self.sampler.values(config)
             bar = progress if progress is no_progress else shared_bar("sample examples", "step", config.total_steps)
             pixels = collect(self.sampler, config, bar, purpose).pixels  # of each example in turn

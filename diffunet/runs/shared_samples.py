@@ -12,19 +12,19 @@ from ..core.progress import no_progress
 from ..core.shared_work import UNFINISHED, SharedWork, kept_if_begun
 from ..core.storage import atomic_write, load_tensors, save_tensors, sha256_of_tensors
 from ..data.decoding import decode
-from ..sampling.generate import Part, SampleBatch, SampleConfig, Sampler
+from ..sampling.generate import PlannedBatch, SampleBatch, SampleConfig, Sampler
 from .config import Config
 from .figures import save_grid
 from .samples import GRID, Names, grid_columns, sources_of, write_images, write_metadata
 
 POLL = 0.5
-"""Seconds between looks for what other processes have done."""
+"""Seconds between checks of the parts of other processes."""
 
 
 def job_of(sampler: Sampler, config: SampleConfig, purpose: str = "") -> str:
     """Return what distinguishes one sampling from another: the settings and the weights.
 
-    purpose: stands for the conditions, if they are not told by the settings.
+    purpose: identifies the conditions, if they are temporary files.
     """
     settings = config.model_dump(mode="json", exclude={"conditions"} if purpose else None)
     return json.dumps([purpose, settings, sha256_of_tensors(sampler.denoiser.state_dict())])
@@ -43,8 +43,9 @@ def sample_to_folder(
     names, conditions = Names(), own.inputs
     turns = ({name: turn[i % len(turn)].word for name, turn in values.items()} for i in range(config.num_images))
     stems = [names(sources_of(turn, conditions)) for turn in turns]
-    parts = list(sampler.parts(config, values))
-    work = SharedWork(folder / UNFINISHED, job_of(sampler, config), [f"{indices[0]:08d}.json" for indices, _ in parts])
+    planned = list(sampler.plan(config, values))
+    parts = [f"{indices[0]:08d}.json" for indices, _ in planned]
+    work = SharedWork(folder / UNFINISHED, job_of(sampler, config), parts)
     for file, batch in _claimed(work, sampler, config, progress):
         first = batch.seeds[0] - config.seed
         records = write_images(batch, stems[first : first + len(batch.seeds)], folder, own.data, conditions)
@@ -55,7 +56,7 @@ def sample_to_folder(
             return None
         records = [record for part in work.parts for record in json.loads(part.read_text(encoding="utf-8"))]
         write_metadata(records, folder)
-        if len({size for _, size in parts}) == 1:
+        if len({size for _, size in planned}) == 1:
             files = [{"path": str(folder / record["file_name"]), "bytes": None} for record in records[:GRID]]
             channels, bit_depth = own.data.channels or 1, own.data.bit_depth or 8
             pixels = torch.stack([decode(file, channels, bit_depth, own.data.value_range) for file in files])
@@ -78,7 +79,7 @@ class SharedSamples:
         work = self.assist(sampler, config, progress, purpose)
         while work.missing:
             time.sleep(POLL)
-            self._add(work, sampler, config, progress)  # what a process left that was killed
+            self._add(work, sampler, config, progress)  # in place of a process that was killed
         self._works.append(work)
         pixels, values = torch.cat([load_tensors(part)["pixels"] for part in work.parts]), sampler.values(config)
         seeds = list(range(config.seed, config.seed + len(pixels)))
@@ -91,8 +92,8 @@ class SharedSamples:
         """Make samples that another process calls for with the same arguments, until none is left to begin."""
         job = job_of(sampler, config, purpose)
         folder = self.folder / f"{UNFINISHED}-{sha256(job.encode()).hexdigest()[:12]}"
-        parts = sampler.parts(config, sampler.values(config))
-        work = SharedWork(folder, job, [f"{indices[0]:08d}.safetensors" for indices, _ in parts])
+        planned = sampler.plan(config, sampler.values(config))
+        work = SharedWork(folder, job, [f"{indices[0]:08d}.safetensors" for indices, _ in planned])
         self._add(work, sampler, config, progress)
         return work
 
@@ -115,9 +116,9 @@ def _claimed(
     """Yield each batch that is missing, and that no other process samples, with the file to write for it."""
     file = Path()
 
-    def choose(parts: list[Part]) -> Iterator[Part]:
+    def choose(planned: list[PlannedBatch]) -> Iterator[PlannedBatch]:
         nonlocal file
-        by_name = dict(zip((part.name for part in work.parts), parts, strict=True))
+        by_name = dict(zip((part.name for part in work.parts), planned, strict=True))
         for file in work.claim():
             yield by_name[file.name]
 

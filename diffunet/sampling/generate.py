@@ -27,7 +27,7 @@ from .loop import sample
 Share = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(ge=0, le=1000)]
 Words = str | int | float | list[str | int | float | list[float] | None]
-Part = tuple[list[int], tuple[int, int]]
+PlannedBatch = tuple[list[int], tuple[int, int]]
 """Indices of the images of a batch, and their (height, width)."""
 
 
@@ -164,7 +164,7 @@ class Sampler:
         progress: Callable = no_progress,
         edit: Edit = FROM_NOISE,
         watch: Callable[[Tensor], None] | None = None,
-        choose: Callable[[list[Part]], Iterable[Part]] = iter,
+        choose: Callable[[list[PlannedBatch]], Iterable[PlannedBatch]] = iter,
     ) -> Iterator[SampleBatch]:
         """Yield batches of images, on the CPU. `progress` wraps the steps of each batch.
 
@@ -177,9 +177,9 @@ class Sampler:
         if config.agree:
             self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
-        batches = self.parts(config, values, edit)
+        planned = list(self.plan(config, values, edit))
         edit = edit.of_latents(self.codec.encode) if self.codec else edit
-        for indices, size in choose(list(batches)):
+        for indices, size in choose(planned):
             model = self._model(config, device, config.tile if size != self.shape[1:] else None)
             model = edit.model(model, self.objective, indices)
             seeds = [config.seed + index for index in indices]
@@ -232,7 +232,9 @@ class Sampler:
                     problems.append(problem)
         raise problems[0] if problems else UserError("agree: no source is given; give one, or leave agree out")
 
-    def parts(self, config: SampleConfig, values: dict[str, list[Value]], edit: Edit = FROM_NOISE) -> Iterator[Part]:
+    def plan(
+        self, config: SampleConfig, values: dict[str, list[Value]], edit: Edit = FROM_NOISE
+    ) -> Iterator[PlannedBatch]:
         """Yield the indices of each batch and the (height, width) of its images.
 
         Raise UserError for another size than the run's without tiles, or for images of different sizes.

@@ -15,8 +15,6 @@ from .muon import Muon
 
 POLY_POWER = 0.9
 """Of the schedule poly, as in DeepLab (Chen et al. 2018) and nnU-Net."""
-
-
 TRAPEZOID_END = 0.2
 """Share of the steps in which the schedule trapezoid falls to zero (Hägele et al. 2024)."""
 

@@ -4,8 +4,6 @@ Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; t
 2025, "Muon is scalable for LLM training", equation 4, so that learning rates of AdamW remain suitable.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +58,7 @@ class Muon(torch.optim.AdamW):
         momentum.copy_(advanced if broken is None else torch.where(broken, momentum, advanced))
 
 
-def matrices_of(model: nn.Module) -> Iterable[nn.Parameter]:
+def matrices_of(model: nn.Module) -> list[nn.Parameter]:
     """Return the weights, of convolutions and linear layers, that are matrices of a size worth orthogonalizing."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     weights = [module.weight for module in model.modules() if isinstance(module, layers)]
@@ -75,9 +73,9 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix
     x = x / (x.norm() + 1e-7)
-    wide = len(x) > x.shape[1]
-    x = x.T if wide else x
+    tall = len(x) > x.shape[1]
+    x = x.T if tall else x
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if wide else x).to(matrix.dtype)
+    return (x.T if tall else x).to(matrix.dtype)

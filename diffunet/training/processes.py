@@ -42,24 +42,26 @@ class Rank:
     def is_main_process(self) -> bool:
         return self.number == 0
 
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Connect the processes for as long as they have to agree; training is connected by Accelerate instead."""
+        if self.of == 1:
+            yield
+            return
+        distributed.init_process_group("gloo", timeout=TIMEOUT)
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
 
-@contextmanager
-def launched() -> Iterator[Rank]:
-    """Connect the processes of a launcher, for as long as they have to agree, and give each a device of its own.
 
-    This is for work that is divided by files; training is connected by Accelerate.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield Rank()
-        return
+def this_process() -> Rank:
+    """Return the rank of this process in its launcher, and give it a device of its own."""
+    rank = Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     device = default_device()
-    if device.type != "cpu" and (devices := torch.accelerator.device_count()) > 1:
+    if rank.of > 1 and device.type != "cpu" and (devices := torch.accelerator.device_count()) > 1:
         getattr(torch, device.type).set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
-    distributed.init_process_group("gloo", timeout=TIMEOUT)
-    try:
-        yield Rank(distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    return rank
 
 
 def from_main(process: Process, choose: Callable[[], T]) -> T:

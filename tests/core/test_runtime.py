@@ -79,18 +79,18 @@ def test_compile_true_compiles_once_and_copies_are_not_compiled(monkeypatch):
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_deterministic_algorithms_are_for_gpus(monkeypatch, deterministic):
-    asked = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
+    calls = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: calls.append((mode, warn_only)))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", not deterministic)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # to be restored
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr(runtime, "default_device", lambda: torch.device("cpu"))
     runtime.set_deterministic(deterministic)
-    assert asked == []
+    assert calls == []
     monkeypatch.setattr(runtime, "default_device", lambda: torch.device("cuda"))
     runtime.set_deterministic(deterministic)
-    assert asked == [(deterministic, True)]
+    assert calls == [(deterministic, True)]
     assert torch.backends.cudnn.benchmark is not deterministic
     assert torch.backends.cudnn.deterministic is deterministic
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is deterministic

@@ -112,7 +112,7 @@ def test_a_part_in_other_hands_is_left_alone(in_a_new_folder):
     slow.wait()
 
 
-def test_only_the_same_job_goes_on(in_a_new_folder):
+def test_only_the_same_job_is_resumed(in_a_new_folder):
     folder = Path("out") / UNFINISHED
     assert job_in(folder) is None
     SharedWork(folder, "numbers", PARTS)

@@ -37,6 +37,20 @@ def measured(self):
 Trainer.fit = measured
 train(__import__("sys").argv[1:])
 """
+FAILING = """
+import sys
+from diffunet.cli.train import train
+from diffunet.training import trainer
+write, calls = trainer.write, []
+def failing(folder, state, files):
+    calls.append(state.step)
+    if len(calls) == 1:
+        next(files)
+        raise OSError(28, "No space left on device", "run/checkpoints")
+    write(folder, state, files)
+trainer.write = failing
+train(sys.argv[1:])
+"""
 
 
 def losses(folder: Path, key: str) -> list[float]:
@@ -89,6 +103,15 @@ def test_each_process_holds_half(small):
         assert moments == 2 * weights
         assert averages == 3 * weights
     assert held[0][0] + held[1][0] == whole
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_fails_amid_its_files_is_retried(small):
+    """The other process has to gather the rest of them as well, or both would wait forever."""
+    Path("failing.py").write_text(FAILING)
+    output = output_of(program("failing.py", "--config", "small.yaml", *SHARD, processes=2))
+    assert "step 4: no checkpoint: run/checkpoints: No space left on device; training continues" in output
+    assert {path.name for path in Path("run/checkpoints").iterdir()} == {"step_00000008", "step_00000012"}
 
 
 @pytest.mark.slow

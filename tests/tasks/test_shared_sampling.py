@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import SMALL_PREDICTOR, mistake, run, train_small, write_pairs
+from helpers import mistake, run, train_small
 
 from diffunet.core.shared_work import UNFINISHED
 from diffunet.runs.evaluate import EvaluationConfig, evaluate, sample_for
@@ -25,7 +25,7 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def test_an_interrupted_sampling_goes_on_with_the_same_command(small, capsys, monkeypatch):
+def test_the_same_command_resumes_an_interrupted_sampling(small, capsys, monkeypatch):
     train_small()
     sampling = "--num_images", "12", "--batch_size", "4", "--steps", "2"
     assert run("sample", "run", *sampling, "--output", "whole") == 0
@@ -54,9 +54,7 @@ def test_an_interrupted_sampling_goes_on_with_the_same_command(small, capsys, mo
     assert "--output: whole is not empty; choose another folder" in line
 
 
-def test_interrupted_predictions_go_on_with_the_same_command(in_a_new_folder, capsys, monkeypatch):
-    Path("predictor.yaml").write_text(SMALL_PREDICTOR)
-    write_pairs(Path("pairs"))
+def test_the_same_command_resumes_interrupted_predictions(small_predictor, capsys, monkeypatch):
     assert run("train", "--config", "predictor.yaml") == 0
     Path("pairs/images/a3.png").write_bytes(b"no image")
     assert run("predict", "run", "pairs/images", "--output", "whole") == 0
@@ -106,6 +104,16 @@ def test_two_processes_sample_the_bytes_of_one_also_when_killed(small):
     finish(program("-m", "diffunet", *sampling, "--output", "killed"))
     assert contents("killed") == contents("one")
     assert images == {file: file.stat().st_mtime_ns for file in images}, "finished batches were sampled again"
+
+
+@pytest.mark.slow
+def test_two_processes_predict_the_bytes_of_one(small_predictor):
+    assert run("train", "--config", "predictor.yaml") == 0
+    prediction = "predict", "run", "pairs/images", "--probabilities"
+    finish(program("-m", "diffunet", *prediction, "--output", "one"))
+    output = finish(program("-m", "diffunet", *prediction, "--output", "two", processes=2))
+    assert output.count("8 predictions: two") == 1
+    assert contents("two") == contents("one")
 
 
 @pytest.mark.slow
