@@ -68,6 +68,10 @@ class Step(Settings):
         return {self.name: getattr(self, self.name)}
 
 
+MASKED = Step(mask=(0.0, 1.0))
+"""Any part of an image is hidden."""
+
+
 def image_size(steps: Sequence[Step], size: tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) of the image whose measurement has this size."""
     height, width = size
@@ -123,6 +127,11 @@ class Degradation:
     def has_hidden_parts(self) -> bool:
         """Whether planes have a channel that is 1 where there is no value."""
         return self.mask is not None or any(isinstance(operation, Extend) for operation in self.operations)
+
+    @property
+    def only_hides(self) -> bool:
+        """Whether every pixel is either known or hidden."""
+        return all(isinstance(operation, Extend) for operation in self.operations)
 
     @property
     def is_linear(self) -> bool:

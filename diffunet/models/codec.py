@@ -43,9 +43,14 @@ class Codec(nn.Module):
         self.register_buffer("shift", torch.tensor(shift).reshape(-1, 1, 1))
         self.register_buffer("scale", torch.tensor(scale).reshape(-1, 1, 1))
 
+    @property
+    def factor(self) -> int:
+        """Side of the pixels that one position of a latent stands for."""
+        return self.autoencoder.factor
+
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return (channels, height, width) of the latents of images with this (height, width)."""
-        height, width = (side // self.autoencoder.factor for side in size)
+        height, width = (side // self.factor for side in size)
         return len(self.shift), height, width
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from ..core.errors import UserError, printable
 from ..core.progress import no_progress
 from ..core.settings import Settings
 from ..data.decoding import UNREADABLE, decode, reason_of
-from ..data.degradation import Degradation, Pixels, Step, image_size
+from ..data.degradation import MASKED, Degradation, Pixels, Step, image_size
 from ..data.pixels import normalize
 from ..sampling.editing import Edit, Interpolate, Restore, Vary, slerp
 from ..sampling.generate import SampleConfig, Sampler
@@ -25,7 +25,6 @@ KINDS = ("mask", "extend", "degradation", "strength", "between")
 """Settings of `EditConfig` of which an edit has at most one."""
 STRENGTH = 0.5
 """Where no kind is given."""
-MASKS = Step(mask=(0.0, 1.0))
 
 
 class EditConfig(Settings):
@@ -70,7 +69,7 @@ def read_edit(config: EditConfig, files: Sequence[Path], run: Config) -> Restore
     """Return the edit of image files. Raise UserError for a file that cannot be read or does not suit."""
     channels, bit_depth = run.data.channels or 1, run.data.bit_depth or 8
     if config.mask or config.extend or config.degradation:
-        steps = (MASKS,) if config.mask else (Step(extend=config.extend),) if config.extend else config.degradation
+        steps = (MASKED,) if config.mask else (Step(extend=config.extend),) if config.extend else config.degradation
         gray = any(step.gray for step in steps)
         measurements = read_images(files, run, 1 if gray else channels)
         if config.mask:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..data.degradation import Degradation
+from ..data.degradation import MASKED, Degradation
 from ..objectives.base import Objective
 from ..objectives.solvers import METHODS, Method, Solver
 from .observed import NOISE, Observed
@@ -54,9 +55,9 @@ class Edit:
         return images
 
     def of_latents(self, encode: Callable[[Tensor], Tensor]) -> "Edit":
-        """Return the edit of what a run samples that generates latents; `encode` makes them of images.
+        """Return the edit of latents that becomes this one of images; `encode` makes the latents of images.
 
-        Raise UserError for an edit that needs pixels at each step.
+        `finish` remains that of the images. Raise UserError for an edit that has no counterpart.
         """
         return self
 
@@ -137,8 +138,20 @@ class Restore(Edit):
             return images
         return self.degradation.project(images, self._of(indices).to(images.device), self.bit_depth)
 
-    def of_latents(self, encode: Callable[[Tensor], Tensor]) -> Edit:
-        raise UserError("edit: this run samples latents, which no pixel determines; use --strength or --between")
+    def of_latents(self, encode: Callable[[Tensor], Tensor]) -> "Restore":
+        """Return the inpainting of latents: those without a hidden pixel among theirs or their neighbors' are known.
+
+        As in Avrahami et al. 2023, "Blended latent diffusion", but with the estimate of the hidden latents.
+        """
+        if not self.degradation.only_hides:
+            raise UserError("degradation: has no counterpart in the latents of this run; use --mask or --extend")
+        planes = self.degradation.planes(self.measurements)
+        latents, hidden = encode(planes[:, :-1]), planes[:, -1:]
+        factor = planes.shape[-1] // latents.shape[-1]
+        mask = F.max_pool2d(hidden, 3 * factor, stride=factor, padding=factor).to(latents)
+        channels, height, width = latents.shape[1:]
+        inpainting = Degradation([MASKED], (channels, height, width))
+        return replace(self, degradation=inpainting, measurements=torch.cat([latents * (1 - mask), mask], dim=1))
 
     @property
     def inputs(self) -> Tensor:

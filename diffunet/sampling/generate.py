@@ -127,9 +127,10 @@ class Sampler:
     def check(self, config: SampleConfig) -> None:
         """Raise UserError for a condition, class, sampler or other setting that is not available."""
         check_sample_config(self.conditions, self.objective, config)
-        for name in ("agree", "tile") if self.codec else ():
-            if getattr(config, name):
-                raise UserError(f"{name}: is for runs that sample pixels, but this one samples latents; leave it out")
+        if self.codec and config.tile and config.tile % self.codec.factor:
+            factor = self.codec.factor
+            near = max(1, round(config.tile / factor)) * factor
+            raise UserError(f"tile: each latent stands for {factor}×{factor} pixels (got {config.tile}); use {near}")
 
     def values(self, config: SampleConfig) -> dict[str, list[Value]]:
         """Return the values to sample in turn, by condition.
@@ -178,10 +179,10 @@ class Sampler:
             self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
         planned = list(self.plan(config, values, edit))
-        edit = edit.of_latents(self.codec.encode) if self.codec else edit
+        loop = edit.of_latents(self.codec.encode) if self.codec else edit
         for indices, size in choose(planned):
             model = self._model(config, device, config.tile if size != self.shape[1:] else None)
-            model = edit.model(model, self.objective, indices)
+            model = loop.model(model, self.objective, indices)
             seeds = [config.seed + index for index in indices]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             shape = self.noise_shape(size)
@@ -189,11 +190,11 @@ class Sampler:
             chosen = {name: [turn[index % len(turn)] for index in indices] for name, turn in values.items()}
             stacked = {name: self.conditions[name].stack(turn) for name, turn in chosen.items()}
             conditions = {name: value.to(device) for name, value in stacked.items() if value is not None}
-            sampler = edit.sampler(self.objective, config.sampler, config.steps, shape[1:])
+            sampler = loop.sampler(self.objective, config.sampler, config.steps, shape[1:])
             model = model if watch is None else _watched(model, self.objective, watch, self._decode)
-            start = edit.start(noise, sampler, indices)
-            images = edit.finish(sample(model, sampler, start, generators, progress, **conditions), indices)
-            images = self._decode(images)
+            start = loop.start(noise, sampler, indices)
+            samples = sample(model, sampler, start, generators, progress, **conditions)
+            images = edit.finish(self._decode(samples), indices)
             for name, turn in chosen.items() if config.agree else ():
                 images = self.conditions[name].agree(images, turn)
             words = {name: [value.word for value in turn] for name, turn in chosen.items()}
@@ -258,6 +259,11 @@ class Sampler:
                     f"tile: the {given} gives an image of {size[0]}×{size[1]}, but the run was trained on "
                     f"{height}×{width}; add --tile {min(own)}"
                 )
+            if self.codec and any(side % self.codec.factor for side in size):
+                block = f"{self.codec.factor}×{self.codec.factor}"
+                raise UserError(
+                    f"image: of {size[0]}×{size[1]}, but each latent stands for {block} pixels; crop or extend it"
+                )
             indices = list(group)
             for first in range(0, len(indices), config.batch_size):
                 yield indices[first : first + config.batch_size], size
@@ -268,7 +274,8 @@ class Sampler:
         for network in networks:
             prepare_for(network.unet, config.runtime)
         try:
-            networks = [network.tiled(tile) for network in networks] if tile else networks
+            positions = tile // self.codec.factor if tile and self.codec else tile
+            networks = [network.tiled(positions) for network in networks] if positions else networks
         except ValueError as error:
             raise UserError(f"tile: {str(error).removeprefix('tile ')}") from None
         model, *guide = (autocast(network, config.runtime.mixed_precision, device) for network in networks)

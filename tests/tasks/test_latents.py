@@ -12,11 +12,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from helpers import checkpoint, copy_with_first_checkpoint, mistake, run, train_small, write_image
+from PIL import Image
 
 from diffunet.conditions.image import ImageConfig
 from diffunet.core.rng import BatchRNG
 from diffunet.data.config import DataConfig
 from diffunet.data.dataset import ImageDataset, load_images
+from diffunet.data.degradation import Degradation, Step
 from diffunet.data.latents import LatentDataset, encode_images, statistics
 from diffunet.data.pixels import denormalize, normalize
 from diffunet.models.autoencoder import load_autoencoder
@@ -164,8 +166,17 @@ def test_a_run_of_latents_is_evaluated_edited_and_described(vae, capsys):
     write_image(Path("b.png"), "L", (8, 8), seed=1)
     assert run("edit", "run", image, "--strength", "0.5", "--steps", "3") == 0
     assert run("edit", "run", image, "--between", "b.png", "--num_images", "3", "--steps", "4") == 0
-    write_image(Path("mask.png"), "L", (8, 8), seed=2)
-    assert "samples latents" in mistake(capsys, "edit", "run", image, "--mask", "mask.png")
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[:, 6:] = 255
+    Image.fromarray(mask).save("mask.png")
+    assert run("edit", "run", image, "--mask", "mask.png", "--steps", "3", "--output", "filled") == 0
+    before, after = (np.asarray(Image.open(file)) for file in (image, "filled/a.png"))
+    assert np.array_equal(before[:, :6], after[:, :6]) and not np.array_equal(before[:, 6:], after[:, 6:])
+    small = write_image(Path("low.png"), "L", (4, 4))
+    assert "no counterpart in the latents" in mistake(capsys, "edit", "run", small, "--degradation", "{downscale: 2}")
+    assert run("edit", "run", image, "--extend", "[4, 4, 0, 0]", "--steps", "3", "--tile", "8") == 0
+    odd = ["edit", "run", image, "--extend", "[3, 0, 0, 0]", "--tile", "8"]
+    assert "image: of 8×11, but each latent stands for 2×2 pixels" in mistake(capsys, *odd)
     assert run("describe", "run") == 0
     assert "4×4" in capsys.readouterr().out
 
@@ -200,8 +211,13 @@ def test_conditioning_images_enter_as_channels_of_fewer_positions(vae):
     trained = Run("run")
     assert trained.config().unet.plane_channels == 4 * 2
     assert trained.denoiser().plane_side == 2
-    low = write_image(Path("low.png"), "L", (4, 4))
-    assert run("sample", "run", "--source", str(low), "--num_images", "2", "--steps", "2") == 0
+    Image.fromarray(np.linspace(60, 190, 16).astype(np.uint8).reshape(4, 4)).save("low.png")
+    sampling = "sample", "run", "--source", "low.png", "--num_images", "2", "--steps", "2"
+    assert run(*sampling) == 0
+    assert run(*sampling, "--agree", "true", "--output", "agreeing") == 0
+    image = torch.tensor(np.asarray(Image.open(next(Path("agreeing").glob("low*.png")))))[None, None] / 127.5 - 1
+    again = Degradation([Step(downscale=2)], (1, 8, 8)).apply(image)[0, 0]
+    np.testing.assert_allclose(again, np.asarray(Image.open("low.png")) / 127.5 - 1, atol=1.01 / 255)
 
 
 def test_an_autoencoder_is_scored_on_the_images_that_it_holds_out(vae, capsys):
@@ -237,5 +253,5 @@ def test_mistakes_are_one_line(vae, capsys):
     odd = ["--config", "vae.yaml", "--data.resolution", "9", "--train.output", "odd"]
     assert "autoencoder.channels" in mistake(capsys, "train", *odd)
     train_small("--codec.from", "vae", "--train.steps", "1")
-    assert "agree" in mistake(capsys, "sample", "run", "--agree", "true")
-    assert "tile" in mistake(capsys, "sample", "run", "--tile", "8")
+    assert "agree: no source is given" in mistake(capsys, "sample", "run", "--agree", "true")
+    assert "tile: each latent stands for 2×2 pixels (got 7); use 8" in mistake(capsys, "sample", "run", "--tile", "7")
