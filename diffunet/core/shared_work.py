@@ -28,7 +28,13 @@ JOB = "job.json"
 
 def job_in(folder: Path) -> str | None:
     """Return the job whose unfinished parts are in a folder; None if there are none."""
-    return load_json(folder / JOB).get("job") if (folder / JOB).exists() else None
+    file = folder / JOB
+    try:
+        return load_json(file).get("job") if file.exists() else None
+    except UserError:
+        if file.exists():
+            raise
+        return None  # removed meanwhile
 
 
 @contextmanager
@@ -51,12 +57,11 @@ class SharedWork:
         """`job` identifies what is done; parts are names of files. Raise UserError if the folder has another job."""
         self.folder, self.job = folder, folder / JOB
         self.parts = [folder / name for name in parts]
-        with _lock_of(folder / f".{JOB}"):
-            if (found := job_in(folder)) is None:
-                with atomic_write(self.job) as file:
-                    file.write_text(json.dumps({"job": job}), encoding="utf-8")
-            elif found != job:
-                raise UserError(f"{folder}: holds the beginning of other work; remove it, or choose another folder")
+        while not self.job.exists():  # again, if another process removes the folder after the same job meanwhile
+            with suppress(FileNotFoundError), _lock_of(folder / f".{JOB}"), atomic_write(self.job) as file:
+                file.write_text(json.dumps({"job": job}), encoding="utf-8")
+        if job_in(folder) not in (job, None):
+            raise UserError(f"{folder}: holds the beginning of other work; remove it, or choose another folder")
 
     @property
     def missing(self) -> list[Path]:
@@ -81,11 +86,14 @@ class SharedWork:
             yield False
             return
         with self._locked("closing", wait=True) as mine:
-            yield mine
-            if mine:
+            last = mine and not self.missing  # unless the same job was finished, and begun again, meanwhile
+            yield last
+            if last:
                 finished = self.folder.with_name(f"{self.folder.name}.finished")
-                self.folder.rename(finished)  # at once: no process sees half of it
-                shutil.rmtree(finished)
+                shutil.rmtree(finished, ignore_errors=True)  # of a process that was killed below
+                with _lock_of(self.folder / f".{JOB}"):
+                    self.folder.rename(finished)  # at once: no process sees half of it
+                shutil.rmtree(finished, ignore_errors=True)
 
     @contextmanager
     def _locked(self, name: str, wait: bool = False) -> Iterator[bool]:
@@ -101,15 +109,19 @@ def _lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     """Yield whether this process holds the lock of that path; on a file system without locks each of them does."""
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    except NotImplementedError:
-        pass
+    while not lock.is_locked:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if wait else 0)
+        except (FileNotFoundError, FileExistsError):  # the folder was removed meanwhile
+            if path.parent.is_file():
+                raise
+        except Timeout:
+            yield False
+            return
+        except NotImplementedError:
+            break
     try:
         yield True
     finally:

@@ -1,6 +1,8 @@
 """Latents instead of images: encoded once, kept in a file, and sampled anew at each step."""
 
 import hashlib
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -8,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from ..core.progress import no_progress
 from ..core.rng import BatchRNG
+from ..core.shared_work import SharedWork
 from ..core.storage import atomic_write, cache_folder
 from .dataset import ImageDataset
 from .decoding import file_of
@@ -20,6 +22,10 @@ from .pixels import normalize
 
 BATCH = 32
 """Images encoded at once."""
+PART = 1024
+"""Images of a part: what a kill may cost, and what processes share."""
+POLL = 0.5
+"""Seconds between checks of the parts of other processes."""
 FORMAT = 1
 """Of the files; part of their names."""
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -121,24 +127,45 @@ def _contents(images: ImageDataset) -> Iterator[bytes]:
 def encode_images(images: ImageDataset, encode: Encode, encoder: str, progress: Callable = no_progress) -> Tensor:
     """Return the moments of all images, (N, M, K, h, w) in 16 bits, mapped into memory; see `LatentDataset.moments`.
 
-    They are encoded once, by whichever process is first. `encoder`: the checksum of the weights.
+    They are encoded once, by all processes that call this, and after a kill from where they stopped. `encoder`: the
+    checksum of the weights. `progress` wraps the batches of a part.
     """
     file = cache_file(images, encoder)
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                with atomic_write(file) as partial, partial.open("wb") as opened:
-                    np.save(opened, _encoded(images, encode, progress))
+    while not file.exists():
+        _encode_missing(images, encode, file, progress)
+        if not file.exists():
+            time.sleep(POLL)
     return torch.from_numpy(np.load(file, mmap_mode="c"))
 
 
+def _encode_missing(images: ImageDataset, encode: Encode, file: Path, progress: Callable) -> None:
+    """Encode the parts that no other process encodes, and write the file if all are there."""
+    firsts = range(0, len(images), PART)
+    work = SharedWork(file.with_suffix(".unfinished"), file.name, [f"{first:09d}.npy" for first in firsts])
+    for part in work.claim():
+        if file.exists():  # finished between the caller's look and the beginning of this work
+            shutil.rmtree(work.folder, ignore_errors=True)
+            return
+        first = int(part.stem)
+        moments = _encoded(images, encode, range(first, min(first + PART, len(images))), progress)
+        with atomic_write(part) as partial, partial.open("wb") as opened:
+            np.save(opened, moments)
+    with work.closing() as last:
+        if last:
+            shape = len(images), *np.load(work.parts[0], mmap_mode="r").shape[1:]
+            with atomic_write(file) as partial:
+                whole = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+                for first, part in zip(firsts, work.parts, strict=True):
+                    whole[first : first + PART] = np.load(part)
+                whole.flush()
+
+
 @torch.no_grad()
-def _encoded(images: ImageDataset, encode: Encode, progress: Callable) -> np.ndarray:
+def _encoded(images: ImageDataset, encode: Encode, indices: range, progress: Callable) -> np.ndarray:
     parts = []
-    for first in progress(range(0, len(images), BATCH)):
-        indices = list(range(first, min(first + BATCH, len(images))))
-        pixels = normalize(images.__getitems__(indices)["image"], images.config.bit_depth or 8)
+    for first in progress(range(0, len(indices), BATCH)):
+        pixels = images.__getitems__(list(indices[first : first + BATCH]))["image"]
+        pixels = normalize(pixels, images.config.bit_depth or 8)
         views = [pixels, pixels.flip(-1)] if images.config.random_flip else [pixels]
         moments = [torch.cat([part for part in encode(view) if part is not None], dim=1) for view in views]
         parts.append(torch.stack(moments, dim=1).half().cpu().numpy())

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError, ran_out_of_memory
+from ..core.progress import no_progress, shared_bar
 from ..core.runtime import prepare_for
 from ..core.storage import load_strictly, load_tensors, tensors_to_bytes
 from ..data.captions import TextColumn, mentions_sides
 from ..data.dataset import load_images
+from ..data.latents import BATCH
 from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
 from ..models.lora import add_lora
@@ -52,7 +54,8 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
     images = load_images(config.data, config.inputs, folder, log, decoding)
     pixels, codec_files = images, {}
     if config.codec.pretrained:
-        encoding = partial(tqdm, desc="encode", unit="batch", leave=False)
+        bar = shared_bar("encode", "batch", -(-len(images) // BATCH) // accelerator.num_processes)
+        encoding = bar if accelerator.is_main_process else no_progress
         config, images, codec_files = encode_dataset(config, images, folder, accelerator.device, encoding)
     config = config.resolve(images)
     initial = run.folder / INITIAL_WEIGHTS

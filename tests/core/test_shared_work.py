@@ -28,6 +28,38 @@ with work.closing() as last:
         Path("out/all.txt").write_text(" ".join(part.read_text() for part in work.parts))
         print("last", flush=True)
 """
+RACE = """
+import os, shutil, time
+from pathlib import Path
+from diffunet.core.shared_work import SharedWork
+from diffunet.core.storage import atomic_write
+
+def finish(number):
+    result = Path(f"{number}.txt")
+    while not result.exists():
+        work = SharedWork(Path(f"{number}.unfinished"), str(number), ["a", "b", "c"])
+        for part in work.claim():
+            if result.exists():
+                return shutil.rmtree(work.folder, ignore_errors=True)
+            with atomic_write(part) as partial:
+                partial.write_text(part.name)
+        with work.closing() as last:
+            if last:
+                with atomic_write(result) as partial:
+                    partial.write_text("".join(part.read_text() for part in work.parts))
+
+begin, children = time.time() + 0.2, []
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        break
+    children.append(child)
+time.sleep(max(0, begin - time.time()))
+for number in range(150):
+    finish(number)
+if len(children) == 3:
+    raise SystemExit(any(os.waitpid(child, 0)[1] for child in children))
+"""
 
 
 def worker(seconds: float) -> subprocess.Popen:
@@ -110,6 +142,14 @@ def test_a_part_in_other_hands_is_left_alone(in_a_new_folder):
     assert [part.name for part in work.missing] == ["0.txt"]
     slow.kill()
     slow.wait()
+
+
+@pytest.mark.slow
+def test_processes_that_begin_while_others_finish_do_not_fail(in_a_new_folder):
+    """One may arrive between the last part of another and the removal of the folder."""
+    subprocess.run([sys.executable, "-c", RACE], check=True, timeout=100)
+    assert {path.name for path in Path().iterdir()} == {f"{number}.txt" for number in range(150)}
+    assert {path.read_text() for path in Path().iterdir()} == {"abc"}
 
 
 def test_only_the_same_job_is_resumed(in_a_new_folder):

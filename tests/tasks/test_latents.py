@@ -15,7 +15,9 @@ from helpers import checkpoint, copy_with_first_checkpoint, mistake, run, train_
 from PIL import Image
 
 from diffunet.conditions.image import ImageConfig
+from diffunet.core.progress import no_progress
 from diffunet.core.rng import BatchRNG
+from diffunet.data import latents
 from diffunet.data.config import DataConfig
 from diffunet.data.dataset import ImageDataset, load_images
 from diffunet.data.degradation import Degradation, Step
@@ -26,6 +28,8 @@ from diffunet.models.codec import Codec
 from diffunet.runs.autoencoding import AutoencoderRunConfig
 from diffunet.runs.run import Run
 from diffunet.tasks.generation import generation
+from stress.multi_node import output_of
+from stress.program import program
 
 AUTOENCODER = """
 objective: {type: autoencoding, kl: 1e-4}
@@ -34,6 +38,19 @@ data: {path: digits, random_flip: true}
 train: {output: vae, steps: 12, batch_size: 8, gradient_accumulation_steps: 2, learning_rate: 1e-3, ema_decay: 0.9,
         log_every: 2, checkpoint_every: 4, preview_every: 6, snapshots: 0,
         runtime: {mixed_precision: no, compile: false}}
+"""
+ENCODING = """
+import os, sys, time
+from pathlib import Path
+from diffunet.cli.train import train
+from diffunet.data import latents
+encode = latents._encoded
+def counted(images, encoder, indices, progress):
+    Path(f"encoded-{os.environ['RANK']}.txt").open("a").write(f"{len(indices)} ")
+    time.sleep(4)  # for the other process to begin
+    return encode(images, encoder, indices, progress)
+latents._encoded = counted
+train(sys.argv[1:])
 """
 
 
@@ -118,6 +135,49 @@ def test_mirrored_latents_are_those_of_mirrored_images(small, monkeypatch):
     np.testing.assert_allclose(shift, mean.mean((0, 2, 3, 4)), atol=1e-3)  # 16 bits
     variance = mean.var((0, 2, 3, 4), correction=0) + log_variance.exp().mean((0, 2, 3, 4))
     np.testing.assert_allclose(scale, variance.sqrt(), rtol=1e-3)
+
+
+def test_an_interrupted_encoding_is_resumed(small, monkeypatch):
+    """Also where a process has finished between the look for the file and the beginning of the work."""
+    monkeypatch.setenv("HOME", str(small))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    images = load_images(DataConfig(path="digits"), log=lambda text: None)
+    encoded = []
+
+    def encode(pixels):
+        encoded.append(len(pixels))
+        return pixels[:, :, ::2, ::2], None
+
+    def interrupted(pixels):
+        if sum(encoded) >= 1100:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_images(images, interrupted, "checksum")
+    cache = Path(small, ".cache/diffunet/latents")
+    (unfinished,) = cache.iterdir()
+    assert unfinished.name.endswith(".unfinished")
+    encoded.clear()
+    moments = encode_images(images, encode, "checksum")
+    assert sum(encoded) == 1797 - 1024
+    assert torch.equal(moments[:, 0], normalize(images.images, 8)[:, :, ::2, ::2].half())
+    (file,) = cache.iterdir()
+    latents._encode_missing(images, encode, file, no_progress)
+    assert list(cache.iterdir()) == [file] and sum(encoded) == 1797 - 1024
+
+
+@pytest.mark.slow
+def test_two_processes_encode_the_bytes_of_one(vae, small):
+    train_small("--codec.from", "vae", "--train.steps", "1")
+    (cache,) = Path(small, ".cache/diffunet/latents").glob("*.npy")
+    alone = cache.read_bytes()
+    cache.unlink()
+    Path("encode.py").write_text(ENCODING)
+    training = "--config", "small.yaml", "--codec.from", "vae", "--train.steps", "1", "--train.output", "two"
+    output_of(program("encode.py", *training, processes=2))
+    assert cache.read_bytes() == alone and list(cache.parent.iterdir()) == [cache]
+    assert {file.read_text() for file in Path().glob("encoded-*.txt")} == {"1024 ", "773 "}
 
 
 def test_mirrored_examples_have_mirrored_latents_and_sources(small, monkeypatch):
