@@ -2,6 +2,7 @@
 
     python benchmarks/latents.py EMOJI --minutes 120 --folder runs/latents
     python benchmarks/latents.py EMOJI --minutes 60 --ways autoencoder plain lpips --lpips VGG16 --folder runs/latents
+    python benchmarks/latents.py EMOJI --speed --folder runs/speed                     steps, images and memory of each
     python benchmarks/latents.py --tiny --folder runs/rehearsal                        digits, two steps
 
 EMOJI is an image folder with a column `category` in its metadata.jsonl, the class. `pixels`, `unshuffle-2`,
@@ -17,6 +18,7 @@ import json
 import resource
 import shutil
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -43,9 +45,15 @@ AUTOENCODERS = {
 """Flags of each autoencoder."""
 LATENTS_SHARE = 1 / 3
 """Of the minutes of `latents`, for its autoencoder."""
+MEASURED = (4, 14)
+"""Steps of two trainings, of which the difference is measured."""
+SAMPLED = 32
+"""Images of which the time to sample them, in 15 calls, is measured."""
 
 
 def length(args: argparse.Namespace, share: float = 1) -> list[str]:
+    if args.speed:
+        return ["--train.steps", str(args.steps), "--train.runtime.compile", "false"]
     if args.tiny:
         return ["--train.steps", "2", "--train.batch_size", "4"]
     return ["--train.minutes", str(args.minutes * share)]
@@ -81,7 +89,7 @@ def generate(name: str, args: argparse.Namespace) -> Run:
     words += ["--conditions", json.dumps({"label": column})]
     share = 1.0
     if name == "latents":
-        compressor = compress("autoencoder", args, LATENTS_SHARE)
+        compressor = args.compressor or compress("autoencoder", args, LATENTS_SHARE)
         words += ["--codec.from", str(compressor.folder)]
         share -= LATENTS_SHARE
     run_command([*words, *length(args, share), *args.flags])
@@ -113,6 +121,38 @@ def measure(name: str, args: argparse.Namespace, features: FeatureExtractor) -> 
     return about | {"images_per_second": sorted(speed)[len(speed) // 2], "scores": scores}
 
 
+def speed(name: str, args: argparse.Namespace) -> dict:
+    """Return processor seconds and memory of a generator, or of an autoencoder; for a process of its own."""
+    spent, train = [], compress if name in AUTOENCODERS else generate
+    args.steps = 1
+    args.compressor = compress("autoencoder", args, LATENTS_SHARE) if name == "latents" else None
+    train(name, args)  # imports, and caches
+    for args.steps in MEASURED:
+        started = time.process_time()
+        run = train(name, args)
+        spent.append(time.process_time() - started)
+    row = {"name": name, "seconds_per_step": (spent[1] - spent[0]) / (MEASURED[1] - MEASURED[0])}
+    row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if name in GENERATORS:
+        started = time.process_time()
+        run.sample(num_images=SAMPLED, steps=15, batch_size=SAMPLED)
+        row["seconds_per_sample"] = (time.process_time() - started) / SAMPLED
+    return row
+
+
+def print_speed(args: argparse.Namespace) -> None:
+    rows = []
+    for name in [*GENERATORS, "autoencoder"]:
+        with get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(speed, (name, args)))
+    heads = ["", "s per step", "GiB", "s per sample"]
+    cells = ("seconds_per_step", "peak_gib", "seconds_per_sample")
+    lines = [[row["name"], *(f"{row[cell]:.3g}" if cell in row else "" for cell in cells)] for row in rows]
+    print(f"\n{machine()}, processor seconds.\n\n{table(heads, lines)}")
+    if args.record:
+        append_rows("latents", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="EMOJI", nargs="?", type=Path, help="an image folder with categories")
@@ -123,11 +163,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="of each generator (%(default)s)")
     parser.add_argument("--lpips", metavar="VGG16", help="weights in the format of torchvision's; none: without LPIPS")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--speed", action="store_true", help="measure a few steps of each, and what they take")
     parser.add_argument("--tiny", action="store_true", help="two steps")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of the generators, last")
     add_record_flag(parser)
+    parser.set_defaults(compressor=None)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    if args.speed:
+        return print_speed(args)
     features = PixelFeatures(8) if args.tiny else efficientnet_features()
     file = args.folder / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from efficientnet import efficientnet_features
 from records import add_record_flag, append_rows, machine, table
 
 from diffunet.core.runtime import default_device
@@ -40,6 +41,8 @@ VARIED = 32
 """The width of which there are variants."""
 MEASURED = 6
 """Steps, after two, of which the processor time is measured."""
+EFFICIENTNET = "efficientnet-lite0"
+"""The features of benchmarks/efficientnet.py."""
 RATES = {8: 4e-3, 16: 3e-3, 24: 2e-3, 32: 2e-3, 48: 1e-3, 64: 1e-3, 96: 7e-4}
 """Learning rates by width."""
 
@@ -139,7 +142,8 @@ def measure(name: str, minutes: float, seed: int, args: argparse.Namespace) -> d
     spent = (time.process_time() - started) / 60
     own = run.config()
     real = real_images(own, own.data, run.folder / "model")
-    features = choose_features(args.features, None, real, default_device())
+    imagenet = args.features == EFFICIENTNET
+    features = efficientnet_features() if imagenet else choose_features(args.features, None, real, default_device())
     sampling = own.sample.model_copy(update={"num_images": 20 if args.tiny else args.samples, "batch_size": 100})
     record = evaluate_denoiser(run, run.denoiser(), sampling, real, features).record
     whole = describe(own.unet, own.sampled_size)[-1]
@@ -159,7 +163,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--label", action="store_true", help="tell the network the class")
-    parser.add_argument("--features", help="as of diffunet evaluate, such as a folder of diffunet classifier")
+    parser.add_argument("--features", help=f"as of diffunet evaluate, or {EFFICIENTNET}")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--tiny", action="store_true")
     add_record_flag(parser)
