@@ -36,7 +36,7 @@ from diffunet.tasks.autoencoding import load_lpips
 from diffunet.training.ema import EMA
 
 BATCH, WARMUP, MEASURED = 16, 50, 10
-CALLS = (1, 2, 5, 10, 20)
+CALLS = (1, 2, 5, 10)
 SCORED = 1000
 """Images that are scored, and those that they are compared with."""
 
