@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
@@ -38,6 +39,8 @@ def reason_of(error: Exception) -> str:
         error = error.__cause__
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
+    if isinstance(error, struct.error):
+        return "truncated"
     if isinstance(error, UnicodeEncodeError):
         return f"the name {printable(error.object)} is not Unicode"
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -136,6 +136,12 @@ def npy(shape, descr="|u1", data=b""):
     return file.getvalue() + data
 
 
+def half_a_png():
+    file = io.BytesIO()
+    Image.effect_noise((16, 16), 50).save(file, "png")
+    return file.getvalue()[: len(file.getvalue()) // 2]
+
+
 @pytest.mark.parametrize("dtype", ["complex64", ">c8", "complex128"])
 @pytest.mark.parametrize("shape", [(5, 6), (3, 5, 6), (5, 6, 3)])
 def test_complex_numbers_have_two_channels_each(tmp_path, dtype, shape):
@@ -164,10 +170,11 @@ def test_complex_numbers_have_two_channels_each(tmp_path, dtype, shape):
         (npy((8, 8), data=b"abc"), "expected 64 bytes got 3"),
         (b"\x93NUMPY\x01\0\xff\xff{", "EOF: reading array header"),
         (b"\x93NUMPY\x09\0", "not an array of numbers"),
-        (b"II*\0\xff\xff\xff", "unpack requires a buffer of 4 bytes"),
+        (b"II*\0\xff\xff\xff", "truncated"),
+        (half_a_png(), "truncated"),
     ],
 )
-def test_broken_arrays_have_a_reason_of_one_line(content, reason):
+def test_broken_files_have_a_reason_of_one_line(content, reason):
     with pytest.raises(UNREADABLE) as caught:
         decode(row_of(content), 3, 8)
     assert reason in reason_of(caught.value)
