@@ -24,6 +24,8 @@ UNFINISHED = ".unfinished"
 """Name of the folder, in that of the results."""
 JOB = "job.json"
 """In the folder for as long as the work is not finished."""
+POLL = 0.5
+"""Seconds between checks of the parts of other processes."""
 
 
 def job_in(folder: Path) -> str | None:

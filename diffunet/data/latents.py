@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.progress import no_progress
 from ..core.rng import BatchRNG
-from ..core.shared_work import SharedWork
+from ..core.shared_work import POLL, SharedWork
 from ..core.storage import atomic_write, cache_folder
 from .dataset import ImageDataset
 from .decoding import file_of
@@ -24,8 +24,6 @@ BATCH = 32
 """Images encoded at once."""
 PART = 1024
 """Images of a part: what a kill may cost, and what processes share."""
-POLL = 0.5
-"""Seconds between checks of the parts of other processes."""
 FORMAT = 1
 """Of the files; part of their names."""
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]

@@ -9,16 +9,13 @@ from pathlib import Path
 import torch
 
 from ..core.progress import no_progress
-from ..core.shared_work import UNFINISHED, SharedWork, kept_if_begun
+from ..core.shared_work import POLL, UNFINISHED, SharedWork, kept_if_begun
 from ..core.storage import atomic_write, load_tensors, save_tensors, sha256_of_tensors
 from ..data.decoding import decode
 from ..sampling.generate import PlannedBatch, SampleBatch, SampleConfig, Sampler
 from .config import Config
 from .figures import save_grid
 from .samples import GRID, Names, grid_columns, sources_of, write_images, write_metadata
-
-POLL = 0.5
-"""Seconds between checks of the parts of other processes."""
 
 
 def job_of(sampler: Sampler, config: SampleConfig, purpose: str = "") -> str:

@@ -179,10 +179,10 @@ class Sampler:
             self._check_agreement(values)
         device = next(self.denoiser.parameters()).device
         planned = list(self.plan(config, values, edit))
-        loop = edit.of_latents(self.codec.encode) if self.codec else edit
+        loop_edit = edit.of_latents(self.codec.encode) if self.codec else edit
         for indices, size in choose(planned):
             model = self._model(config, device, config.tile if size != self.shape[1:] else None)
-            model = loop.model(model, self.objective, indices)
+            model = loop_edit.model(model, self.objective, indices)
             seeds = [config.seed + index for index in indices]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             shape = self.noise_shape(size)
@@ -190,9 +190,9 @@ class Sampler:
             chosen = {name: [turn[index % len(turn)] for index in indices] for name, turn in values.items()}
             stacked = {name: self.conditions[name].stack(turn) for name, turn in chosen.items()}
             conditions = {name: value.to(device) for name, value in stacked.items() if value is not None}
-            sampler = loop.sampler(self.objective, config.sampler, config.steps, shape[1:])
+            sampler = loop_edit.sampler(self.objective, config.sampler, config.steps, shape[1:])
             model = model if watch is None else _watched(model, self.objective, watch, self._decode)
-            start = loop.start(noise, sampler, indices)
+            start = loop_edit.start(noise, sampler, indices)
             samples = sample(model, sampler, start, generators, progress, **conditions)
             images = edit.finish(self._decode(samples), indices)
             for name, turn in chosen.items() if config.agree else ():
