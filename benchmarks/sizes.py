@@ -141,7 +141,8 @@ def measure(name: str, minutes: float, seed: int, args: argparse.Namespace) -> d
     fit(generation(config), begin(config, overwrite=True))
     spent = (time.process_time() - started) / 60
     own = run.config()
-    real = real_images(own, own.data, run.folder / "model")
+    data = own.data.model_copy(update={"split": args.references or own.data.split})
+    real = real_images(own, data, run.folder / "model")
     imagenet = args.features == EFFICIENTNET
     features = efficientnet_features() if imagenet else choose_features(args.features, None, real, default_device())
     sampling = own.sample.model_copy(update={"num_images": 20 if args.tiny else args.samples, "batch_size": 100})
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--label", action="store_true", help="tell the network the class")
     parser.add_argument("--features", help=f"as of diffunet evaluate, or {EFFICIENTNET}")
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--references", help="the split with which samples are compared; default: that of the training")
     parser.add_argument("--tiny", action="store_true")
     add_record_flag(parser)
     args = parser.parse_args()
