@@ -20,22 +20,16 @@ from records import add_record_flag, append_rows, machine, table
 
 from diffunet.core.runtime import default_device
 from diffunet.evaluation.features import choose_features
-from diffunet.models.config import LevelConfig, UNetConfig
+from diffunet.models.config import UNetConfig
 from diffunet.models.inspection import describe
+from diffunet.models.sizes import compact
 from diffunet.runs.config import Config
 from diffunet.runs.evaluate import evaluate_denoiser, real_images
 from diffunet.runs.run import Run
-from diffunet.tasks.fit import _trainer, fit
+from diffunet.tasks.fit import fit, make_trainer
 from diffunet.tasks.generation import generation
 from diffunet.tasks.start import begin
 
-FINEST, COARSEST = 64, 8
-"""Pixels of the shorter side at the finest level, at most, beyond which blocks of pixels are unshuffled; and at the
-coarsest, at most."""
-GROWTH = (1, 2, 3, 4)
-"""Channels of the levels as multiples of the width; further levels have as many as the last."""
-ATTENDED = 16
-"""Pixels of the shorter side up to which there is attention, at most at two levels."""
 WIDTHS = (8, 16, 24, 32, 48, 64, 96)
 VARIED = 32
 """The width of which there are variants."""
@@ -43,39 +37,17 @@ MEASURED = 6
 """Steps, after two, of which the processor time is measured."""
 EFFICIENTNET = "efficientnet-lite0"
 """The features of benchmarks/efficientnet.py."""
-RATES = {8: 4e-3, 16: 3e-3, 24: 2e-3, 32: 2e-3, 48: 1e-3, 64: 1e-3, 96: 7e-4}
-"""Learning rates by width."""
 
 
-def compact(side: int, width: int) -> UNetConfig:
-    """Return the network of a width for images whose shorter side has `side` pixels.
-
-    One block and one skip per level, and resampling without weights: more images for the same time.
-    """
-    unshuffle = 1
-    while side / unshuffle > FINEST:
-        unshuffle *= 2
-    sides = [-(-side // unshuffle)]
-    while sides[-1] > COARSEST:
-        sides.append(-(-sides[-1] // 2))
-    coarse = sides[-2:] if len(sides) > 1 else sides
-    levels = tuple(
-        LevelConfig(
-            channels=width * GROWTH[min(depth, len(GROWTH) - 1)],
-            blocks=1,
-            attention=position <= ATTENDED and position in coarse,
-        )
-        for depth, position in enumerate(sides)
-    )
-    return UNetConfig(
-        levels=levels, unshuffle=unshuffle, skips="level", resampling="average", norm_groups=8, head_channels=width
-    )
+def network(side: int, width: int) -> UNetConfig:
+    """Return the compact network of a width for images whose shorter side has `side` pixels."""
+    return UNetConfig(**compact(width, side))
 
 
 def variants(side: int) -> dict[str, UNetConfig]:
     """Return the networks by the name of their row."""
-    networks = {str(width): compact(side, width) for width in WIDTHS}
-    base = compact(side, VARIED)
+    networks = {str(width): network(side, width) for width in WIDTHS}
+    base = network(side, VARIED)
     two = tuple(level.model_copy(update={"blocks": 2}) for level in base.levels)
     without = tuple(level.model_copy(update={"attention": False}) for level in base.levels)
     changes = {
@@ -89,7 +61,7 @@ def variants(side: int) -> dict[str, UNetConfig]:
     return networks | {f"{VARIED} {name}": base.model_copy(update=change) for name, change in changes.items()}
 
 
-def config_for(network: UNetConfig, width: int, output: Path, seed: int, args: argparse.Namespace) -> Config:
+def config_for(network: UNetConfig, output: Path, seed: int, args: argparse.Namespace) -> Config:
     """Return the configuration of a row; its number of steps is to be set."""
     settings = {
         "unet": network.model_dump(exclude={"in_channels", "out_channels"}),
@@ -99,7 +71,7 @@ def config_for(network: UNetConfig, width: int, output: Path, seed: int, args: a
         "train": {
             "output": str(output),
             "batch_size": 32,
-            "learning_rate": RATES[width],
+            "learning_rate": "auto",
             "lr_schedule": "cosine",
             "warmup_steps": 100,
             "adam_beta2": 0.99,
@@ -119,7 +91,7 @@ def config_for(network: UNetConfig, width: int, output: Path, seed: int, args: a
 def seconds_per_step(config: Config) -> float:
     """Return the processor seconds of a step."""
     task = generation(config.replace(train={"steps": 10**8}))
-    trainer = _trainer(task, task.config.train)
+    trainer = make_trainer(task, task.config.train)
     batches = trainer._batches()
     for step in range(2 + MEASURED):
         if step == 2:
@@ -131,25 +103,25 @@ def seconds_per_step(config: Config) -> float:
 
 def measure(name: str, minutes: float, seed: int, args: argparse.Namespace) -> dict:
     """Train a row, and return what is known of it."""
-    network, width = variants(args.resolution)[name], int(name.split()[0])
+    network = variants(args.resolution)[name]
     run = Run(args.folder / f"{name.replace(' ', '-')}-{minutes:g}-{seed}")
-    config = config_for(network, width, run.folder, seed, args)
+    config = config_for(network, run.folder, seed, args)
     per_step = seconds_per_step(config)
     steps = 4 if args.tiny else max(1, round(60 * minutes / per_step))
-    config = config.replace(train={"steps": steps, "warmup_steps": min(100, steps // 10)})
-    started = time.process_time()
-    fit(generation(config), begin(config, overwrite=True))
-    spent = (time.process_time() - started) / 60
-    own = run.config()
-    data = own.data.model_copy(update={"split": args.references or own.data.split})
-    real = real_images(own, data, run.folder / "model")
+    task = generation(config.replace(train={"steps": steps, "warmup_steps": min(100, steps // 10)}))
+    own = task.config
+    real = real_images(own, own.data.model_copy(update={"split": args.references or own.data.split}))
     imagenet = args.features == EFFICIENTNET
     features = efficientnet_features() if imagenet else choose_features(args.features, None, real, default_device())
+    started = time.process_time()
+    fit(task, begin(own, overwrite=True))
+    spent = (time.process_time() - started) / 60
     sampling = own.sample.model_copy(update={"num_images": 20 if args.tiny else args.samples, "batch_size": 100})
     record = evaluate_denoiser(run, run.denoiser(), sampling, real, features).record
     whole = describe(own.unet, own.sampled_size)[-1]
     about = {"data": Path(args.data).name, "resolution": args.resolution, "row": name, "minutes": minutes, "seed": seed}
     about |= {"parameters": whole.parameters, "gflop": whole.flops / 1e9, "steps": steps, "images": 32 * steps}
+    about |= {"learning_rate": own.train.learning_rate}
     about |= {"seconds_per_step": per_step, "processor_minutes": spent, "features": features.name}
     return about | {"scores": {key: value["value"] for key, value in record["metrics"].items()}}
 

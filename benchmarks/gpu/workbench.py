@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffunet.core.runtime import default_device
 from diffunet.runs.config import Config
-from diffunet.tasks.fit import _trainer
+from diffunet.tasks.fit import make_trainer
 from diffunet.tasks.generation import generation
 from diffunet.training.trainer import Trainer
 
@@ -64,7 +64,7 @@ class Workbench:
 
         AcceleratorState._reset_state(reset_partial_state=True)
         task = generation(config)
-        return _trainer(task, task.config.train)
+        return make_trainer(task, task.config.train)
 
     def command(self, *words: object, code: int = 0, processes: int = 1) -> str:
         """Run a command of diffunet in new processes, and return what it prints. RuntimeError for another code."""

@@ -25,7 +25,7 @@ from diffunet.conditions import pretrained_text
 from diffunet.core.settings import merge, settings_from
 from diffunet.data.digits import digit_images
 from diffunet.runs.config import Config, config_file
-from diffunet.tasks.fit import _trainer
+from diffunet.tasks.fit import make_trainer
 from diffunet.tasks.generation import generation
 
 TEXT = yaml.safe_load(config_file("configs/text-digits.yaml").read_text())["conditions"]["caption"]
@@ -46,7 +46,7 @@ def training_step(conditions: dict[str, Any], folder: str) -> Callable[[], objec
         return merge({**values, "conditions": conditions}, {"train": {"output": folder, "snapshots": 0}})
 
     task = generation(settings_from(config_file("configs/text-digits.yaml"), Config, transform=change))
-    trainer = _trainer(task, task.config.train)
+    trainer = make_trainer(task, task.config.train)
     batches = trainer._batches()
 
     def step() -> None:

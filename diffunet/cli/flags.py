@@ -4,6 +4,7 @@ import argparse
 import re
 import typing
 
+from pydantic import PlainSerializer
 from pydantic.fields import FieldInfo
 
 from ..core.errors import UserError, did_you_mean, printable
@@ -122,6 +123,8 @@ def _range(field: FieldInfo) -> list[str]:
     parts = []
     if not field.is_required():
         default = _plain(field.get_default(call_default_factory=True))
+        for written in (m.func for m in field.metadata if isinstance(m, PlainSerializer)):
+            default = written(default)
         default = default.get(TAG, default) if isinstance(default, dict) else default
         parts.append(f"default: {to_yaml(default)}")
     choices = [a for a in union_members(field.annotation) if typing.get_origin(a) is typing.Literal]

@@ -14,6 +14,7 @@ from ..runs.run import Run
 from ..tasks.estimate import describe_throughput
 from ..tasks.fit import benchmark, fit
 from ..tasks.kinds import COMPRESSES, PREDICTS, kind_of, kind_of_run, new, objective_of
+from ..tasks.sizing import proposals
 from ..tasks.start import begin, resume
 from ..tasks.task import Task
 from .console import user_friendly
@@ -97,6 +98,8 @@ def _benchmark(task: Task) -> int:
         f"network       {network.parameters / 1e6:.1f} million parameters, {network.flops / 1e9:.3g} GFLOP per image\n"
         + describe_throughput(found, train, network.flops)
     )
+    if task.resized:
+        task.accelerator.print(proposals(task.resized))
     return 0
 
 

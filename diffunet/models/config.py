@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise, repeat
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, Strict, model_validator
 
 from ..core.errors import did_you_mean
 from ..core.settings import Settings
@@ -45,13 +45,25 @@ class LevelConfig(Settings):
     z; null: all."""
 
 
+Levels = Annotated[
+    tuple[LevelConfig, ...],
+    Field(max_length=16),
+    Strict(False),
+    BeforeValidator(lambda levels: () if levels == "auto" else levels),
+    PlainSerializer(lambda levels: list(levels) or "auto", when_used="json"),
+]
+"""The levels of a network; none: `auto`, which is also what a file has."""
+
+
 class UNetConfig(Settings):
     """The whole network."""
 
     preset: str | None = Field(default=None, exclude=True)
     """A published network to start from (unet2015, unet3d, ternaus11, ddpm_cifar10, adm_64); other keys override it."""
-    levels: Annotated[tuple[LevelConfig, ...], Field(max_length=16), Strict(False)] = ()
-    """Finest level first; each further level has half the resolution. [] in a run's config: chosen by image size."""
+    levels: Levels = ()
+    """Finest level first; each further level has half the resolution. auto: chosen by the training, which is a matter
+    of its length and of the size of the images, and with them `skips`, `resampling`, `norm_groups`, `head_channels`,
+    and for large images `unshuffle`."""
     in_channels: int = Field(default=3, ge=1, le=MAX_CHANNELS)
     """Channels of the input, without planes."""
     out_channels: int = Field(default=3, ge=1, le=MAX_CHANNELS)
@@ -182,22 +194,6 @@ class UNetConfig(Settings):
     def num_heads(self, channels: int) -> int:
         """Return the number of attention heads at this width."""
         return self.heads or channels // (self.head_channels or channels)
-
-
-def levels_for(size: int) -> tuple[LevelConfig, ...]:
-    """Return levels for images whose shorter side has `size` pixels, in the proportions of DDPM and ADM.
-
-    The coarsest has 4 to 8 pixels; attention where there are 16 or 8; 64 channels up to 16 pixels, else 128.
-    """
-    sides = [size]
-    while sides[-1] >= (8 if size <= 32 else 16):
-        sides.append(-(-sides[-1] // 2))
-    base = 64 if size <= 16 else 128
-    widths = [1, 2, 2, 2] if len(sides) <= 4 else [1, 1, 2, 2, 4, 4]
-    return tuple(
-        LevelConfig(channels=base * widths[min(depth, len(widths) - 1)], attention=6 <= side <= 16)
-        for depth, side in enumerate(sides)
-    )
 
 
 # ── the channel plan ──────────────────────────────────────────────────────────────────────────────

@@ -17,8 +17,9 @@ from ..data.augmentation import KINDS
 from ..data.config import DataConfig
 from ..data.dataset import ImageDataset
 from ..models.codec import CodecConfig
-from ..models.config import MAX_CHANNELS, UNetConfig, levels_for
+from ..models.config import MAX_CHANNELS, UNetConfig
 from ..models.denoiser import Denoiser, TimeConfig
+from ..models.sizes import Size, size_for
 from ..objectives.base import Objective
 from ..objectives.consistency import SOURCES, Consistency, ConsistencyConfig
 from ..objectives.ddpm import DDPMConfig
@@ -79,29 +80,6 @@ class ModelConfig(Settings):
         plane_side = math.isqrt(self.unet.plane_channels // own) if own else 1
         return Denoiser.from_config(self.unet, self.conditions, self.time, plane_side)
 
-    def resolve_model(self, size: tuple[int, ...], channels: int, plane_side: int = 1) -> Self:
-        """Return the config completed for images or latents of this size (height, width) and number of channels.
-
-        plane_side: side of the pixels of a conditioning image for each position. Raise UserError for tokens without
-        attention.
-        """
-        levels = self.unet.levels or levels_for(-(-min(size) // self.unet.unshuffle))
-        vector_dim = self.unet.vector_dim or 4 * levels[0].channels
-        conditions = self.conditions.values()
-        tokens = any(condition.has_tokens for condition in conditions)
-        unet = {
-            "levels": levels,
-            "in_channels": channels,
-            "out_channels": channels,
-            "vector_dim": vector_dim,
-            "token_dim": (self.unet.token_dim or vector_dim) if tokens else 0,
-            "plane_channels": plane_side**2 * sum(condition.plane_channels for condition in conditions),
-        }
-        resolved = self.unet.model_copy(update=unet)
-        if tokens and not resolved.attention_channels():
-            raise UserError("unet.levels: text needs attention, and no level has any; add attention: true to one")
-        return self.model_copy(update={"unet": resolved})
-
 
 class RunConfig(Settings):
     """A configuration with a section `train`, as a run folder records it."""
@@ -153,6 +131,31 @@ class Config(ModelConfig, RunConfig):
         height, width = self.data.size
         return height // self.codec.factor, width // self.codec.factor
 
+    def resolve_model(
+        self, sides: tuple[int, ...], channels: int, plane_side: int = 1, size: Size | None = None
+    ) -> Self:
+        """Return the config completed for images or latents of these sides (height, width) and number of channels.
+
+        plane_side: side of the pixels of a conditioning image for each position. size: of the network; None: that of
+        the config, and for `levels: auto` by the number of steps. Raise UserError for tokens without attention.
+        """
+        size = size if size or self.unet.levels else size_for(self.train.images)
+        sized = size.of(self.unet, min(sides)) if size else self.unet
+        vector_dim = sized.vector_dim or 4 * sized.levels[0].channels
+        conditions = self.conditions.values()
+        tokens = any(condition.has_tokens for condition in conditions)
+        unet = {
+            "in_channels": channels,
+            "out_channels": channels,
+            "vector_dim": vector_dim,
+            "token_dim": (self.unet.token_dim or vector_dim) if tokens else 0,
+            "plane_channels": plane_side**2 * sum(condition.plane_channels for condition in conditions),
+        }
+        resolved = sized.model_copy(update=unet)
+        if tokens and not resolved.attention_channels():
+            raise UserError("unet.levels: text needs attention, and no level has any; add attention: true to one")
+        return self.model_copy(update={"unet": resolved, "train": self.train.for_width(sized.levels[0].channels)})
+
     def build_objective(self, **parts: Any) -> Objective:
         """Return the training objective; `parts` are further arguments of its class."""
         dropout = {name: condition.dropout for name, condition in self.inputs.items()}
@@ -160,8 +163,11 @@ class Config(ModelConfig, RunConfig):
         objective.limit = None if self.codec.pretrained else objective.limit
         return objective
 
-    def resolve(self, images: ImageDataset) -> Self:
-        """Return the config completed from the data; its section `codec` is. Raise UserError if they disagree."""
+    def resolve(self, images: ImageDataset, size: Size | None = None) -> Self:
+        """Return the config completed from the data; its section `codec` is. Raise UserError if they disagree.
+
+        size: as of `resolve_model`.
+        """
         for name, label in self.labels.items():
             found = images.conditions[name].num_classes if name in images.conditions else 0
             if label.num_classes not in (None, found):
@@ -176,7 +182,7 @@ class Config(ModelConfig, RunConfig):
         completed = self.model_copy(update={"conditions": conditions, "data": images.config})
         channels = len(self.codec.scale) or images.config.channels
         assert channels
-        return completed.resolve_model(completed.sampled_size, channels, self.codec.factor)
+        return completed.resolve_model(completed.sampled_size, channels, self.codec.factor, size)
 
 
 def config_file(name: str) -> Path:

@@ -132,7 +132,8 @@ class PredictionConfig(RunConfig):
         levels = self.model_copy(update={"unet": self.unet.model_copy(update={"levels": self.unet.levels or LEVELS})})
         application = levels.application
         unet = levels.unet.model_copy(update=application.network(pairs))
-        resolved = levels.model_copy(update={"unet": unet, "data": pairs.config})
+        train = self.train.for_width(unet.levels[0].channels)
+        resolved = levels.model_copy(update={"unet": unet, "data": pairs.config, "train": train})
         settled = resolved.replace(objective=application.settled(pairs))
         return settled.replace(data={"patch": settled._patch(pairs)})
 

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,21 +140,38 @@ class Run:
                 "--train.output NAME starts another, --overwrite replaces it"
             )
 
-    def create(self, config: RunConfig, overwrite: bool = False, files: Mapping[str, bytes] = {}) -> None:
-        """Make the folder, without the run that was there if `overwrite`, and write the configuration and `files`."""
+    def create(
+        self,
+        config: RunConfig,
+        overwrite: bool = False,
+        files: Mapping[str, bytes] = {},
+        notes: Iterable[str] = (),
+    ) -> None:
+        """Make the folder, without the run that was there if `overwrite`, and write the configuration and `files`.
+
+        notes: comments of config.yaml, by default those that are there.
+        """
         for file in self.files() if overwrite else []:
             if file.is_dir():
                 shutil.rmtree(file)
             elif file.name != "config.yaml":  # without it, an interrupted removal would be no run
                 file.unlink()
         migrate_folder(self.folder)
-        texts = {"run.json": json.dumps({"format": FORMAT, "task": config.task}), "config.yaml": config.to_yaml()}
+        comments = [f"# {note}" for note in notes] or self._comments()
+        written = "".join(f"{line}\n" for line in comments) + config.to_yaml()
+        texts = {"run.json": json.dumps({"format": FORMAT, "task": config.task}), "config.yaml": written}
         if isinstance(config, ModelConfig):
             model = ModelConfig(unet=config.unet, time=config.time, conditions=config.conditions)
             texts["model/config.json"] = model.model_dump_json(indent=2)
         for name, content in {**{name: text.encode() for name, text in texts.items()}, **files}.items():
             with atomic_write(self.folder / name) as file:
                 file.write_bytes(content)
+
+    def _comments(self) -> list[str]:
+        """Return the comments at the top of config.yaml."""
+        file = self.folder / "config.yaml"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return list(takewhile(lambda line: line.startswith("#"), lines))
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 

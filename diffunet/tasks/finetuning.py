@@ -113,7 +113,7 @@ def finetune_defaults(pretrained: Pretrained, lora_rank: int = 0) -> Config:
     It is shorter, the EMA begins at the pretrained weights, and the weights of the least validation loss are published.
     """
     config, changes = pretrained.config, shorter(pretrained.config.train, pretrained.name)
-    changes |= {"snapshots": 0, "learning_rate": LORA_RATE * config.train.learning_rate} if lora_rank else {}
+    changes |= {"snapshots": 0, "learning_rate": LORA_RATE * config.train.peak_rate} if lora_rank else {}
     unknown = {"num_classes": None, "class_names": ()}
     conditions = {
         name: condition.model_copy(update=unknown) if isinstance(condition, LabelConfig) else condition

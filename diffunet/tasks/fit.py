@@ -22,7 +22,7 @@ from .task import Start, Task
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-BENCHMARK_SECONDS = 5
+BENCHMARK_SECONDS = 3
 """How long each part of a benchmark is measured."""
 
 
@@ -34,10 +34,10 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
     accelerator, log = task.accelerator, task.accelerator.print
     if task.config.train.shard:
         check_shardable(task.config.train)
-    config = _with_batch_size(task)
+    config = with_batch_size(task)
     if not start.previous:
-        config = resolve_schedule(config, partial(_trainer, task), log)
-    trainer = _trainer(task, config)
+        config = resolve_schedule(config, partial(make_trainer, task), log)
+    trainer = make_trainer(task, config)
     with ExitStack() as lock:
         from_main(accelerator, lambda: lock.enter_context(start.run.lock()))
         if start.previous:
@@ -48,7 +48,7 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
                 return None
             _log_resumed(trainer, start.previous)
         recorded, overwrite = task.config.model_copy(update={"train": config}), start.overwrite and not start.previous
-        from_main(accelerator, lambda: start.run.create(recorded, overwrite, task.files))
+        from_main(accelerator, lambda: start.run.create(recorded, overwrite, task.files, task.notes))
         accelerator.init_trackers("tensorboard" if config.log_with == "tensorboard" else "diffunet")
         _log_beginning(task, trainer)
         ended_by = trainer.fit()
@@ -67,8 +67,8 @@ def fit(task: Task, start: Start) -> signal.Signals | None:
 
 def benchmark(task: Task) -> tuple[Throughput, TrainConfig]:
     """Measure the speed and memory of a task without writing anything; also return its resolved `train` section."""
-    config = _with_batch_size(task)
-    return measure(partial(_trainer, task), config, task.data, BENCHMARK_SECONDS, task.accelerator.print), config
+    config = with_batch_size(task)
+    return measure(partial(make_trainer, task), config, task.data, BENCHMARK_SECONDS, task.accelerator.print), config
 
 
 def make_accelerator(config: TrainConfig) -> "Accelerator":
@@ -109,7 +109,8 @@ def _tracker(name: str | None) -> str | None:
     return name
 
 
-def _trainer(task: Task, config: TrainConfig, data: TrainingData | None = None) -> Trainer:
+def make_trainer(task: Task, config: TrainConfig, data: TrainingData | None = None) -> Trainer:
+    """Return the trainer of a task with this section `train`, and with fresh weights."""
     from accelerate.utils import set_seed
 
     task.accelerator.free_memory()
@@ -125,18 +126,20 @@ def _trainer(task: Task, config: TrainConfig, data: TrainingData | None = None) 
     )
 
 
-def _with_batch_size(task: Task) -> TrainConfig:
+def with_batch_size(task: Task) -> TrainConfig:
     """Return the section `train` with `batch_size: auto` resolved."""
     config = task.config.train
     if config.batch_size != "auto":
         return config
-    size = largest_batch(partial(_trainer, task), config, task.data)
+    size = largest_batch(partial(make_trainer, task), config, task.data)
     task.accelerator.print(f"train.batch_size: {size}, the largest that fits into memory")
     return config.model_copy(update={"batch_size": size})
 
 
 def _log_beginning(task: Task, trainer: Trainer) -> None:
     accelerator, config = trainer.accelerator, trainer.config
+    for note in task.notes:
+        accelerator.print(note)
     parameters = sum(p.numel() for p in trainer.ema.model.parameters())
     accelerator.print(
         f"{config.output}: {task.summary}, {parameters / 1e6:.1f} million parameters, "

@@ -1,8 +1,9 @@
 """Training a model that generates images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..core.progress import no_progress, shared_bar
 from ..core.runtime import prepare_for
 from ..core.storage import load_strictly, load_tensors, tensors_to_bytes
 from ..data.captions import TextColumn, mentions_sides
-from ..data.dataset import load_images
+from ..data.dataset import ImageDataset, load_images
 from ..data.latents import BATCH
 from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
@@ -30,10 +31,26 @@ from ..training.ema import list_snapshots
 from .finetuning import INITIAL_WEIGHTS, Pretrained, describe_memorization, initial_weights, teacher
 from .fit import make_accelerator
 from .latents import encode_dataset
+from .sizing import sized
 from .task import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 UNET = {"dims": 2, "padding": "same"}
 """Settings that an image generator fixes; the U-Net alone, as a library, supports others."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is read before the network is known."""
+
+    accelerator: "Accelerator"
+    images: ImageDataset
+    """What the network learns: images or latents."""
+    pixels: ImageDataset
+    codec_files: dict[str, bytes]
+    pretrained: Pretrained | None
 
 
 def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
@@ -48,33 +65,44 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
     from accelerate.utils import tqdm  # a bar in the main process only
 
     log = accelerator.print
-    run = Run(config.train.output)
     decoding = partial(tqdm, desc="decode", unit="image", leave=False)
-    folder = pretrained.folder if pretrained and pretrained.folder else run.folder / "model"
+    folder = pretrained.folder if pretrained and pretrained.folder else Run(config.train.output).folder / "model"
     images = load_images(config.data, config.inputs, folder, log, decoding)
     pixels, codec_files = images, {}
     if config.codec.pretrained:
         bar = shared_bar("encode", "batch", -(-len(images) // BATCH) // accelerator.num_processes)
         encoding = bar if accelerator.is_main_process else no_progress
         config, images, codec_files = encode_dataset(config, images, folder, accelerator.device, encoding)
-    config = config.resolve(images)
+    loaded = Loaded(accelerator, images, pixels, codec_files, pretrained)
+    if config.finetune.pretrained:
+        return _task(config.resolve(images), loaded)
+    resized = lambda size: _task(config.resolve(images, size), loaded)  # noqa: E731
+    task = _task(config.resolve(images), loaded) if config.unet.levels else sized(resized, config.train)
+    return replace(task, resized=resized)
+
+
+def _task(config: Config, loaded: Loaded) -> Task:
+    """Return the task of a resolved configuration."""
+    images, pixels, pretrained = loaded.images, loaded.pixels, loaded.pretrained
+    device, log = loaded.accelerator.device, loaded.accelerator.print
+    run = Run(config.train.output)
     initial = run.folder / INITIAL_WEIGHTS
     weights = {}
     if config.finetune.pretrained:
         weights = initial_weights(config, pretrained, log) if pretrained else load_tensors(initial)
     objective = config.build_objective()
     if isinstance(objective, Consistency) and objective.config.guidance_scale is not None:
-        objective = config.build_objective(teacher=teacher(config, weights, accelerator.device))
+        objective = config.build_objective(teacher=teacher(config, weights, device))
     check_sample_config(config.inputs, objective, config.sample)
     (training, held_out), real = images.split_held_out(), pixels.split_held_out()
     texts = [text for column in images.columns.values() for text in column.files.items()]
     files = {f"model/{name}": text.encode() for name, text in texts}
-    files |= {**codec_files, **({INITIAL_WEIGHTS: tensors_to_bytes(weights)} if pretrained else {})}
+    files |= {**loaded.codec_files, **({INITIAL_WEIGHTS: tensors_to_bytes(weights)} if pretrained else {})}
     if config.data.random_flip or config.data.augmentation:
         for name, column in images.columns.items():
             if isinstance(column, TextColumn) and mentions_sides(column.distinct):
                 log(f"conditions.{name}: captions distinguish left from right, which flips and augmentation contradict")
-    preview = Preview(run, config, Monitor(objective, training, held_out, real[0]), accelerator.device, log)
+    preview = Preview(run, config, Monitor(objective, training, held_out, real[0]), device, log)
 
     def build(train: TrainConfig) -> Denoiser:
         denoiser = config.build_denoiser()
@@ -103,10 +131,10 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
     conditions = ", ".join(condition.summary for condition in config.inputs.values()) or "unconditional"
     return Task(
         config=config,
-        accelerator=accelerator,
+        accelerator=loaded.accelerator,
         build_model=build,
         objective=objective,
-        data=training.to(accelerator.device),
+        data=training.to(device),
         preview=preview,
         publish=publish,
         summary=f"{len(images):,} images of {size}{kept}, {conditions}",

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from ..core.errors import UserError, did_you_mean
 from ..core.progress import print_once
-from ..runs.config import RunConfig
+from ..runs.config import Config, RunConfig
+from ..runs.prediction import PredictionConfig
 from ..runs.run import Run
 from ..training.checkpoint import is_intact, list_checkpoints
 from .task import Start
@@ -54,8 +55,11 @@ def resume(
     previous = run.config(kind)
     config = change(previous).replace(train={"output": str(run.folder)})
     _check_resumable(previous, config, force)
-    if config.train.batch_size == "auto":
-        config = config.replace(train={"batch_size": previous.train.batch_size})
+    for name in ("batch_size", "learning_rate"):
+        if getattr(config.train, name) == "auto":
+            config = config.replace(train={name: getattr(previous.train, name)})
+    if isinstance(config, Config | PredictionConfig) and not config.unet.levels:
+        config = config.model_copy(update={"unet": previous.unet})
     start = Start(run, previous.train, checkpoint, overwrite, force)
     _check_not_discarding(start, config.train.steps)
     return config, start

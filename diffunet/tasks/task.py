@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..models.sizes import Size
 from ..runs.run import Run
 from ..training.config import TrainConfig
 from ..training.loader import TrainingData
@@ -37,6 +38,10 @@ class Task:
     """Called with the EMA model at the end; returns a line on the results."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Further files of the run folder, such as tokenizers, by name."""
+    notes: tuple[str, ...] = ()
+    """Why automatic settings are what they are: lines for the start and for config.yaml."""
+    resized: "Callable[[Size], Task] | None" = None
+    """Returns the same training of a network of another size; None: it has one size only."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
@@ -17,6 +17,8 @@ POLY_POWER = 0.9
 """Of the schedule poly, as in DeepLab (Chen et al. 2018) and nnU-Net."""
 TRAPEZOID_END = 0.2
 """Share of the steps in which the schedule trapezoid falls to zero (Hägele et al. 2024)."""
+RATE_OF_ONE_CHANNEL = 0.05
+"""Learning rate `auto` times the channels of the finest level (benchmarks/README.md, "Sizes")."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class TrainConfig(Settings):
     """Global batch size, over all processes; auto: the largest that fits into memory, a power of two per process."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=1_000_000)
     """Micro-batches per process and step, to save memory."""
-    learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate."""
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 2e-4
+    """Peak learning rate; auto: in inverse proportion to the channels of the U-Net (Yang et al. 2022), 0.05 divided by
+    those of the finest level."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     """adamw; muon: orthogonalized momentum for matrices, with the learning rates of adamw; sgd: stochastic gradient
     descent with Nesterov momentum."""
@@ -88,6 +91,24 @@ class TrainConfig(Settings):
     """Seed of the initial weights, the data order and every random number."""
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @property
+    def images(self) -> int:
+        """Images that the training sees, with repetition; an automatic batch size counts as the default."""
+        size = TrainConfig.model_fields["batch_size"].default if self.batch_size == "auto" else self.batch_size
+        return self.steps * size
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate as a number. Raise UserError for `auto`, which a training with a U-Net resolves."""
+        if self.learning_rate == "auto":
+            raise UserError("train.learning_rate: auto follows from a U-Net, and there is none; give a number")
+        return self.learning_rate
+
+    def for_width(self, channels: int) -> Self:
+        """Return the config with the learning rate of a U-Net whose finest level has this many channels, if `auto`."""
+        rate = RATE_OF_ONE_CHANNEL / channels if self.learning_rate == "auto" else self.learning_rate
+        return self.model_copy(update={"learning_rate": rate})
+
     def batch_sizes(self, processes: int) -> tuple[int, int]:
         """Return the global batch size and that of a micro-batch. Raise UserError if it cannot be shared equally."""
         parts = processes * self.gradient_accumulation_steps
@@ -108,11 +129,11 @@ class TrainConfig(Settings):
         cosine = (1 + math.cos(math.pi * done)) / 2
         decay = {"constant": 1.0, "linear": 1 - done, "cosine": cosine, "poly": max(0.0, 1 - done) ** POLY_POWER}
         decay["trapezoid"] = min(1.0, (1 - done) / TRAPEZOID_END)
-        return self.learning_rate * warmup * decay[self.lr_schedule]
+        return self.peak_rate * warmup * decay[self.lr_schedule]
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of a model, whose step can skip gradients that are not finite."""
-        shared = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        shared = {"lr": self.peak_rate, "weight_decay": self.weight_decay}
         betas = 0.9, self.adam_beta2
         if self.optimizer == "muon":
             return Muon(model, betas=betas, **shared)

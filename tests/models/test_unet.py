@@ -10,7 +10,7 @@ from diffunet.core.settings import read_yaml
 from diffunet.interop.diffusers import from_diffusers_tensors, to_diffusers_tensors
 from diffunet.models import layers
 from diffunet.models.conditioning import Conditioning, TimeEmbedding
-from diffunet.models.config import LevelConfig, LevelPlan, StackPlan, UNetConfig, levels_for
+from diffunet.models.config import LevelConfig, LevelPlan, StackPlan, UNetConfig
 from diffunet.models.denoiser import Denoiser, TimeConfig
 from diffunet.models.inspection import build_probe
 from diffunet.models.inspection import features as inspected
@@ -319,16 +319,6 @@ WRONG = {
 def test_inconsistent_settings_are_errors(reason):
     with pytest.raises(ValueError, match=reason):
         UNetConfig(**WRONG[reason])
-
-
-@pytest.mark.parametrize("size", [8, 16, 28, 32, 48, 64, 128, 256])
-def test_levels_for_a_resolution(size):
-    levels = levels_for(size)
-    coarsest = size / 2 ** (len(levels) - 1)
-    assert 3 <= coarsest <= 16
-    assert any(level.attention for level in levels)
-    attended = [size / 2**depth for depth, level in enumerate(levels) if level.attention]
-    assert max(attended) <= 16
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -11,7 +11,7 @@ from diffunet.core.errors import UserError
 from diffunet.core.settings import settings_from
 from diffunet.runs.config import Config
 from diffunet.runs.run import load_run
-from diffunet.tasks.fit import _trainer
+from diffunet.tasks.fit import make_trainer
 from diffunet.tasks.generation import generation
 from diffunet.training.config import TrainConfig
 from diffunet.training.placement import check_shardable
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_shards_is_one_of_whole_weights(small):
     before = {file.name: file.read_bytes() for file in saved.glob("*.safetensors")}
     assert {"model.safetensors", "ema.safetensors", "ema_0.05.safetensors", "optimizer.safetensors"} < before.keys()
     alone = settings_from(Path("resumed/config.yaml"), Config, {"train.output": "resumed", "train.shard": "false"})
-    trainer = _trainer(generation(alone), alone.train)
+    trainer = make_trainer(generation(alone), alone.train)
     trainer.resume(saved)
     trainer.save()
     assert {file.name: file.read_bytes() for file in saved.glob("*.safetensors")} == before

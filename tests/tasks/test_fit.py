@@ -20,6 +20,7 @@ def quick(monkeypatch):
     """Benchmarks of a moment."""
     monkeypatch.setattr("diffunet.tasks.fit.BENCHMARK_SECONDS", 0.02)
     monkeypatch.setattr(benchmark, "peak_conv_flops", lambda device, precision: 1e9)
+    monkeypatch.setattr("diffunet.tasks.sizing.SLOW", 0)
 
 
 # ── batch sizes and benchmarks ────────────────────────────────────────────────────────────────────

@@ -27,7 +27,7 @@ from diffunet.tasks import fit
 from diffunet.training.trainer import Trainer
 
 runs.LOCK_SECONDS = 120
-build, train, rank = fit._trainer, Trainer.fit, os.environ["RANK"]
+build, train, rank = fit.make_trainer, Trainer.fit, os.environ["RANK"]
 
 
 def built(*arguments):
@@ -41,7 +41,7 @@ def trained(trainer):
     return train(trainer)
 
 
-fit._trainer, Trainer.fit = built, trained
+fit.make_trainer, Trainer.fit = built, trained
 main("train")
 """
 """train.py with a longer wait for the lock, which notes when each rank waits for it, and from which step it resumes."""
