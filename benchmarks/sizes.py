@@ -1,7 +1,7 @@
 """Which network is best in a given time: members of a family of sizes, and variants, in the same processor minutes.
 
     python benchmarks/sizes.py DATA --minutes 10 30 --folder runs/sizes            DATA: what --data.path takes
-    python benchmarks/sizes.py DATA --minutes 10 --rows 32 "32 two blocks" --folder runs/sizes
+    python benchmarks/sizes.py DATA --minutes 10 --rows 32 "32 two blocks; train.batch_size=64" --folder runs/sizes
     python benchmarks/sizes.py digits --tiny --folder runs/rehearsal
 
 Each row trains with one thread for as many steps as fit into the minutes of the processor, by a measurement of its own
@@ -19,6 +19,7 @@ from efficientnet import efficientnet_features
 from records import add_record_flag, append_rows, machine, table
 
 from diffunet.core.runtime import default_device
+from diffunet.core.settings import settings_from
 from diffunet.evaluation.features import choose_features
 from diffunet.models.config import UNetConfig
 from diffunet.models.inspection import describe
@@ -31,8 +32,6 @@ from diffunet.tasks.generation import generation
 from diffunet.tasks.start import begin
 
 WIDTHS = (8, 16, 24, 32, 48, 64, 96)
-VARIED = 32
-"""The width of which there are variants."""
 MEASURED = 6
 """Steps, after two, of which the processor time is measured."""
 EFFICIENTNET = "efficientnet-lite0"
@@ -45,24 +44,30 @@ def network(side: int, width: int) -> UNetConfig:
 
 
 def variants(side: int) -> dict[str, UNetConfig]:
-    """Return the networks by the name of their row."""
-    networks = {str(width): network(side, width) for width in WIDTHS}
-    base = network(side, VARIED)
-    two = tuple(level.model_copy(update={"blocks": 2}) for level in base.levels)
-    without = tuple(level.model_copy(update={"attention": False}) for level in base.levels)
-    changes = {
-        "skips of blocks": {"skips": "block"},
-        "convolutions resample": {"resampling": "conv"},
-        "two blocks": {"levels": two},
-        "no attention": {"levels": without, "middle_attention": False},
-        "one level less": {"levels": base.levels[:-1]},
-        "unshuffle 2": {"levels": base.levels[1:], "unshuffle": 2 * base.unshuffle},
-    }
-    return networks | {f"{VARIED} {name}": base.model_copy(update=change) for name, change in changes.items()}
+    """Return the networks by the name of their row: a width, or a width and what is different."""
+    networks = {}
+    for width in WIDTHS:
+        base = network(side, width)
+        two = tuple(level.model_copy(update={"blocks": 2}) for level in base.levels)
+        without = tuple(level.model_copy(update={"attention": False}) for level in base.levels)
+        changes = {
+            "": {},
+            " skips of blocks": {"skips": "block"},
+            " convolutions resample": {"resampling": "conv"},
+            " two blocks": {"levels": two},
+            " no attention": {"levels": without, "middle_attention": False},
+            " one level less": {"levels": base.levels[:-1]},
+            " unshuffle 2": network(-(-side // 2), width).model_dump(include={"levels"}) | {"unshuffle": 2},
+        }
+        for name, change in changes.items():
+            networks[f"{width}{name}"] = UNetConfig.model_validate(base.model_dump() | change)
+    return networks
 
 
-def config_for(network: UNetConfig, output: Path, seed: int, args: argparse.Namespace) -> Config:
+def config_for(row: str, output: Path, seed: int, args: argparse.Namespace) -> Config:
     """Return the configuration of a row; its number of steps is to be set."""
+    name, *words = row.split("; ")
+    network, changes = variants(args.resolution)[name], dict(word.split("=", 1) for word in words)
     settings = {
         "unet": network.model_dump(exclude={"in_channels", "out_channels"}),
         "conditions": {"label": {"type": "label"}} if args.label else {},
@@ -85,7 +90,7 @@ def config_for(network: UNetConfig, output: Path, seed: int, args: argparse.Name
         },
         "sample": {"num_images": 100},
     }
-    return Config.model_validate(settings)
+    return settings_from(Config.model_validate(settings), Config, changes)
 
 
 def seconds_per_step(config: Config) -> float:
@@ -103,9 +108,8 @@ def seconds_per_step(config: Config) -> float:
 
 def measure(name: str, minutes: float, seed: int, args: argparse.Namespace) -> dict:
     """Train a row, and return what is known of it."""
-    network = variants(args.resolution)[name]
-    run = Run(args.folder / f"{name.replace(' ', '-')}-{minutes:g}-{seed}")
-    config = config_for(network, run.folder, seed, args)
+    run = Run(args.folder / f"{name.translate(str.maketrans(' ;', '--'))}-{minutes:g}-{seed}")
+    config = config_for(name, run.folder, seed, args)
     per_step = seconds_per_step(config)
     steps = 4 if args.tiny else max(1, round(60 * minutes / per_step))
     task = generation(config.replace(train={"steps": steps, "warmup_steps": min(100, steps // 10)}))
@@ -120,7 +124,7 @@ def measure(name: str, minutes: float, seed: int, args: argparse.Namespace) -> d
     record = evaluate_denoiser(run, run.denoiser(), sampling, real, features).record
     whole = describe(own.unet, own.sampled_size)[-1]
     about = {"data": Path(args.data).name, "resolution": args.resolution, "row": name, "minutes": minutes, "seed": seed}
-    about |= {"parameters": whole.parameters, "gflop": whole.flops / 1e9, "steps": steps, "images": 32 * steps}
+    about |= {"parameters": whole.parameters, "gflop": whole.flops / 1e9, "steps": steps, "images": own.train.images}
     about |= {"learning_rate": own.train.learning_rate}
     about |= {"seconds_per_step": per_step, "processor_minutes": spent, "features": features.name}
     return about | {"scores": {key: value["value"] for key, value in record["metrics"].items()}}
@@ -131,7 +135,12 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10])
-    parser.add_argument("--rows", nargs="+", default=list(map(str, WIDTHS)), help="widths, or names of variants")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=list(map(str, WIDTHS)),
+        help="widths or variants, with changes of the configuration if any",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--channels", type=int, default=3)

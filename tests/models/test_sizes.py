@@ -1,5 +1,7 @@
 """The sizes among which `unet.levels: auto` chooses."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def test_published_proportions(side):
 @pytest.mark.parametrize("side", [28, 32, 64, 128])
 def test_each_size_has_more_parameters_operations_and_images_than_the_last(side):
     networks = [describe(size.of(UNetConfig(), side), (side, side))[-1] for size in SIZES]
-    for smaller, larger in zip(networks, networks[1:], strict=False):
+    for smaller, larger in itertools.pairwise(networks):
         assert smaller.parameters < larger.parameters
         assert smaller.flops < larger.flops
     images = [size.images for size in SIZES]
@@ -57,7 +59,7 @@ def test_a_size_keeps_what_it_does_not_decide():
 
 
 def test_a_training_of_more_images_takes_a_larger_size():
-    for size, larger in zip(SIZES, SIZES[1:], strict=False):
+    for size, larger in itertools.pairwise(SIZES):
         assert size_for(size.images) == size_for(larger.images - 1) == size
     assert size_for(10**12) == SIZES[-1]
 
