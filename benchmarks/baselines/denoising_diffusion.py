@@ -24,20 +24,36 @@ BATCH_SIZE, ACCUMULATED = 32, 2
 
 def build(resolution: int, channels: int, size: str) -> Unet:
     """Return the README's network of 35.7 million parameters or a smaller one, for any resolution."""
-    width, multiples = {"as_shipped": (64, (1, 2, 4, 8)), "small": (32, (1, 1)), "tiny": (8, (1, 2))}[size]
+    width, multiples = {
+        "as_shipped": (64, (1, 2, 4, 8)),
+        "small": (32, (1, 1)),
+        "compact": (32, (1, 2, 3)),
+        "tiny": (8, (1, 2)),
+    }[size]
     return Unet(dim=width, dim_mults=multiples, channels=channels, flash_attn=torch.cuda.is_available())
 
 
 class Recipe:
-    """The objective, optimizer, EMA and step of its `Trainer`, for a network and batches in [0, 1]."""
+    """The objective, optimizer, EMA and step of its `Trainer`, for a network and batches in [0, 1].
+
+    `last_step` is not needed, because its learning rate is constant.
+    """
 
     total_steps = 700_000
 
-    def __init__(self, network: Unet, batches: common.Batches, accelerator: Accelerator, sampling_steps: int = 250):
+    def __init__(
+        self,
+        network: Unet,
+        batches: common.Batches,
+        accelerator: Accelerator,
+        last_step: Callable[[int], float] | None = None,
+        sampling_steps: int = 250,
+        learning_rate: float = 8e-5,
+    ):
         diffusion = GaussianDiffusion(
             network, image_size=batches.images.shape[-1], timesteps=1000, sampling_timesteps=sampling_steps
         ).to(accelerator.device)
-        optimizer = torch.optim.Adam(diffusion.parameters(), lr=8e-5, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(diffusion.parameters(), lr=learning_rate, betas=(0.9, 0.99))
         self.network = network
         self.ema = EMA(diffusion, beta=0.995, update_every=10).to(accelerator.device)
         self.diffusion, self.optimizer = accelerator.prepare(diffusion, optimizer)
@@ -85,7 +101,7 @@ def main() -> None:
     # Digits are not mirrored; everything else is, as is its default.
     batches = common.Batches(images, args.batch_size, flip=args.data != "digits")
     network = build(args.resolution, images.shape[1], args.network)
-    recipe = Recipe(network, batches, accelerator, args.sampling_steps)
+    recipe = Recipe(network, batches, accelerator, sampling_steps=args.sampling_steps)
     for _ in budget.spend(**recipe.parts):
         budget.count(*recipe.step())
 

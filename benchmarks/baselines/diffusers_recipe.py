@@ -29,6 +29,7 @@ def build(resolution: int, channels: int, size: str) -> UNet2DModel:
     widths, blocks, attends, groups = {
         "as_shipped": ((128, 128, 256, 256, 512, 512), 2, 4, 32),
         "small": ((32, 32), 1, None, 8),
+        "compact": ((32, 64, 96), 1, 1, 8),
         "tiny": ((32, 32), 1, 1, 32),
     }[size]
     halvings = len(widths) - 1
@@ -50,7 +51,8 @@ def build(resolution: int, channels: int, size: str) -> UNet2DModel:
 class Recipe:
     """The example's optimizer, schedule, EMA and step, for a network and batches in [0, 1].
 
-    `last_step(step)` is a new estimate of the last step at each step; None: that of the example's epochs.
+    `last_step(step)` is a new estimate of the last step at each step; None: that of the example's epochs. The other
+    values are the example's.
     """
 
     def __init__(
@@ -59,24 +61,34 @@ class Recipe:
         batches: common.Batches,
         accelerator: Accelerator,
         last_step: Callable[[int], float] | None = None,
+        learning_rate: float = 1e-4,
+        betas: tuple[float, float] = (0.95, 0.999),
+        warm_up: int = WARM_UP,
+        ema: tuple[float, float] = (0.9999, 0.75),
+        prediction_type: str = "epsilon",
+        beta_schedule: str = "linear",
     ):
         self.total_steps = EPOCHS * math.ceil(len(batches.images) / batches.size)
 
         def rate(step: int) -> float:
             """Return the factor of the learning rate: a linear warm-up, then a cosine to 0 at the last step."""
-            if step < WARM_UP:
-                return step / WARM_UP
+            if step < warm_up:
+                return step / warm_up
             last = last_step(step) if last_step else self.total_steps
-            return 0.5 * (1 + math.cos(math.pi * min(1, (step - WARM_UP) / max(1, last - WARM_UP))))
+            return 0.5 * (1 + math.cos(math.pi * min(1, (step - warm_up) / max(1, last - warm_up))))
 
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+        weights, decay = network.parameters(), {"weight_decay": 1e-6, "eps": 1e-8}
+        optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=betas, **decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         # foreach: the same EMA in fewer and larger operations
+        decay, power = ema
         self.ema = EMAModel(
-            self.network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True
+            self.network.parameters(), decay=decay, use_ema_warmup=True, inv_gamma=1.0, power=power, foreach=True
         )
-        self.noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        self.noise_scheduler = DDPMScheduler(
+            num_train_timesteps=1000, beta_schedule=beta_schedule, prediction_type=prediction_type
+        )
         self.batches, self.accelerator = batches, accelerator
 
     @property
@@ -90,7 +102,9 @@ class Recipe:
         clean = next(self.batches) * 2 - 1
         noise = torch.randn_like(clean)  # in fp32, where the example would round it to bf16
         t = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
-        loss = F.mse_loss(self.network(self.noise_scheduler.add_noise(clean, noise, t), t).sample, noise)
+        is_v = self.noise_scheduler.config.prediction_type == "v_prediction"
+        target = self.noise_scheduler.get_velocity(clean, noise, t) if is_v else noise
+        loss = F.mse_loss(self.network(self.noise_scheduler.add_noise(clean, noise, t), t).sample, target)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
