@@ -28,6 +28,8 @@ TRAINED = {
     "flow matching": ["--objective", "flow", "--objective.condition_dropout", "0.05"],
     "augmentation 0.12": ["--data.augmentation", "0.12"],
     "Muon": ["--train.optimizer", "muon"],
+    "batches of 32": ["--train.batch_size", "32", "--train.steps", "2000"],
+    "batches of 128": ["--train.batch_size", "128", "--train.steps", "500"],
     "trapezoid": ["--train.lr_schedule", "trapezoid"],
     "Muon, trapezoid": ["--train.optimizer", "muon", "--train.lr_schedule", "trapezoid"],
 }
@@ -94,6 +96,7 @@ def table(folder: Path) -> tuple[str, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=TRAINED, metavar="ROW", help="trainings alone; default: everything")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
@@ -101,6 +104,8 @@ def main() -> None:
     add_record_flag(parser)
     args = parser.parse_args()
     trained, sampled, lengths, short = TRAINED, SAMPLED, LENGTHS, []
+    if args.rows:
+        trained, sampled, lengths = {row: TRAINED[row] for row in args.rows}, {}, []
     if args.tiny:
         args.seeds, args.num_images, short = args.seeds[:1], 20, ["--train.steps", "20", "--train.snapshots", "8"]
         trained, sampled, lengths = dict([*TRAINED.items()][:2]), dict([*SAMPLED.items()][:2]), LENGTHS[-2:]
@@ -115,7 +120,7 @@ def main() -> None:
         for row, flags in sampled.items():
             evaluate(args, row, seed, *flags, run=BASELINE)
         training = folder / f"{BASELINE}, seed {seed}"
-        if not (training / "model" / "ema.json").exists():
+        if lengths and not (training / "model" / "ema.json").exists():
             options = ["--num_images", str(args.num_images), "--seed", str(1000 * seed), "--batch_size", "250"]
             run_command(["ema", str(training), *lengths, *options, *GUIDED])
         (folder / "ablations.md").write_text(table(folder)[0], encoding="utf-8")
