@@ -96,7 +96,7 @@ def table(folder: Path) -> tuple[str, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=TRAINED, metavar="ROW", help="trainings alone; default: everything")
+    parser.add_argument("--rows", nargs="+", choices=TRAINED, metavar="ROW", help="trainings alone (all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
