@@ -19,6 +19,7 @@ from ..evaluation.monitor import Monitor
 from ..models.denoiser import Denoiser
 from ..models.lora import add_lora
 from ..models.lora import merge as merge_lora
+from ..models.sizes import Size
 from ..objectives.consistency import Consistency
 from ..runs.config import Config
 from ..runs.examples import EXAMPLES, example_files, save_example_comparison
@@ -49,6 +50,9 @@ class Loaded:
     images: ImageDataset
     """What the network learns: images or latents."""
     pixels: ImageDataset
+    """The images themselves."""
+    training: ImageDataset
+    """The part of `images` to train on, on the device if it fits there."""
     codec_files: dict[str, bytes]
     pretrained: Pretrained | None
 
@@ -73,10 +77,18 @@ def generation(config: Config, pretrained: Pretrained | None = None) -> Task:
         bar = shared_bar("encode", "batch", -(-len(images) // BATCH) // accelerator.num_processes)
         encoding = bar if accelerator.is_main_process else no_progress
         config, images, codec_files = encode_dataset(config, images, folder, accelerator.device, encoding)
-    loaded = Loaded(accelerator, images, pixels, codec_files, pretrained)
+    if config.data.random_flip or config.data.augmentation:
+        for name, column in images.columns.items():
+            if isinstance(column, TextColumn) and mentions_sides(column.distinct):
+                log(f"conditions.{name}: captions distinguish left from right, which flips and augmentation contradict")
+    training = images.split_held_out()[0].to(accelerator.device)
+    loaded = Loaded(accelerator, images, pixels, training, codec_files, pretrained)
     if config.finetune.pretrained:
         return _task(config.resolve(images), loaded)
-    resized = lambda size: _task(config.resolve(images, size), loaded)  # noqa: E731
+
+    def resized(size: Size) -> Task:
+        return _task(config.resolve(images, size), loaded)
+
     task = _task(config.resolve(images), loaded) if config.unet.levels else sized(resized, config.train)
     return replace(task, resized=resized)
 
@@ -94,15 +106,11 @@ def _task(config: Config, loaded: Loaded) -> Task:
     if isinstance(objective, Consistency) and objective.config.guidance_scale is not None:
         objective = config.build_objective(teacher=teacher(config, weights, device))
     check_sample_config(config.inputs, objective, config.sample)
-    (training, held_out), real = images.split_held_out(), pixels.split_held_out()
+    (trained, held_out), real = images.split_held_out(), pixels.split_held_out()
     texts = [text for column in images.columns.values() for text in column.files.items()]
     files = {f"model/{name}": text.encode() for name, text in texts}
     files |= {**loaded.codec_files, **({INITIAL_WEIGHTS: tensors_to_bytes(weights)} if pretrained else {})}
-    if config.data.random_flip or config.data.augmentation:
-        for name, column in images.columns.items():
-            if isinstance(column, TextColumn) and mentions_sides(column.distinct):
-                log(f"conditions.{name}: captions distinguish left from right, which flips and augmentation contradict")
-    preview = Preview(run, config, Monitor(objective, training, held_out, real[0]), device, log)
+    preview = Preview(run, config, Monitor(objective, trained, held_out, real[0]), device, log)
 
     def build(train: TrainConfig) -> Denoiser:
         denoiser = config.build_denoiser()
@@ -134,7 +142,7 @@ def _task(config: Config, loaded: Loaded) -> Task:
         accelerator=loaded.accelerator,
         build_model=build,
         objective=objective,
-        data=training.to(device),
+        data=loaded.training,
         preview=preview,
         publish=publish,
         summary=f"{len(images):,} images of {size}{kept}, {conditions}",
