@@ -315,8 +315,10 @@ class Trainer:
             if self.accelerator.is_main_process:
                 write(self.folder, state, files)
                 remove(self.folder, list_checkpoints(self.folder)[: -self.config.keep_checkpoints])
-        finally:
-            published = self._gathered(files)
+        except OSError:  # of writing: the other processes gather to the end; of gathering, as for memory: they cannot
+            self._gathered(files)
+            raise
+        published = self._gathered(files)
         if self.accelerator.is_main_process:
             self.publish(published)
 

@@ -51,6 +51,16 @@ def failing(folder, state, files):
 trainer.write = failing
 train(sys.argv[1:])
 """
+OUT_OF_MEMORY = """
+import os, sys
+from diffunet.cli.train import train
+from diffunet.training.placement import Shards
+def failing(self):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+if os.environ["RANK"] == "0":
+    Shards.moments = failing
+train(sys.argv[1:])
+"""
 
 
 def losses(folder: Path, key: str) -> list[float]:
@@ -112,6 +122,17 @@ def test_a_checkpoint_that_fails_amid_its_files_is_retried(small):
     output = output_of(program("failing.py", "--config", "small.yaml", *SHARD, processes=2))
     assert "step 4: no checkpoint: run/checkpoints: No space left on device; training continues" in output
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"step_00000008", "step_00000012"}
+
+
+@pytest.mark.slow
+def test_a_process_without_the_memory_for_a_checkpoint_ends_all(small):
+    """It cannot gather any more, so the other one must not be left waiting."""
+    Path("failing.py").write_text(OUT_OF_MEMORY)
+    process = program("failing.py", "--config", "small.yaml", *SHARD, processes=2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode
+    assert "memory" in output
+    assert not list(Path("run/checkpoints").glob("step_*"))
 
 
 @pytest.mark.slow
