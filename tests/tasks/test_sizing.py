@@ -44,8 +44,8 @@ def test_steps_decide_the_size_and_config_yaml_has_the_reason(small, capsys):
     found = settings_from(Path("run/config.yaml"), Config)
     assert found.unet.levels == SIZES[0].of(UNetConfig(), 8).levels
     assert found.unet.dropout == 0.1  # of small.yaml
-    assert found.train.learning_rate == 0.05 / 8
-    reason = f"unet.levels: auto: width 8 for 96 images in 12 steps; {SIZES[1].name} needs {SIZES[1].images:,}"
+    assert found.train.learning_rate == 0.05 / 16
+    reason = f"unet.levels: auto: width 16 for 96 images in 12 steps; {SIZES[1].name} needs {SIZES[1].images:,}"
     assert reason in capsys.readouterr().out
     assert Path("run/config.yaml").read_text().splitlines()[0] == f"# {reason}"
 
@@ -97,13 +97,13 @@ def test_a_benchmark_proposes_sizes(small, capsys, monkeypatch, speeds):
 def test_larger_sizes_are_estimated_by_their_operations(small, monkeypatch, speeds):
     from diffunet.tasks.generation import generation
 
-    monkeypatch.setattr(sizing, "SLOW", 0.01)  # of a step: that of width 16
+    monkeypatch.setattr(sizing, "SLOW", 0.02)  # of a step: that of width 32
     resized = generation(settings_from(Path("small.yaml"), Config)).resized
     lines = sizing.proposals(resized).splitlines()[1:]
-    assert speeds == [8, 16]
+    assert speeds == [16, 32]
     assert len(lines) == len(sizing.PROPOSED)
-    known = Measured(SIZES[1], resized(SIZES[1]), 8, 0.016)
-    estimated = known.slower(SIZES[2], resized(SIZES[2]))
+    known = Measured(SIZES[0], resized(SIZES[0]), 8, 0.016)
+    estimated = known.slower(SIZES[1], resized(SIZES[1]))
     assert 3 < estimated.seconds / known.seconds < 4.5  # twice the width
     assert largest([known, estimated], 1e9) == estimated
     assert largest([known, estimated], 0.01) == known
