@@ -12,6 +12,8 @@ REHEARSAL = 0.05
 """Share of `train.minutes` that is spent beforehand on measuring the speed."""
 WORTH_MEASURING = 700
 """Steps from which on measuring a few of them costs no more than one percent."""
+LONG = 24 * 60
+"""Minutes of training from which on the estimate names `train.minutes`."""
 COMPILING_PAYS = {"cuda": 5}, 30
 """Minutes of training from which on compiling, which takes one to three, pays off (docs/performance.md): by the kind of
 device, and elsewhere."""
@@ -33,7 +35,8 @@ def resolve_schedule(
 
     if not minutes and steps >= WORTH_MEASURING:
         minutes = steps * seconds_per_step(0) / 60
-        log(f"{steps:,} steps: about {duration(minutes)}, without previews")
+        advice = "; for an hour, pass --train.minutes 60" if minutes > LONG else ""
+        log(f"{steps:,} steps: about {duration(minutes)}, without previews{advice}")
     if compiling == "auto":
         by_device, otherwise = COMPILING_PAYS
         compiling = (minutes or 0) > by_device.get(default_device().type, otherwise) and not config.shard

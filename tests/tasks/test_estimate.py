@@ -10,6 +10,8 @@ from diffunet.tasks.estimate import COMPILING_PAYS, describe_throughput, duratio
 from diffunet.training.benchmark import Throughput
 from diffunet.training.config import TrainConfig
 
+LONGER = "; for an hour, pass --train.minutes 60"
+
 
 @pytest.mark.parametrize(
     ("config", "compiling", "expected"),
@@ -34,6 +36,14 @@ def test_long_trainings_are_compiled_and_minutes_become_steps(config, compiling,
     assert found == config.model_copy(update={"steps": found.steps, "runtime": runtime})
     _, otherwise = COMPILING_PAYS
     assert 10 < otherwise < 60
+
+
+@pytest.mark.parametrize(("seconds", "advised"), [(0.8, False), (1.0, True)])
+def test_an_estimate_of_days_names_the_minutes(seconds, advised):
+    lines = []
+    trainer = SimpleNamespace(measure_step_time=lambda _: seconds)
+    resolve_schedule(TrainConfig(steps=100_000), lambda train: trainer, lines.append)
+    assert lines == [f"100,000 steps: about {duration(seconds * 1e5 / 60)}, without previews{LONGER * advised}"]
 
 
 def test_compiling_pays_earlier_on_a_gpu(monkeypatch):
