@@ -43,7 +43,7 @@ def resolve_schedule(
     if config.minutes:
         per_step = seconds_per_step(REHEARSAL * 60 * config.minutes)
         steps = max(1, round(60 * config.minutes / per_step))
-        log(f"{steps:,} steps of {per_step:.3g} s fit into {config.minutes:g} minutes")
+        log(f"{steps:,} steps of {per_step:.3g} s fit into {duration(config.minutes)}")
     return with_steps(steps)
 
 
@@ -67,4 +67,5 @@ def describe_throughput(found: Throughput, config: TrainConfig, flops: float | N
 def duration(minutes: float) -> str:
     """Return a time in words: 1.9 minutes, 3.2 hours, 12 days."""
     size, unit = next((s, u) for s, u in ((1440, "days"), (60, "hours"), (1, "minutes")) if minutes >= 2 * s or s == 1)
-    return f"{minutes / size:.1f}".removesuffix(".0") + f" {unit}"
+    number = f"{minutes / size:.1f}".removesuffix(".0")
+    return f"{number} {unit.removesuffix('s') if number == '1' else unit}"

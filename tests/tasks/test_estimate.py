@@ -57,7 +57,8 @@ def test_compiling_pays_earlier_on_a_gpu(monkeypatch):
 
 
 def test_durations_have_a_suitable_unit():
-    assert [duration(m) for m in (1.94, 119, 192, 60 * 47, 60 * 24 * 12)] == [
+    assert [duration(m) for m in (1, 1.94, 119, 192, 60 * 47, 60 * 24 * 12)] == [
+        "1 minute",
         "1.9 minutes",
         "119 minutes",
         "3.2 hours",
