@@ -129,8 +129,11 @@ def _range(field: FieldInfo) -> list[str]:
         parts.append(f"default: {to_yaml(default)}")
     choices = [a for a in union_members(field.annotation) if typing.get_origin(a) is typing.Literal]
     parts += [" | ".join(map(str, typing.get_args(choice))) for choice in choices]
+    members = [typing.get_args(member)[1:] for member in union_members(field.annotation)]
+    inner = [m for found in members for each in found if isinstance(each, FieldInfo) for m in each.metadata]
     for bound, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
-        parts += [f"{sign} {getattr(m, bound)}" for m in field.metadata if getattr(m, bound, None) is not None]
+        bounds = [getattr(m, bound, None) for m in (*field.metadata, *inner)]
+        parts += [f"{sign} {value}" for value in bounds if value is not None]
     return parts
 
 

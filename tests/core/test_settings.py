@@ -139,7 +139,8 @@ def help_text() -> str:
 
 def test_help_has_description_default_and_range_of_every_flag():
     text = help_text()
-    assert "Peak learning rate. [default: 0.0002; > 0]" in text
+    assert "those of the finest level. [default: 0.0002; auto; > 0]" in text  # the bound of one member of a union
+    assert "Gradients are clipped to this norm. [default: 1.0; > 0]" in text
     assert "epsilon | sample | v_prediction" in text
 
     def check(settings: type[Settings], above: str) -> int:

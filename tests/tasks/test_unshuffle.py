@@ -54,8 +54,8 @@ def test_a_run_equals_that_of_the_reshaped_network_bit_for_bit(small):
 
 def test_sizes_follow(small, capsys):
     """The network chosen for a size is that of the smaller one; a sample has the size of the images."""
-    train_small("--unet.levels", "[]", "--unet.unshuffle", "2", "--data.resolution", "16", "--train.steps", "1")
+    train_small("--unet.levels", "auto", "--unet.unshuffle", "2", "--data.resolution", "16", "--train.steps", "1")
     config = Run("run").config(Config)
-    assert [level.channels for level in config.unet.levels] == [64, 128]  # those for 8 x 8
+    assert [level.channels for level in config.unet.levels] == [16, 32]  # those for 8 x 8
     assert config.unet.strides == (4, 4)
     assert Run("run").sample(num_images=1, steps=1).pixels.shape == (1, 1, 16, 16)
