@@ -45,11 +45,17 @@ class LevelConfig(Settings):
     z; null: all."""
 
 
+def _without_auto(levels: Any) -> Any:
+    if isinstance(levels, str) and levels != "auto":
+        raise ValueError(f"{levels} is neither a list of levels nor auto")
+    return () if levels == "auto" else levels
+
+
 Levels = Annotated[
     tuple[LevelConfig, ...],
     Field(max_length=16),
     Strict(False),
-    BeforeValidator(lambda levels: () if levels == "auto" else levels),
+    BeforeValidator(_without_auto),
     PlainSerializer(lambda levels: list(levels) or "auto", when_used="json"),
 ]
 """The levels of a network; none: `auto`, which is also what a file has."""

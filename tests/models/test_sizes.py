@@ -68,5 +68,5 @@ def test_auto_is_a_word_in_files_and_no_levels_in_memory():
     config = UNetConfig.model_validate({"levels": "auto"})
     assert config == UNetConfig()
     assert config.model_dump(mode="json")["levels"] == "auto"
-    with pytest.raises(ValueError, match="valid tuple"):
+    with pytest.raises(ValueError, match="large is neither a list of levels nor auto"):
         UNetConfig.model_validate({"levels": "large"})
