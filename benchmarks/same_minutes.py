@@ -9,8 +9,8 @@ Each row trains with one thread until its process has used the minutes, so that 
 - diffunet is configs/folder.yaml without classes, which chooses its network by the time; `former default` is the
   network and the recipe that this file had before, in the proportions of DDPM.
 - `as shipped` is the network and the recipe of a package (benchmarks/baselines).
-- The rows below are its recipe with a network of diffunet's size, and one value changed; `best` combines what helped,
-  and `diffunet's recipe` is the package's network with all values of configs/folder.yaml.
+- The rows below are its recipe with a network of diffunet's size, and one value changed; `best` combines the
+  values expected to help, and `diffunet's recipe` is the package's network with all values of configs/folder.yaml.
 
 All see the images unmirrored. Everything is sampled by DPM-Solver++ 2M in 25 calls, from the better of the weights and
 their EMA, and compared with the data by --features. Interrupted, the same command continues. FOLDER/rows.jsonl has a

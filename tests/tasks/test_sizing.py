@@ -1,5 +1,6 @@
 """`unet.levels: auto` and `train.learning_rate: auto`: the choice, its reason in config.yaml, and resuming."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,7 +64,7 @@ def test_measured_speeds_decide_the_size_for_a_time(small, capsys, monkeypatch, 
     needed = {0.01: 0, 1e3: 8 * 60_000 * 1e3 / sizes[2], 1e9: 0}[minutes]
     counts = [0, 1, needed, *(10**9 * place for place in range(1, len(SIZES) - 2))] if needed else None
     if counts:
-        chosen = [size.__class__(size.name, round(n), size.settings) for size, n in zip(SIZES, counts, strict=True)]
+        chosen = [replace(size, images=round(n)) for size, n in zip(SIZES, counts, strict=True)]
         monkeypatch.setattr(sizing, "SIZES", chosen)
     monkeypatch.setattr(
         "diffunet.tasks.fit.resolve_schedule", lambda config, *_: config.model_copy(update={"steps": 1})
