@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,11 @@ def page_of(folder: Path, cwd: Path) -> Iterator[str]:
         yield line.split()[0]
     finally:
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        try:
+            output, _ = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # prints what its threads do
+            output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     last_lines = re.findall(r"^Traceback.*\n(?:  .*\n)+(.*)", output, re.MULTILINE)
     forged = "gradio.exceptions.", "ValueError: Hostname 127.0.0.1 failed validation"
