@@ -1,7 +1,8 @@
-"""The commands that measure: evaluate, ema, classifier."""
+"""The commands that measure: evaluate, ema."""
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,17 +13,10 @@ from ..core.settings import settings_from
 from ..core.storage import atomic_write
 from ..evaluation.comparison import format_comparison
 from ..evaluation.compressed import format_compressed
-from ..evaluation.features import choose_features
 from ..evaluation.report import format_record
 from ..runs.autoencoding import AutoencoderEvaluationConfig, AutoencoderRunConfig, evaluate_autoencoder
-from ..runs.evaluate import (
-    EvaluationConfig,
-    evaluate_denoiser,
-    evaluate_folder,
-    real_images,
-    sample_for,
-    save_evaluation,
-)
+from ..runs.ema_length import publish_length
+from ..runs.evaluate import EvaluationConfig, evaluate_folder, sample_for, save_evaluation
 from ..runs.evaluate import evaluate as evaluate_run
 from ..runs.evaluate_prediction import (
     EvaluatedPairs,
@@ -38,9 +32,6 @@ from ..runs.samples import next_folder
 from ..runs.shared_samples import SharedSamples
 from ..sampling.generate import SampleConfig
 from ..tasks.autoencoding import load_lpips
-from ..tasks.classification import ClassificationConfig, classification
-from ..tasks.fit import fit
-from ..tasks.start import begin, resume
 from ..training.ema import MAX_STD, MIN_STD
 from ..training.processes import this_process
 from .console import add_condition_flags, check_single_process, check_writable, user_friendly
@@ -201,44 +192,13 @@ def ema(argv: list[str]) -> int:
     )
     args, sampling, flags = _parse(parser, argv)
     run = Run(args.run)
-    own = run.config()
-    lengths = [_length(word) for word in args.lengths]
-    averages = {length: run.posthoc_ema(length) for length in lengths}
-    best, distances = lengths[0], {}
-    if len(lengths) > 1:
-        config = settings_from(EvaluationConfig(data=own.data), EvaluationConfig, flags)
-        sample = settings_from(own.sample, SampleConfig, sampling)
-        real = real_images(own, config.data)
-        features = choose_features(config.features, config.weights, real, default_device())
-        print(f"{'length':>8}  Fréchet distance ({features.name}, {sample.num_images} samples)")
-        for length, denoiser in averages.items():
-            bar = shared_bar("sample", "step", sample.total_steps)
-            record = evaluate_denoiser(run, denoiser, sample, real, features, bar).record
-            found = next(iter(record["metrics"].values()))
-            distances[length] = found["value"]
-            print(f"{length:8.3f}  {found['value']:.4g} ± {found['error']:.2g}", flush=True)
-        best = min(distances, key=distances.__getitem__)
-    run.publish(averages[best].cpu(), chosen_by={"length": best, "frechet_distances": distances})
+    own, lengths = run.config(), [_length(word) for word in args.lengths]
+    config = settings_from(EvaluationConfig(data=own.data), EvaluationConfig, flags)
+    sample = settings_from(own.sample, SampleConfig, sampling)
+    bar = shared_bar("sample", "step", len(lengths) * sample.total_steps)
+    best = publish_length(run, lengths, config, sample, _between_bars, bar)
     print(f"{run.folder}/model: now the EMA of length {best}; --resume restores the EMA of train.ema_decay")
     return 0
-
-
-@user_friendly
-def classifier(argv: list[str]) -> int:
-    """Train a classifier (ResNet-18) on labeled images, for `diffunet evaluate --features FOLDER`.
-
-    The same command resumes it.
-    """
-    parser = argparse.ArgumentParser(prog="diffunet classifier", description=classifier.__doc__)
-    add_flags(parser, ClassificationConfig)
-    _, flags = parse_flags(parser, argv)
-    config, start = settings_from(ClassificationConfig(), ClassificationConfig, flags), None
-    if Run(config.train.output).exists:
-        config, start = resume(
-            config.train.output, ClassificationConfig, lambda c: settings_from(c, ClassificationConfig, flags)
-        )
-    ended_by = fit(classification(config), start or begin(config))
-    return 128 + ended_by if ended_by else 0
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict, dict]:
@@ -249,6 +209,14 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
     args, flags = parse_flags(parser, argv)
     own = {name for name in flags if name.split(".")[0] in EvaluationConfig.model_fields}
     return args, {n: v for n, v in flags.items() if n not in own}, {n: v for n, v in flags.items() if n in own}
+
+
+def _between_bars(line: str) -> None:
+    """Print a line above the bar that is shown, if any."""
+    from tqdm import tqdm
+
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 def _length(word: str) -> float:

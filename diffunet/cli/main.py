@@ -14,7 +14,7 @@ COMMANDS = {
     "app": "app",
     "evaluate": "evaluate",
     "ema": "evaluate",
-    "classifier": "evaluate",
+    "classifier": "classifier",
     "describe": "network",
     "export": "network",
     "import": "network",

@@ -22,7 +22,7 @@ from .task import Start, Task
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-BENCHMARK_SECONDS = 3
+BENCHMARK_SECONDS = 2
 """How long each part of a benchmark is measured."""
 
 

@@ -37,7 +37,7 @@ NON_FINITE_LIMIT = 10
 """Training stops after at least this many consecutive steps with a loss or gradient that is not finite."""
 CHECK_EVERY = 100
 """Steps after which it is looked for those at the latest: a look waits for the device."""
-SLOW_STEP = 2.0
+SLOW_STEP = 1.0
 """Seconds; of slower steps the first two are enough for an estimate."""
 QUEUED = 10
 """Steps of a GPU that are measured together."""
@@ -162,6 +162,8 @@ class Trainer:
             if median_of(1, 1) > SLOW_STEP:  # the first step warms up
                 return median_of(1, 1)
             about = median_of(3, 1)
+            if together == 1 and seconds <= 3 * about:
+                return about
             together = min(together, max(1, int(SLOW_STEP / about)))
             return median_of(3 + int(seconds / about / together), together)
 
