@@ -13,8 +13,8 @@ Each row trains with one thread until its process has used the minutes, so that 
   values expected to help, and `diffunet's recipe` is the package's network with all values of configs/folder.yaml.
 
 All see the images unmirrored. Everything is sampled by DPM-Solver++ 2M in 25 calls, from the better of the weights and
-their EMA, and compared with the data by --features. Interrupted, the same command continues. FOLDER/rows.jsonl has a
-line for each row, and FOLDER/ROW.png a grid.
+their EMA by 300 samples, and compared with the data by --features. Interrupted, the same command continues.
+FOLDER/rows.jsonl has a line for each row, and FOLDER/ROW.png a grid.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -53,8 +54,8 @@ from diffunet.tasks.generation import generation
 from diffunet.tasks.start import begin
 
 BASELINES = Path(__file__).parent / "baselines"
-CALLS, BATCH = 25, 100
-"""Network calls for an image, and images sampled at once."""
+CALLS, BATCH, FEW = 25, 100, 300
+"""Network calls for an image, images sampled at once, and samples by which weights are chosen."""
 OWN = ["train.runtime.compile=false", "data.random_flip=false", f"sample.steps={CALLS}"]
 """What all rows have in common."""
 FORMER = [
@@ -110,7 +111,7 @@ ROWS = {
 
 
 def train_own(row: Own, minutes: float, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what is known of a training by diffunet, with its samples by the name of the weights."""
+    """Return what is known of a training by diffunet, with functions from a number to samples, by the weights' name."""
     changes = dict(word.split("=", 1) for word in [*OWN, *row.changes])
     config = settings_from(config_file("configs/folder.yaml"), Config, changes).replace(
         data={"path": args.data, "resolution": args.resolution, "channels": args.channels},
@@ -126,13 +127,16 @@ def train_own(row: Own, minutes: float, seed: int, folder: Path, args: argparse.
     fit(generation(config), begin(config, overwrite=True))
     spent = time.process_time() - started
     run = Run(folder)
-    pixels = run.sample(num_images=args.samples, batch_size=BATCH, seed=10_000 * seed).pixels
+
+    def sampled(number: int) -> Tensor:
+        return run.sample(num_images=number, batch_size=BATCH, seed=10_000 * seed).pixels
+
     known = {"steps": steps, "images": config.train.images, "processor_minutes": spent / 60, "notes": chosen.notes}
-    return known | {"parameters": sum(p.numel() for p in run.denoiser().parameters()), "samples": {"EMA": pixels}}
+    return known | {"parameters": sum(p.numel() for p in run.denoiser().parameters()), "samples": {"EMA": sampled}}
 
 
 def train_peer(row: Peer, minutes: float, seed: int, data: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what is known of a training by a package, with its samples by the name of the weights."""
+    """Return what is known of a training by a package, with functions from a number to samples, as `train_own`."""
     from accelerate import Accelerator
 
     module, common = import_module(row.module), import_module("common")
@@ -155,20 +159,18 @@ def train_peer(row: Peer, minutes: float, seed: int, data: ImageDataset, args: a
         steps += 1
     spent = used()
     samples = {
-        weights: peer_samples(predict, recipe.noise_scheduler, images.shape[1:], seed, args)
+        weights: partial(peer_samples, predict, recipe.noise_scheduler, images.shape[1:], seed)
         for weights, predict in recipe.predictors().items()
     }
     known = {"steps": steps, "images": seen, "processor_minutes": spent / 60}
     return known | {"parameters": sum(p.numel() for p in network.parameters()), "samples": samples}
 
 
-def peer_samples(
-    predict: Callable, trained: DDPMScheduler, shape: torch.Size, seed: int, args: argparse.Namespace
-) -> Tensor:
-    """Return integers (args.samples, C, H, W), sampled by DPM-Solver++."""
+def peer_samples(predict: Callable, trained: DDPMScheduler, shape: torch.Size, seed: int, number: int) -> Tensor:
+    """Return integers (number, C, H, W), sampled by DPM-Solver++."""
     known = {"trained_betas": trained.betas.tolist(), "prediction_type": trained.config.prediction_type}
     spacing = {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}
-    noise = torch.randn(args.samples, *shape, generator=torch.Generator().manual_seed(10_000 * seed))
+    noise = torch.randn(number, *shape, generator=torch.Generator().manual_seed(10_000 * seed))
     parts = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, precision("auto", default_device()) == "bf16"):
         for part in noise.split(BATCH):
@@ -194,13 +196,18 @@ def measure(
         known = train_own(row, minutes, seed, folder, args)
     else:
         known = train_peer(row, minutes, seed, trained, args)
-    samples = known.pop("samples")
-    metrics = {weights: evaluate_images(pixels, {}, real, features)["metrics"] for weights, pixels in samples.items()}
-    scores = {weights: {key: score["value"] for key, score in each.items()} for weights, each in metrics.items()}
-    best = min(scores, key=lambda weights: scores[weights]["frechet_distance"])
-    save_grid(samples[best][:64], 8, folder.with_suffix(".png"), 16)
+    samplers = known.pop("samples")
+
+    def scores_of(pixels: Tensor) -> dict[str, float]:
+        metrics = evaluate_images(pixels, {}, real, features)["metrics"]
+        return {key: score["value"] for key, score in metrics.items()}
+
+    few = {weights: scores_of(sampled(FEW)) for weights, sampled in samplers.items() if len(samplers) > 1}
+    best = min(few, key=lambda weights: few[weights]["frechet_distance"], default="EMA")
+    pixels = samplers[best](args.samples)
+    save_grid(pixels[:64], 8, folder.with_suffix(".png"), 16)
     about = {"data": Path(args.data).name, "resolution": args.resolution, "row": name, "minutes": minutes, "seed": seed}
-    return about | known | {"features": features.name, "weights": best, "scores": scores[best], "of_each": scores}
+    return about | known | {"features": features.name, "weights": best, "scores": scores_of(pixels), "of_few": few}
 
 
 def main() -> None:
