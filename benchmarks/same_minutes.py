@@ -13,7 +13,7 @@ Each row trains with one thread until its process has used the minutes, so that 
   values expected to help, and `diffunet's recipe` is the package's network with all values of configs/folder.yaml.
 
 All see the images unmirrored. Everything is sampled by DPM-Solver++ 2M in 25 calls, from the better of the weights and
-their EMA by 300 samples, and compared with the data by --features. Interrupted, the same command continues.
+their EMA by 100 samples, and compared with the data by --features. Interrupted, the same command continues.
 FOLDER/rows.jsonl has a line for each row, and FOLDER/ROW.png a grid.
 """
 
@@ -54,7 +54,7 @@ from diffunet.tasks.generation import generation
 from diffunet.tasks.start import begin
 
 BASELINES = Path(__file__).parent / "baselines"
-CALLS, BATCH, FEW = 25, 100, 300
+CALLS, BATCH, FEW = 25, 100, 100
 """Network calls for an image, images sampled at once, and samples by which weights are chosen."""
 OWN = ["train.runtime.compile=false", "data.random_flip=false", f"sample.steps={CALLS}"]
 """What all rows have in common."""
