@@ -18,8 +18,9 @@ class RuntimeConfig(Settings):
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network; loss and sampler are always fp32. auto: bf16 where the hardware has it."""
-    channels_last: bool = True
-    """Store the channels of a pixel next to each other, which convolutions prefer; false: torch's own order."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Store the channels of a pixel next to each other, which convolutions prefer; false: torch's own order. auto:
+    true, except in bf16 on a CPU, where group norms are slow so."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the network: minutes the first time, seconds from the cache. auto: if training exceeds half an hour, on a
     GPU five minutes."""
@@ -57,7 +58,11 @@ def _has_bf16(device: torch.device) -> bool:
 def prepare_for(unet: nn.Module, config: RuntimeConfig) -> None:
     """Set the memory format of a network, and compile it at its first call if `compile` is true."""
     weights = max((parameter.dim() for parameter in unet.parameters()), default=0)  # 4 in 2-D, 5 in 3-D
-    if config.channels_last and weights in FORMATS:
+    channels_last = config.channels_last
+    if channels_last == "auto":
+        device = default_device()
+        channels_last = device.type != "cpu" or precision(config.mixed_precision, device) != "bf16"
+    if channels_last and weights in FORMATS:
         unet.to(memory_format=FORMATS[weights])
     if config.compile is True and unet._compiled_call_impl is None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))  # shared by all processes

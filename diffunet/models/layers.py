@@ -23,6 +23,8 @@ Factors = tuple[int, ...]
 """By how much a resampling changes the size along each axis: 2, or 1 for an axis that keeps it."""
 Norm = Callable[[int], nn.Module]
 """(channels) -> a norm, or a modulated norm."""
+MAX_PAIRS = 512**2
+"""Pairs of a query and a key whose weights may be stored for the backward pass, for each head of an example."""
 
 
 # ── convolutions, pools and norms by dimension and border ─────────────────────────────────────────
@@ -223,8 +225,23 @@ class IgnoreCond(nn.Module):
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, to_out: nn.Module, like: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return attention of the queries, (B, heads, N, D), projected and in the shape of the feature map, (B, C, *S)."""
-    h = rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b heads n d -> b n (heads d)")
+    h = rearrange(attend(q, k, v, mask), "b heads n d -> b n (heads d)")
     return rearrange(to_out(h), "b n c -> b c n").reshape(like.shape)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return softmax(q kᵀ / √D) v, (B, heads, N, D), for keys and values (B, heads, M, D).
+
+    mask: bool, broadcast to (B, heads, N, M): which keys a query attends to, one of them at least.
+    """
+    # torch's kernel for CPUs spends two to six times as long as these products on its backward pass in bf16
+    slow = q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if not slow or q.shape[2] * k.shape[2] > MAX_PAIRS:
+        return F.scaled_dot_product_attention(q, k, v, mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(dim=-1) @ v
 
 
 class SelfAttention(nn.Module):

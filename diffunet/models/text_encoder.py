@@ -3,11 +3,10 @@
 Both map the value of a text condition to (hidden states (B, L, width), mask (B, L) bool, False for padding).
 """
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import xavier_, zero_init
+from .layers import attend, xavier_, zero_init
 
 
 class TextTransformer(nn.Module):
@@ -54,7 +53,7 @@ class TransformerLayer(nn.Module):
         """h: (B, L, width). attended: (B, 1, 1, L) bool, at least one True in each row."""
         qkv = self.to_qkv(self.norm_1(h))
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        attention = F.scaled_dot_product_attention(q, k, v, attended)
+        attention = attend(q, k, v, attended)
         h = h + self.to_out(rearrange(attention, "b heads n d -> b n (heads d)"))
         return h + self.mlp(self.norm_2(h))
 

@@ -40,7 +40,7 @@ def predict_components_of(form: PredictForm) -> list["gr.Component"]:
 
 
 def _condition(name: str, each: ConditionInput) -> list["gr.Component"]:
-    """Add the fields of one condition; those after a choice are shown where it says so."""
+    """Add the fields of one condition; those after a choice are shown for that choice alone."""
     import gradio as gr
 
     first, *others = each.fields

@@ -50,7 +50,7 @@ def test_autocast_computes_in_bf16_and_returns_fp32():
 def test_memory_format_changes_neither_output_nor_state_dict():
     unet = randomized(UNet(small_unet(vector_dim=0)))
     channels_last = copy.deepcopy(unet)
-    prepare_for(channels_last, RuntimeConfig())
+    prepare_for(channels_last, RuntimeConfig(channels_last=True))
     assert channels_last.stem.weight.is_contiguous(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 9, 8)
     torch.testing.assert_close(channels_last(x), unet(x), rtol=1e-4, atol=1e-5)
@@ -59,6 +59,16 @@ def test_memory_format_changes_neither_output_nor_state_dict():
     unchanged = copy.deepcopy(unet)
     prepare_for(unchanged, RuntimeConfig(channels_last=False))
     assert unchanged.stem.weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "device, precision, expected", [("cpu", "no", True), ("cpu", "bf16", False), ("cuda", "bf16", True)]
+)
+def test_auto_stores_channels_last_except_in_bf16_on_a_cpu(monkeypatch, device, precision, expected):
+    monkeypatch.setattr("diffunet.core.runtime.default_device", lambda: torch.device(device))
+    unet = UNet(small_unet(vector_dim=0))
+    prepare_for(unet, RuntimeConfig(mixed_precision=precision))
+    assert unet.stem.weight.is_contiguous(memory_format=torch.channels_last) == expected
 
 
 def test_compile_true_compiles_once_and_copies_are_not_compiled(monkeypatch):

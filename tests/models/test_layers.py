@@ -14,6 +14,7 @@ from diffunet.models.layers import (
     PlainBlock,
     SelfAttention,
     Upsample,
+    attend,
     center_crop,
     convolution,
     group_norm,
@@ -117,6 +118,38 @@ def test_self_attention_matches_torch(shape):
     h = layer.norm(x).flatten(2).transpose(1, 2)
     expected = x + oracle(h, h, h)[0].transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x, UNCONDITIONAL), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("keys", [5, 64])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_attention_and_its_gradients_in_training(keys, masked, dtype, tolerance):
+    """Against torch's own in double precision, from the same rounded values."""
+    given = [torch.randn(2, number, 3, 16).transpose(1, 2).to(dtype) for number in (64, keys, keys)]
+    mask = torch.rand(2, 1, 1, keys) < 0.5 if masked else None
+    if masked:
+        mask[..., 0] = True
+    up = torch.randn(2, 3, 64, 16)
+
+    def results(function, type_of):
+        values = [value.to(type_of).clone().requires_grad_() for value in given]
+        output = function(*values, mask)
+        output.backward(up.to(output.dtype))
+        return [output.detach(), *(value.grad for value in values)]
+
+    for found, true in zip(results(attend, dtype), results(F.scaled_dot_product_attention, torch.float64), strict=True):
+        assert found.dtype == dtype
+        assert (found.double() - true).norm() < tolerance * true.norm()
+
+
+def test_training_in_bf16_on_a_cpu_avoids_the_slow_kernel(monkeypatch):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_: pytest.fail("torch's kernel"))
+    values = torch.randn(1, 1, 512, 4, dtype=torch.bfloat16).requires_grad_()
+    assert attend(values, values, values).shape == values.shape
+    longer = torch.randn(1, 1, 513, 4, dtype=torch.bfloat16).requires_grad_()
+    for others in (values.detach(), values.float(), longer):  # sampling; another type; too many pairs to store
+        with pytest.raises(pytest.fail.Exception, match="torch's kernel"):
+            attend(others, others, others)
 
 
 def test_cross_attention_is_a_softmax_over_the_tokens():
