@@ -20,7 +20,7 @@ class RuntimeConfig(Settings):
     """Precision of the network; loss and sampler are always fp32. auto: bf16 where the hardware has it."""
     channels_last: bool | Literal["auto"] = "auto"
     """Store the channels of a pixel next to each other, which convolutions prefer; false: torch's own order. auto:
-    true, except in bf16 on a CPU, where group norms are slow so."""
+    true, except in bf16 on a CPU for narrow networks, whose group norms are slow so."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the network: minutes the first time, seconds from the cache. auto: if training exceeds half an hour, on a
     GPU five minutes."""
@@ -39,6 +39,8 @@ def device_name(device: torch.device) -> str:
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Memory formats with the channels last, by the axes of a convolution's weight."""
+NARROW = 64
+"""Channels below which torch's group norm in bf16 on a CPU is slow where they are last in memory."""
 
 
 def precision(requested: str, device: torch.device) -> str:
@@ -58,15 +60,20 @@ def _has_bf16(device: torch.device) -> bool:
 def prepare_for(unet: nn.Module, config: RuntimeConfig) -> None:
     """Set the memory format of a network, and compile it at its first call if `compile` is true."""
     weights = max((parameter.dim() for parameter in unet.parameters()), default=0)  # 4 in 2-D, 5 in 3-D
-    channels_last = config.channels_last
-    if channels_last == "auto":
-        device = default_device()
-        channels_last = device.type != "cpu" or precision(config.mixed_precision, device) != "bf16"
+    channels_last = not _prefers_contiguous(unet, config) if config.channels_last == "auto" else config.channels_last
     if channels_last and weights in FORMATS:
         unet.to(memory_format=FORMATS[weights])
     if config.compile is True and unet._compiled_call_impl is None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))  # shared by all processes
         unet.compile()
+
+
+def _prefers_contiguous(network: nn.Module, config: RuntimeConfig) -> bool:
+    """Return whether the network is faster with channels first, which benchmarks/speed/bf16.py measures."""
+    device = default_device()
+    in_bf16_on_a_cpu = device.type == "cpu" and precision(config.mixed_precision, device) == "bf16"
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    return in_bf16_on_a_cpu and any(norm.num_channels < NARROW for norm in norms)
 
 
 def autocast(model: Callable[..., Tensor], requested: str, device: torch.device) -> Callable[..., Tensor]:

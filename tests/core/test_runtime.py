@@ -9,6 +9,7 @@ from torch import nn
 from diffunet.core import runtime
 from diffunet.core.errors import UserError
 from diffunet.core.runtime import RuntimeConfig, autocast, precision, prepare_for
+from diffunet.models.config import LevelConfig, UNetConfig
 from diffunet.models.unet import UNet
 
 CPU = torch.device("cpu")
@@ -62,11 +63,14 @@ def test_memory_format_changes_neither_output_nor_state_dict():
 
 
 @pytest.mark.parametrize(
-    "device, precision, expected", [("cpu", "no", True), ("cpu", "bf16", False), ("cuda", "bf16", True)]
+    "device, precision, channels, expected",
+    [("cpu", "no", 32, True), ("cpu", "bf16", 32, False), ("cpu", "bf16", 64, True), ("cuda", "bf16", 32, True)],
 )
-def test_auto_stores_channels_last_except_in_bf16_on_a_cpu(monkeypatch, device, precision, expected):
+def test_auto_stores_channels_last_except_of_narrow_networks_in_bf16_on_a_cpu(
+    monkeypatch, device, precision, channels, expected
+):
     monkeypatch.setattr("diffunet.core.runtime.default_device", lambda: torch.device(device))
-    unet = UNet(small_unet(vector_dim=0))
+    unet = UNet(UNetConfig(levels=[LevelConfig(channels=channels, blocks=1)] * 2, in_channels=3, out_channels=3))
     prepare_for(unet, RuntimeConfig(mixed_precision=precision))
     assert unet.stem.weight.is_contiguous(memory_format=torch.channels_last) == expected
 
