@@ -6,8 +6,8 @@
 
 Each row trains with one thread until its process has used the minutes, so that several can run side by side. The rows:
 
-- diffunet is configs/folder.yaml without classes, which chooses its network by the time; `former default` is the
-  network and the recipe that this file had before, in the proportions of DDPM.
+- diffunet is configs/folder.yaml without classes, which chooses its network by the time, or with the network of a
+  width; `former default` is the network and the recipe that this file had before, in the proportions of DDPM.
 - `as shipped` is the network and the recipe of a package (benchmarks/baselines).
 - The rows below are its recipe with a network of diffunet's size, and one value changed; `best` combines the
   values expected to help, and `diffunet's recipe` is the package's network with all values of configs/folder.yaml.
@@ -90,6 +90,7 @@ def diffusers(**values: Any) -> Peer:
 SCHEDULED = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
 ROWS = {
     "diffunet": Own(["conditions={}"]),
+    **{f"diffunet, {size.name}": Own(["conditions={}"], size) for size in SIZES[:3]},
     "diffunet, with classes": Own(),
     "diffunet, former default": Own(["conditions={}", *FORMER], SIZES[-1]),
     "diffusers, as shipped": Peer("diffusers_recipe", "as_shipped"),
