@@ -75,10 +75,10 @@ class Size:
 
 SIZES = (
     Size("width 16", 0, partial(compact, 16)),
-    Size("width 32", 40_000, partial(compact, 32)),
-    Size("width 64", 200_000, partial(compact, 64)),
-    Size("width 96", 500_000, partial(compact, 96)),
-    Size("the proportions of DDPM", 2_000_000, published),
+    Size("width 32", 100_000, partial(compact, 32)),
+    Size("width 64", 400_000, partial(compact, 64)),
+    Size("width 96", 1_000_000, partial(compact, 96)),
+    Size("the proportions of DDPM", 4_000_000, published),
 )
 """Smallest first. The number of images grows about as the operations per image do, as it does in trainings of the best
 size for their compute (Hoffmann et al. 2022)."""
