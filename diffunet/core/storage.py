@@ -73,7 +73,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _set_filename(error, path)
         raise
     partial.replace(path)
-    _sync(path.parent)
+    with suppress(FileNotFoundError):  # a process that waited for the file may have moved its folder already
+        _sync(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from diffunet.core.errors import UserError
 from diffunet.core.shared_work import UNFINISHED, SharedWork, job_in
+from diffunet.core.storage import atomic_write
 
 PARTS = [f"{number}.txt" for number in range(6)]
 WORKER = """
@@ -150,6 +151,19 @@ def test_processes_that_begin_while_others_finish_do_not_fail(in_a_new_folder):
     subprocess.run([sys.executable, "-c", RACE], check=True, timeout=100)
     assert {path.name for path in Path().iterdir()} == {f"{number}.txt" for number in range(150)}
     assert {path.read_text() for path in Path().iterdir()} == {"abc"}
+
+
+def test_the_last_part_may_be_assembled_before_its_folder_is_synced(in_a_new_folder, monkeypatch):
+    replace = Path.replace
+
+    def replace_and_assemble(file: Path, part: Path) -> None:
+        replace(file, part)
+        part.parent.rename("assembled")  # as another process does that finds all parts
+
+    monkeypatch.setattr(Path, "replace", replace_and_assemble)
+    with atomic_write(Path("out/0.txt")) as file:
+        file.write_text("done")
+    assert Path("assembled/0.txt").read_text() == "done"
 
 
 def test_only_the_same_job_is_resumed(in_a_new_folder):
